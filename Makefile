@@ -1,0 +1,54 @@
+# Python 3.11 or 3.12 and make are all this needs. `make help` lists the targets.
+PORT ?= 8080
+PYTHON ?= $(shell for python in python3.12 python3.11 python3 python; do \
+	"$$python" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo "$$python" && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/installed-from-lock
+
+.DEFAULT_GOAL := help
+.PHONY: help demo start stop test lint bench lock clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  PORT=8090 chooses another port for Airflow's UI, PYTHON=... another Python."
+
+demo: $(READY)  ## run every pattern for real and show the results
+	@$(BIN)/python -m local.demo --port $(PORT)
+
+start: $(READY)  ## start Airflow and the embedded parts, UI on http://127.0.0.1:8080
+	@$(BIN)/python -m local.stack start --port $(PORT)
+
+stop: $(READY)  ## stop what `make start` started
+	@$(BIN)/python -m local.stack stop
+
+test: $(READY)  ## run the tests
+	@$(BIN)/python -m pytest
+
+lint: $(READY)  ## check format, style and types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+bench: $(READY)  ## measure the cost of parsing each DAG file, and the embedded model
+	@$(BIN)/python -m benchmarks.parse_cost
+	@$(BIN)/python -m benchmarks.model_quality
+
+lock: $(READY)  ## resolve the pinned requirements anew into local/requirements.lock
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --overrides local/overrides.txt \
+		local/requirements.in --output-file local/requirements.lock
+
+clean: stop  ## remove the virtual environment and all local data
+	rm -rf $(VENV) .local
+
+# The lock is complete, so nothing is resolved here (--no-deps). uv takes seconds where pip takes a minute;
+# pip is there for whoever has a package index that only pip is configured for.
+$(READY): local/requirements.lock
+	@test -n "$(PYTHON)" || { echo "This needs Python 3.11 or 3.12, and finds neither. Install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
+	@echo "Installing the pinned packages into $(VENV) (about 1.1 GB, once) ..."
+	@"$(PYTHON)" -m venv $(VENV) || { echo "No virtual environment could be made with $(PYTHON). On Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9 \
+		&& $(BIN)/uv pip install --quiet --no-deps --python $(BIN)/python -r local/requirements.lock \
+		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r local/requirements.lock \
+		|| { echo "The packages could not be installed: see the error above. A proxy or package index is set as for any pip install (pip config)."; exit 1; }
+	@touch $@

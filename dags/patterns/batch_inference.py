@@ -1,0 +1,92 @@
+"""
+### Batch inference: one mapped task per review
+
+The simple way, right for tens of rows: each review is a task instance with its own log, retries and result, and the
+pool limits how many calls are in flight. **One bad row does not lose the others**: the report is written from what
+succeeded, and names what did not. Where rows carry labels, it states how often the model agreed with them.
+"""
+
+from typing import Literal
+
+from airflow.sdk import Param, dag, get_current_context, task
+from pydantic import Field
+
+from include.ai import BaseModel, llm_kwargs, untrusted
+from include.task_defaults import DEFAULT_ARGS
+
+SENTIMENT_PROMPT = "Classify the sentiment of a product review and summarize it."
+
+
+class ReviewAnalysis(BaseModel):
+    sentiment: Literal["positive", "negative", "neutral"] = Field(
+        description="positive: satisfied. negative: unhappy. neutral: balanced, or facts only."
+    )
+    summary: str = Field(description="The review in at most ten words.", min_length=3, max_length=200)
+
+
+@dag(
+    dag_display_name="Batch inference: review sentiment",
+    schedule=None,
+    default_args=DEFAULT_ARGS,
+    tags=["genai", "pattern", "llm", "mapping"],
+    doc_md=__doc__,
+    params={
+        "reviews": Param(
+            None,
+            type=["null", "array"],
+            items={"type": "string"},
+            maxItems=500,
+            title="Reviews",
+            description="One review per line; empty: labelled reviews of the sample data.",
+        ),
+        "sample_size": Param(
+            12,
+            type="integer",
+            minimum=1,
+            maximum=200,
+            title="Sample size",
+            description="How many reviews of the sample data, if none are given above.",
+        ),
+    },
+)
+def batch_inference():
+    @task
+    def get_reviews() -> list[dict]:
+        from include.sample_data import reviews
+
+        params = get_current_context()["params"]
+        if params["reviews"] is not None:
+            return [{"review_id": f"row {n}", "review": text} for n, text in enumerate(params["reviews"], 1)]
+        return reviews()[: params["sample_size"]]
+
+    @task.llm(
+        **llm_kwargs(),
+        system_prompt=SENTIMENT_PROMPT,
+        output_type=ReviewAnalysis,
+        map_index_template="{{ review_id }}",
+    )
+    def analyze(row: dict):
+        get_current_context()["review_id"] = row["review_id"]
+        return untrusted(row["review"])
+
+    @task(trigger_rule="all_done")
+    def report(rows: list[dict]):
+        import json
+
+        from include.charts import bar_chart
+        from include.review_report import summarize_reviews
+        from include.storage import artifact_path, write_artifact
+
+        context = get_current_context()
+        answers = [context["ti"].xcom_pull(task_ids="analyze", map_indexes=n) for n in range(len(rows))]
+        analysis = summarize_reviews(rows, answers)
+        folder = artifact_path("sentiment", context["run_id"], "")
+        write_artifact(folder / "chart.svg", bar_chart("Sentiment of the reviews", analysis["counts"]))
+        write_artifact(folder / "report.json", json.dumps(analysis, indent=2, ensure_ascii=False))
+        return {"artifacts": str(folder), "result": analysis["summary"]}
+
+    rows = get_reviews()
+    analyze.expand(row=rows) >> report(rows)
+
+
+batch_inference()

@@ -1,0 +1,144 @@
+"""
+### Multi-agent: an orchestrator plans, specialists work side by side, a synthesizer writes
+
+1. The **orchestrator** splits the question into assignments for market research and for finance.
+2. Each assignment is a mapped task, worked on by an **agent** with a tool of its own.
+3. The **synthesizer** combines the findings, and the report goes to object storage as Markdown.
+
+A specialist that gets no assignment is skipped; the report says what was asked of whom.
+"""
+
+from airflow.sdk import Param, dag, get_current_context, task
+from pydantic import Field
+
+from include.ai import BaseModel, agent_kwargs, llm_kwargs, untrusted
+from include.company_research import financial_figures, search_market_facts
+from include.task_defaults import DEFAULT_ARGS
+
+COMPANIES = [
+    "Kestrel Fleet",
+    "Brennholm Logistics",
+    "Strombrae Charging",
+    "Tretwald",
+    "Glacivane",
+    "Quoinfreight",
+]
+
+SPECIALISTS = ["Market research", "Financial analysis"]
+
+PLAN_PROMPT = "Split the question about a company into short assignments for two specialists."
+RESEARCH_PROMPT = (
+    "You are a market research analyst. Look up facts with the tool, then answer in two or three sentences "
+    "with numbers from the facts."
+)
+FINANCE_PROMPT = (
+    "You are a financial analyst. Look up the figures with the tool, then answer in two or three sentences "
+    "with numbers from the figures."
+)
+SYNTHESIS_PROMPT = "Combine the analysts' findings into an answer to the question. Use only these findings."
+
+
+class Plan(BaseModel):
+    market_research: list[str] = Field(
+        description="Assignments on market, customers, competition and risks, one short sentence each.",
+        max_length=3,
+    )
+    financial_analysis: list[str] = Field(
+        description="Assignments on revenue, profit, cash and debt, one short sentence each.", max_length=3
+    )
+
+
+class Synthesis(BaseModel):
+    answer: str = Field(description="The answer to the question, three to five sentences.", min_length=20)
+    open_questions: list[str] = Field(description="What the findings do not tell.", max_length=3)
+
+
+@dag(
+    dag_display_name="Multi-agent: company research",
+    schedule=None,
+    default_args=DEFAULT_ARGS,
+    tags=["genai", "pattern", "agent"],
+    doc_md=__doc__,
+    params={
+        "company": Param(COMPANIES[0], enum=COMPANIES, title="Company", description="Whom the question is about."),
+        "question": Param(
+            "Is the company growing in a healthy way, and what could stop it?",
+            type="string",
+            minLength=10,
+            maxLength=2000,
+            title="Question",
+            description="What the report shall answer.",
+        ),
+    },
+)
+def multi_agent():
+    @task.llm(**llm_kwargs(), system_prompt=PLAN_PROMPT, output_type=Plan)
+    def plan_work():
+        params = get_current_context()["params"]
+        return untrusted(f"Company: {params['company']}\nQuestion: {params['question']}")
+
+    @task
+    def assignments(plan: dict, specialist: str) -> list[str]:
+        return list(dict.fromkeys(plan[specialist]))
+
+    def assignment_prompt(assignment: str):
+        context = get_current_context()
+        context["assignment"] = assignment[:60]
+        return untrusted(f"Company: {context['params']['company']}\nAssignment: {assignment}")
+
+    @task.agent(
+        **agent_kwargs(system_prompt=RESEARCH_PROMPT, tools=[search_market_facts]),
+        map_index_template="{{ assignment }}",
+    )
+    def research_market(assignment: str):
+        return assignment_prompt(assignment)
+
+    @task.agent(
+        **agent_kwargs(system_prompt=FINANCE_PROMPT, tools=[financial_figures]),
+        map_index_template="{{ assignment }}",
+    )
+    def analyze_finances(assignment: str):
+        return assignment_prompt(assignment)
+
+    @task(trigger_rule="none_failed_min_one_success")
+    def collect_findings(assigned: list[list[str]], found: list[list[str] | None]) -> str:
+        return "\n\n".join(
+            f"## {title}\n\n" + "\n\n".join(f"**{a}** {f}" for a, f in zip(asked, findings or [], strict=False))
+            for title, asked, findings in zip(SPECIALISTS, assigned, found, strict=True)
+        )
+
+    @task.agent(**agent_kwargs(system_prompt=SYNTHESIS_PROMPT, output_type=Synthesis))
+    def synthesize(findings: str):
+        return untrusted(f"Question: {get_current_context()['params']['question']}\n\nFindings:\n{findings}")
+
+    @task
+    def write_report(findings: str, synthesis: dict):
+        from include.storage import artifact_path, write_artifact
+
+        context = get_current_context()
+        params = context["params"]
+        open_questions = "\n".join(f"- {question}" for question in synthesis["open_questions"]) or "None."
+        report = (
+            f"# {params['company']}\n\n*{params['question']}*\n\n{synthesis['answer']}\n\n"
+            f"{findings}\n\n## Open questions\n\n{open_questions}\n"
+        )
+        path = artifact_path("reports", context["run_id"], "report.md")
+        return {
+            "report": write_artifact(path, report),
+            "result": f"{params['company']}: {synthesis['answer']}",
+        }
+
+    plan = plan_work()
+    for_research = assignments.override(task_id="research_assignments")(plan, "market_research")
+    for_finance = assignments.override(task_id="finance_assignments")(plan, "financial_analysis")
+    findings = collect_findings(
+        assigned=[for_research, for_finance],
+        found=[
+            research_market.expand(assignment=for_research),
+            analyze_finances.expand(assignment=for_finance),
+        ],
+    )
+    write_report(findings, synthesize(findings))
+
+
+multi_agent()

@@ -1,0 +1,45 @@
+"""Tools of the research and finance agents: look-ups in `sample_data/companies.json`.
+
+An agent reads a tool's docstring to decide when to call it, and its errors to correct itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+Topic = Literal["market size", "competition", "customers", "products", "regulation", "risks"]
+
+
+def search_market_facts(company: str, topic: Topic) -> list[str]:
+    """Dated facts about a company's market: size, competition, customers, products, regulation or risks."""
+    facts = _company(company)["market_facts"]
+    return [f"{fact['date']}: {fact['text']}" for fact in facts if fact["topic"] == topic]
+
+
+def financial_figures(company: str) -> list[str]:
+    """A company's revenue, growth, margins, cash and debt, one line per fiscal year, oldest first."""
+    lines, previous = [], None
+    for year in _company(company)["financials"]:
+        revenue = year["revenue_meur"]
+        growth = f" ({100 * (revenue / previous - 1):+.0f} %)" if previous else ""
+        margin = 100 * year["operating_income_meur"] / revenue
+        lines.append(
+            f"{year['fiscal_year']}: revenue {revenue} million EUR{growth}, gross margin {year['gross_margin_pct']} %, "
+            f"operating margin {margin:.1f} %, net income {year['net_income_meur']}, "
+            f"cash {year['cash_meur']}, debt {year['debt_meur']} million EUR, {year['employees']} employees"
+        )
+        previous = revenue
+    return lines
+
+
+def _company(name: str) -> dict[str, Any]:
+    from pydantic_ai import ModelRetry
+
+    from include.sample_data import companies
+
+    known = companies()
+    wanted = name.strip().casefold()
+    for company, data in known.items():
+        if company.casefold() == wanted:
+            return data
+    raise ModelRetry(f"There is no company {name!r}. Known companies: {', '.join(known)}.")

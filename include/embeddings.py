@@ -1,0 +1,63 @@
+"""Embeddings of the Airflow connection `embeddings_default` (see `include.connections` for what it holds)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from airflow.exceptions import AirflowException, AirflowFailException
+
+from include.connections import model_source
+
+EMBEDDINGS_CONN_ID = "embeddings_default"
+DEFAULT_MODEL = "openai:text-embedding-3-small"
+
+# Texts in one request; OpenAI allows 2,048 texts and 300,000 tokens, and a chunk has about 200 tokens.
+BATCH_SIZE = 256
+
+
+class Embedder:
+    """Turns texts into vectors. Make one per task: it holds the model.
+
+    :param conn_id: the connection that names the embedding model.
+    """
+
+    def __init__(self, conn_id: str = EMBEDDINGS_CONN_ID) -> None:
+        from pydantic_ai.embeddings import Embedder as PydanticEmbedder
+        from pydantic_ai.embeddings import infer_embedding_model
+        from pydantic_ai.exceptions import UserError
+
+        self.conn_id = conn_id
+        source = model_source(conn_id, DEFAULT_MODEL)
+        try:
+            model = infer_embedding_model(source.model_id, provider_factory=source.provider)
+        except (UserError, ValueError, ImportError, TypeError) as error:
+            raise AirflowFailException(
+                f"Connection {conn_id!r} names the embedding model {source.model_id!r}, which cannot be built: {error}"
+            ) from error
+        self.model_id = source.model_id
+        self._embedder = PydanticEmbedder(model)
+
+    def embed_documents(self, texts: Sequence[str]) -> list[list[float]]:
+        """One vector per text, in order; BATCH_SIZE texts per request."""
+        vectors: list[list[float]] = []
+        for start in range(0, len(texts), BATCH_SIZE):
+            vectors += self._embed(list(texts[start : start + BATCH_SIZE]), query=False)
+        return vectors
+
+    def embed_query(self, text: str) -> list[float]:
+        """The vector of a search text."""
+        return self._embed([text], query=True)[0]
+
+    def _embed(self, texts: list[str], *, query: bool) -> list[list[float]]:
+        from pydantic_ai.exceptions import ModelAPIError, ModelRequestRejectedError
+
+        embed = self._embedder.embed_query_sync if query else self._embedder.embed_documents_sync
+        try:
+            return [list(vector) for vector in embed(texts).embeddings]
+        except ModelAPIError as error:
+            kind = AirflowFailException if isinstance(error, ModelRequestRejectedError) else AirflowException
+            status = getattr(error, "status_code", "no answer")
+            raise kind(
+                f"Connection {self.conn_id!r}: embedding with {self.model_id!r} failed ({status}). "
+                "Check the connection's host, key and model."
+            ) from error

@@ -1,0 +1,133 @@
+"""A pydantic-ai model that is an Airflow connection.
+
+It costs nothing at parse: the connection is read and the real model built at the first call. Every call's usage
+goes to XCom, and every error says which connection it came from and whether a retry can mend it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from airflow.exceptions import AirflowException, AirflowFailException
+from pydantic_ai.models import Model
+from pydantic_ai.models.wrapper import WrapperModel
+
+from include.connections import model_source
+from include.usage import UsageRecorder
+
+if TYPE_CHECKING:
+    from pydantic_ai.messages import ModelMessage, ModelResponse
+    from pydantic_ai.models import ModelRequestParameters
+    from pydantic_ai.settings import ModelSettings
+
+# Used where only OPENAI_API_KEY is set: the cheapest current model in the openai package's list.
+DEFAULT_MODEL = "openai-chat:gpt-6-luna"
+
+# Seconds for one attempt at a call. The openai client tries three times (429, 5xx, lost connections), waits
+# as `Retry-After` says up to 120 s, and leaves longer waits to us.
+CALL_TIMEOUT_S = 90.0
+LONGEST_WAIT_S = 600.0
+
+log = logging.getLogger(__name__)
+
+
+class ConnectionModel(WrapperModel):
+    """The model of the Airflow connection `conn_id`.
+
+    :param conn_id: see `include.connections` for what the connection holds.
+    """
+
+    def __init__(self, conn_id: str) -> None:
+        Model.__init__(self)  # WrapperModel's own would build the model now
+        self.conn_id = conn_id
+        self.usage_recorder = UsageRecorder()
+
+    def __repr__(self) -> str:
+        return f"ConnectionModel({self.conn_id!r})"
+
+    @cached_property
+    def wrapped(self) -> Model:  # type: ignore[override]
+        from pydantic_ai.exceptions import UserError
+        from pydantic_ai.models import infer_model
+
+        source = model_source(self.conn_id, DEFAULT_MODEL)
+        try:
+            return infer_model(source.model_id, provider_factory=source.provider)
+        except (UserError, ValueError, ImportError, TypeError) as error:
+            raise AirflowFailException(
+                f"Connection {self.conn_id!r} names the model {source.model_id!r}, "
+                f"which cannot be built: {error} Set the connection's extra "
+                '{"model": "<provider>:<name>"}, its host (base URL) and its password (API key).'
+            ) from error
+
+    async def request(
+        self,
+        messages: list[ModelMessage],
+        model_settings: ModelSettings | None,
+        model_request_parameters: ModelRequestParameters,
+    ) -> ModelResponse:
+        """Call the model once; wait as long as it asks to, count what it used.
+
+        :raises AirflowFailException: no retry of the task can mend it.
+        :raises AirflowException: a later try may succeed.
+        """
+        from pydantic_ai.exceptions import ModelAPIError
+
+        settings: Any = {"timeout": CALL_TIMEOUT_S, **(model_settings or {})}
+        started = time.monotonic()
+        waited = 0.0
+        while True:
+            try:
+                response = await self.wrapped.request(messages, settings, model_request_parameters)
+                break
+            except ModelAPIError as error:
+                wait = error.retry_after or 0
+                if not 0 < wait <= LONGEST_WAIT_S - waited:
+                    raise self._task_error(error) from error
+                log.info("Connection %r: asked to wait %.0f s before the next call.", self.conn_id, wait)
+                waited += wait
+                await asyncio.sleep(wait)
+        self.usage_recorder.record(response, time.monotonic() - started)
+        return response
+
+    def _task_error(self, error: Exception) -> AirflowException:
+        from pydantic_ai import exceptions as e
+
+        where = f"Connection {self.conn_id!r} (model {self.model_name!r} at {self.base_url})"
+        match error:
+            case e.ModelAuthenticationError():
+                return AirflowFailException(
+                    f"{where}: the key was refused. Set the connection's password (or OPENAI_API_KEY) "
+                    f"to a key that may use this model. {_provider_says(error)}"
+                )
+            case e.ModelNotFoundError():
+                return AirflowFailException(
+                    f"{where}: no such model or URL. Set the connection's extra "
+                    f'{{"model": ...}} or its host. {_provider_says(error)}'
+                )
+            case e.ModelQuotaExceededError():
+                return AirflowFailException(f"{where}: the account's quota is used up. {_provider_says(error)}")
+            case e.ModelRequestRejectedError():
+                return AirflowFailException(f"{where}: the request is invalid. {_provider_says(error)}")
+            case e.ModelTimeoutError():
+                return AirflowException(f"{where}: no answer within {CALL_TIMEOUT_S:.0f} s.")
+            case e.ModelConnectionError():
+                return AirflowException(
+                    f"{where}: the server cannot be reached. Is it running, and is the connection's host right?"
+                )
+            case _:
+                return AirflowException(f"{where}: the call failed. {_provider_says(error)}")
+
+
+def _provider_says(error: Exception) -> str:
+    """Status and code of a provider's error. Not its message, which may quote the key or the prompt."""
+    parts = [
+        f"{name} {value}"
+        for name in ("status_code", "provider_error_code", "provider_error_type")
+        if (value := getattr(error, name, None))
+    ]
+    return f"(provider: {', '.join(parts)})" if parts else ""

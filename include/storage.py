@@ -1,0 +1,34 @@
+"""Files that DAGs leave behind: on the object storage of the environment variable GENAI_STORAGE.
+
+The default is a folder of the project; in production it is a bucket (`s3://bucket/prefix`), which every worker
+sees.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+if TYPE_CHECKING:
+    from airflow.sdk import ObjectStoragePath
+
+DEFAULT_FOLDER = Path(__file__).parent / ".data" / "artifacts"
+
+
+def artifact_path(folder: str, run_id: str, name: str) -> ObjectStoragePath:
+    """Where a run keeps the artifact `name`: `<storage>/<folder>/<run id>/<name>`."""
+    from airflow.sdk import ObjectStoragePath
+
+    root = os.environ.get("GENAI_STORAGE") or DEFAULT_FOLDER.as_uri()
+    return ObjectStoragePath(root) / folder / quote(run_id, safe="") / name
+
+
+def write_artifact(path: ObjectStoragePath, content: str | bytes) -> str:
+    """Write `path` whole or not at all, over what an earlier try left, and return its URL."""
+    data = content.encode() if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.fs.transaction, path.fs.open(path.path, "wb") as file:
+        file.write(data)
+    return str(path)

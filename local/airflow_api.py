@@ -1,0 +1,87 @@
+"""Airflow's public REST API, as an application would use it."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+
+class AirflowAPI:
+    """A client of the API at `url` (without `/api/v2`).
+
+    :raises httpx.HTTPStatusError: from every method, for an answer that is not 2xx.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._http = httpx.Client(base_url=url, timeout=30)
+
+    def log_in(self) -> None:
+        """Get a token; the local stack wants no name and no password."""
+        token = self._json("GET", "/auth/token")["access_token"]
+        self._http.headers["Authorization"] = f"Bearer {token}"
+
+    def health(self) -> dict[str, str | None]:
+        """Status by component (`scheduler`, `dag_processor`, ...): "healthy", "unhealthy" or None."""
+        parts = self._json("GET", "/api/v2/monitor/health")
+        return {name: part["status"] for name, part in parts.items()}
+
+    def dag_ids(self, tag: str) -> set[str]:
+        """The DAGs with this tag that have been parsed."""
+        dags = self._json("GET", "/api/v2/dags", params={"tags": tag, "limit": 100})["dags"]
+        return {dag["dag_id"] for dag in dags}
+
+    def import_errors(self) -> dict[str, str]:
+        """Stack trace by DAG file."""
+        errors = self._json("GET", "/api/v2/importErrors")["import_errors"]
+        return {error["filename"]: error["stack_trace"] for error in errors}
+
+    def set_pool(self, name: str, slots: int, description: str) -> None:
+        """Create the pool, or leave it as it is."""
+        body = {"name": name, "slots": slots, "description": description}
+        response = self._http.post("/api/v2/pools", json=body)
+        if response.status_code != httpx.codes.CONFLICT:
+            response.raise_for_status()
+
+    def trigger(self, dag_id: str, conf: dict[str, Any] | None = None) -> str:
+        """Start a run and return its id."""
+        body = {"logical_date": None, "conf": conf or {}}
+        run_id: str = self._json("POST", f"/api/v2/dags/{dag_id}/dagRuns", json=body)["dag_run_id"]
+        return run_id
+
+    def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
+        """A run's `state` (queued, running, success, failed), `duration` in seconds and more."""
+        run: dict[str, Any] = self._json("GET", self._run(dag_id, run_id))
+        return run
+
+    def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+        """All task instances of a run, mapped ones included."""
+        page = self._json("GET", f"{self._run(dag_id, run_id)}/taskInstances", params={"limit": 1000})
+        instances: list[dict[str, Any]] = page["task_instances"]
+        return instances
+
+    def xcom(self, dag_id: str, run_id: str, task_id: str, key: str, map_index: int = -1) -> Any:
+        """An XCom's value, or None if the task left none."""
+        path = f"{self._run(dag_id, run_id)}/taskInstances/{task_id}/xcomEntries/{key}"
+        params = {"map_index": map_index, "deserialize": False, "stringify": False}
+        response = self._http.get(path, params=params)
+        if response.status_code == httpx.codes.NOT_FOUND:
+            return None
+        response.raise_for_status()
+        return response.json()["value"]
+
+    def log(self, dag_id: str, run_id: str, task_id: str, try_number: int, map_index: int = -1) -> list[str]:
+        """The lines of a task's log."""
+        path = f"{self._run(dag_id, run_id)}/taskInstances/{task_id}/logs/{try_number}"
+        content = self._json("GET", path, params={"map_index": map_index, "full_content": True})["content"]
+        return [line.get("event", str(line)) if isinstance(line, dict) else str(line) for line in content]
+
+    def _run(self, dag_id: str, run_id: str) -> str:
+        return f"/api/v2/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}"
+
+    def _json(self, method: str, path: str, **kwargs: Any) -> Any:
+        response = self._http.request(method, path, **kwargs)
+        response.raise_for_status()
+        return response.json()

@@ -1,0 +1,201 @@
+"""Run every pattern's DAG on the local stack, through Airflow's REST API, and show what came out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from include.usage import USAGE_XCOM_KEY
+from local.airflow_api import AirflowAPI
+from local.environment import DEFAULT_HOME, PROJECT
+from local.processes import StackError
+from local.stack import DEFAULT_PORT, Stack
+
+PATTERN_TAG = "pattern"
+PARSE_TIMEOUT_S = 90.0
+RUN_TIMEOUT_S = 600.0
+POLL_S = 0.5
+LOG_LINES = 20
+
+ENDED = ("success", "failed")
+COLOURS = {"success": "green", "skipped": "yellow", "failed": "red", "upstream_failed": "red"}
+
+
+@dataclass
+class Result:
+    """What a pattern's run left behind; `.local/demo.json` is a list of these."""
+
+    dag_id: str
+    state: str
+    seconds: float
+    tasks: int
+    tokens: int
+    result: str
+
+
+class Demo:
+    """Triggers DAGs, follows their runs and collects what they leave.
+
+    :param api: a logged-in client of the stack.
+    :param console: where progress goes.
+    """
+
+    def __init__(self, api: AirflowAPI, console: Console) -> None:
+        self.api = api
+        self.console = console
+        self._started = time.monotonic()
+        self._reported: set[tuple[str, str, int]] = set()
+
+    def say(self, text: str) -> None:
+        """Print a line of progress, after the seconds since the start."""
+        self.console.print(f"[dim]{time.monotonic() - self._started:4.0f} s[/dim]  {text}")
+
+    def run(self, dag_ids: list[str]) -> list[Result]:
+        """Run these DAGs side by side until all have ended.
+
+        :raises StackError: a DAG file cannot be imported, or something takes too long.
+        """
+        self._wait_until_parsed(set(dag_ids))
+        run_ids = {dag_id: self.api.trigger(dag_id) for dag_id in dag_ids}
+        self.say(f"triggered {', '.join(dag_ids)}")
+        deadline = time.monotonic() + RUN_TIMEOUT_S
+        open_runs = dict(run_ids)
+        with self.console.status("") as status:
+            while open_runs:
+                if time.monotonic() > deadline:
+                    raise StackError(f"still running after {RUN_TIMEOUT_S:.0f} s: {', '.join(open_runs)}")
+                ended = [d for d, run_id in open_runs.items() if self.api.run(d, run_id)["state"] in ENDED]
+                at_work = [name for d, run_id in open_runs.items() for name in self._follow(d, run_id)]
+                for dag_id in ended:
+                    del open_runs[dag_id]
+                waiting = f"waiting for the scheduler ({', '.join(open_runs)})"
+                status.update(f"{time.monotonic() - self._started:.0f} s  {', '.join(at_work) or waiting}")
+                time.sleep(POLL_S)
+        return [self._collect(dag_id, run_id) for dag_id, run_id in run_ids.items()]
+
+    def _wait_until_parsed(self, wanted: set[str]) -> None:
+        deadline = time.monotonic() + PARSE_TIMEOUT_S
+        while missing := wanted - self.api.dag_ids(PATTERN_TAG):
+            for file, trace in self.api.import_errors().items():
+                raise StackError(f"{file} cannot be imported:\n{trace}")
+            if time.monotonic() > deadline:
+                raise StackError(f"not parsed after {PARSE_TIMEOUT_S:.0f} s: {', '.join(sorted(missing))}")
+            time.sleep(POLL_S)
+
+    def _follow(self, dag_id: str, run_id: str) -> list[str]:
+        """Report each task that has ended since the last look; return the names of those at work."""
+        at_work = []
+        for task in self.api.task_instances(dag_id, run_id):
+            key = (dag_id, task["task_id"], task["map_index"])
+            name = f"{dag_id}.{_name(task)}"
+            if task["state"] == "running":
+                at_work.append(name)
+            elif task["state"] in COLOURS and key not in self._reported:
+                self._reported.add(key)
+                colour = COLOURS[task["state"]]
+                seconds = f"[dim]{task['duration']:.1f} s[/dim]" if task["duration"] else ""
+                self.say(f"[{colour}]{task['state']:8}[/{colour}] {escape(name)} {seconds}")
+        return at_work
+
+    def _collect(self, dag_id: str, run_id: str) -> Result:
+        run = self.api.run(dag_id, run_id)
+        tasks = self.api.task_instances(dag_id, run_id)
+        result = Result(dag_id, run["state"], round(run["duration"] or 0, 1), len(tasks), 0, "")
+        for task in tasks:
+            where = (dag_id, run_id, task["task_id"])
+            if usage := self.api.xcom(*where, USAGE_XCOM_KEY, task["map_index"]):
+                result.tokens += usage["input_tokens"] + usage["output_tokens"]
+            value = self.api.xcom(*where, "return_value", task["map_index"])
+            if isinstance(value, dict) and "result" in value:
+                result.result = " ".join(value["result"].split())
+            if task["state"] == "failed":
+                self._show_failure(dag_id, run_id, task)
+                result.result = f"{_name(task)} failed"
+        return result
+
+    def _show_failure(self, dag_id: str, run_id: str, task: dict[str, Any]) -> None:
+        lines = self.api.log(dag_id, run_id, task["task_id"], task["try_number"], task["map_index"])
+        self.console.print(f"\n[red]{dag_id}.{escape(_name(task))} failed.[/red] The end of its log:")
+        self.console.print("\n".join(f"    {line}" for line in lines[-LOG_LINES:]), markup=False)
+
+
+def _name(task: dict[str, Any]) -> str:
+    if task["map_index"] < 0:
+        return str(task["task_id"])
+    return f"{task['task_id']}[{task['rendered_map_index'] or task['map_index']}]"
+
+
+def _table(results: list[Result]) -> Table:
+    table = Table(show_lines=True)
+    for heading in ("pattern", "state"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("tasks", "seconds", "tokens"):
+        table.add_column(heading, justify="right")
+    table.add_column("result", ratio=1)
+    for each in results:
+        colour = COLOURS.get(each.state, "red")
+        line = each.result if len(each.result) <= 240 else each.result[:240] + " ..."
+        table.add_row(
+            each.dag_id,
+            f"[{colour}]{each.state}[/{colour}]",
+            str(each.tasks),
+            f"{each.seconds:.1f}",
+            str(each.tokens),
+            escape(line),
+        )
+    return table
+
+
+def _exit_on_sigterm(*_: object) -> None:
+    raise SystemExit("ended by a signal")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m local.demo", description=__doc__)
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="port of the UI (default: %(default)s)")
+    parser.add_argument("--only", metavar="DAG", action="append", help="run this DAG only; may be repeated")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, _exit_on_sigterm)
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    stack = Stack(api_port=arguments.port)
+    demo = Demo(stack.api, console)
+    dag_ids = arguments.only or sorted(path.stem for path in (PROJECT / "dags" / "patterns").glob("*.py"))
+    found = stack.attach()
+    try:
+        if found:
+            demo.say(f"using the stack that runs at {stack.api.url}")
+            stack.api.log_in()
+        else:
+            stack.start(demo.say)
+        results = demo.run(dag_ids)
+        demo.say(f"memory of the stack: {stack.processes.memory_mb():.0f} MB")
+    except (StackError, httpx.HTTPError) as error:
+        sys.exit(f"The demo cannot run: {error}")
+    except KeyboardInterrupt:
+        sys.exit("Interrupted.")
+    finally:
+        if not found:
+            console.print("[dim]stopping the stack[/dim]")
+            stack.stop()
+
+    report = DEFAULT_HOME / "demo.json"
+    report.write_text(json.dumps([asdict(result) for result in results], indent=2, ensure_ascii=False))
+    console.print(_table(results))
+    console.print(f"The same as JSON: {report}   The files the DAGs wrote: {DEFAULT_HOME / 'artifacts'}")
+    if any(result.state != "success" for result in results):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

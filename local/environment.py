@@ -1,0 +1,77 @@
+"""The environment in which the local stack's Airflow runs: settings, and the embedded parts as connections."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from dotenv import dotenv_values
+
+PROJECT = Path(__file__).resolve().parent.parent
+DEFAULT_HOME = PROJECT / ".local"
+
+CHAT_MODEL = "smollm2-135m-instruct"
+EMBEDDING_MODEL = "wordllama-256"
+
+
+def user_environment() -> dict[str, str]:
+    """The shell's environment over the project's `.env`."""
+    from_file = {key: value for key, value in dotenv_values(PROJECT / ".env").items() if value}
+    return {**from_file, **os.environ}
+
+
+def uses_embedded_model(environment: dict[str, str]) -> bool:
+    """Whether nothing the user set says which language model to call."""
+    return not (environment.get("AIRFLOW_CONN_PYDANTICAI_DEFAULT") or environment.get("OPENAI_API_KEY"))
+
+
+def airflow_environment(home: Path, api_port: int, model_url: str, log_ports: tuple[int, int]) -> dict[str, str]:
+    """All variables for the stack's Airflow processes.
+
+    :param home: the stack's folder: database, logs, vectors and artifacts.
+    :param model_url: base URL of the embedded model server, up to and with `/v1`.
+    :param log_ports: ports on which scheduler and triggerer serve the logs of running tasks.
+    """
+    user = user_environment()
+    api_url = f"http://127.0.0.1:{api_port}"
+    settings = {
+        "AIRFLOW_HOME": str(home / "airflow"),
+        "PYTHONPATH": str(PROJECT),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(PROJECT / "dags"),
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(PROJECT / "plugins"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+        "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+        # A task is mostly Python's start-up; more at once than this only makes each slower on 2 cores.
+        "AIRFLOW__CORE__PARALLELISM": str(max(3, os.cpu_count() or 2)),
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{api_url}/execution/",
+        "AIRFLOW__API__BASE_URL": api_url,
+        "AIRFLOW__API__HOST": "127.0.0.1",
+        "AIRFLOW__API__PORT": str(api_port),
+        "AIRFLOW__API__WORKERS": "1",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow' / 'airflow.db'}",
+        # Edited files are parsed at once all the same.
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "300",
+        "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "30",
+        "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(log_ports[0]),
+        "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(log_ports[1]),
+        "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.3",
+        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+        # A stack of threads per numerical library only takes turns on a small machine.
+        "OMP_NUM_THREADS": "1",
+    }
+    defaults = {
+        "GENAI_STORAGE": (home / "artifacts").as_uri(),
+        "AIRFLOW_CONN_VECTOR_STORE_DEFAULT": json.dumps({"conn_type": "lancedb", "host": str(home / "lancedb")}),
+    }
+    if uses_embedded_model(user):
+        defaults["AIRFLOW_CONN_PYDANTICAI_DEFAULT"] = _model_connection(model_url, f"openai-chat:{CHAT_MODEL}")
+    if not user.get("OPENAI_API_KEY"):
+        defaults["AIRFLOW_CONN_EMBEDDINGS_DEFAULT"] = _model_connection(model_url, f"openai:{EMBEDDING_MODEL}")
+    return {**defaults, **user, **settings}
+
+
+def _model_connection(url: str, model: str) -> str:
+    return json.dumps({"conn_type": "pydanticai", "host": url, "password": "local", "extra": {"model": model}})

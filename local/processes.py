@@ -1,0 +1,147 @@
+"""Processes of the local stack: start them, watch them, remember them on disk, end them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import psutil
+
+STOP_TIMEOUT_S = 15.0
+
+
+class StackError(Exception):
+    """The stack cannot start; the message says what to do."""
+
+
+class ProcessGroup:
+    """Named processes, each in a session of its own, remembered in `folder/processes.json`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._file = folder / "processes.json"
+        self._running: dict[str, psutil.Process] = {}
+
+    def attach(self) -> bool:
+        """Take over what was started here earlier; False, and a clean slate, if not all of it runs."""
+        if not self._file.exists():
+            return False
+        remembered = json.loads(self._file.read_text())
+        for name, (pid, started) in remembered.items():
+            try:
+                process = psutil.Process(pid)
+                same = abs(process.create_time() - started) < 1  # and not a recycled id
+            except psutil.NoSuchProcess:
+                continue
+            if same and process.status() != psutil.STATUS_ZOMBIE:
+                self._running[name] = process
+        if len(self._running) < len(remembered):
+            self.stop()
+            return False
+        return True
+
+    def spawn(self, name: str, command: Sequence[str], environment: dict[str, str], cwd: Path) -> None:
+        """Start a process; its output goes to `folder/logs/<name>.log`."""
+        with self.log_file(name).open("wb") as log:
+            process = subprocess.Popen(
+                command,
+                cwd=cwd,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._running[name] = psutil.Process(process.pid)
+        entries = {name: (p.pid, p.create_time()) for name, p in self._running.items()}
+        self._file.write_text(json.dumps(entries))
+
+    def wait_for(self, name: str, ready: Callable[[], bool], deadline: float) -> None:
+        """Wait until `ready` says so.
+
+        :param deadline: on `time.monotonic`'s clock.
+        :raises StackError: the process ended, or was not ready in time.
+        """
+        while not ready():
+            process = self._running[name]
+            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+                raise StackError(f"{name} ended while starting.\n{self._log_end(name)}")
+            if time.monotonic() > deadline:
+                raise StackError(f"{name} did not become ready in time.\n{self._log_end(name)}")
+            time.sleep(0.2)
+
+    def memory_mb(self) -> float:
+        """Memory of all processes and their children in MB, shared pages counted once (PSS)."""
+        total = 0
+        for process in self._family():
+            try:
+                total += getattr(process.memory_full_info(), "pss", 0)
+            except psutil.Error:
+                continue
+        return total / 2**20
+
+    def stop(self) -> None:
+        """End all processes and their children: politely, and after STOP_TIMEOUT_S by force."""
+        family = self._family()
+        for process in self._running.values():
+            _quietly(process.terminate)
+        _, alive = psutil.wait_procs(family, timeout=STOP_TIMEOUT_S)
+        for process in alive:
+            _quietly(process.kill)
+        psutil.wait_procs(alive, timeout=STOP_TIMEOUT_S)
+        self._running.clear()
+        self._file.unlink(missing_ok=True)
+
+    def log_file(self, name: str) -> Path:
+        path = self.folder / "logs" / f"{name}.log"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def _family(self) -> list[psutil.Process]:
+        family: list[psutil.Process] = []
+        for process in self._running.values():
+            try:
+                family += [process, *process.children(recursive=True)]
+            except psutil.NoSuchProcess:
+                continue
+        return family
+
+    def _log_end(self, name: str, lines: int = 15) -> str:
+        path = self.log_file(name)
+        text = path.read_text(errors="replace").splitlines()[-lines:]
+        return "\n".join(["  " + line for line in text] + [f"The whole log: {path}"])
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports on 127.0.0.1 that nothing uses now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def require_free_port(port: int) -> None:
+    """:raises StackError: something listens on the port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise StackError(
+                f"Port {port} on 127.0.0.1 is in use. Stop what uses it, "
+                f"or choose another one: make demo PORT={port + 1}"
+            ) from None
+
+
+def _quietly(action: Callable[[], None]) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        action()

@@ -1,0 +1,154 @@
+"""The Docker-free stack: a whole Airflow, and the embedded model server."""
+
+from __future__ import annotations
+
+import argparse
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import httpx
+import yaml
+
+from local.airflow_api import AirflowAPI
+from local.environment import (
+    DEFAULT_HOME,
+    PROJECT,
+    airflow_environment,
+    user_environment,
+    uses_embedded_model,
+)
+from local.processes import ProcessGroup, StackError, free_ports, require_free_port
+
+DEFAULT_PORT = 8080
+START_TIMEOUT_S = 180.0
+
+TINY_MODEL_NOTICE = """\
+The language model is SmolLM2-135M, running on this machine: the plumbing is real, the answers are not wise.
+For a real model put OPENAI_API_KEY=... into .env (a current, cheap model is used), or the connection
+AIRFLOW_CONN_PYDANTICAI_DEFAULT for Ollama or another provider; .env.example shows how."""
+
+Say = Callable[[str], None]
+
+
+class Stack:
+    """One local stack in one folder.
+
+    :param home: where its database, logs and data are.
+    :param api_port: port of the UI and the REST API; every other port is whichever is free.
+    """
+
+    def __init__(self, home: Path = DEFAULT_HOME, api_port: int = DEFAULT_PORT) -> None:
+        self.home = home
+        self.processes = ProcessGroup(home)
+        self.api = AirflowAPI(f"http://127.0.0.1:{api_port}")
+        self._api_port = api_port
+
+    def attach(self) -> bool:
+        """Use the stack that already runs in this folder on this port, if there is one."""
+        return self.processes.attach() and _answers(f"{self.api.url}/api/v2/version")
+
+    def start(self, say: Say) -> None:
+        """Start everything and return when all parts answer.
+
+        :raises StackError: a port is busy, or a part ends or does not answer in time.
+        """
+        deadline = time.monotonic() + START_TIMEOUT_S
+        require_free_port(self._api_port)
+        model_port, worker_logs, trigger_logs = free_ports(3)
+        model_url = f"http://127.0.0.1:{model_port}"
+        environment = airflow_environment(self.home, self._api_port, f"{model_url}/v1", (worker_logs, trigger_logs))
+        python = [sys.executable, "-m"]
+        if uses_embedded_model(user_environment()):
+            say(TINY_MODEL_NOTICE)
+        try:
+            self.processes.spawn(
+                "model-server",
+                [*python, "local.model_server", "--port", str(model_port)],
+                environment,
+                PROJECT,
+            )
+            self._migrate(environment, say)
+            for name in ("api-server", "scheduler", "dag-processor", "triggerer"):
+                self.processes.spawn(name, [*python, "local.preloaded_airflow", name], environment, PROJECT)
+            self._wait_for("model-server", f"{model_url}/health", deadline)
+            self._wait_for("api-server", f"{self.api.url}/api/v2/version", deadline)
+            say("model server and API server are ready")
+            self.api.log_in()
+            self._create_pools()
+            for part in ("scheduler", "dag_processor", "triggerer"):
+                name = part.replace("_", "-")
+                self.processes.wait_for(name, lambda: self.api.health()[part] == "healthy", deadline)  # noqa: B023
+            say("scheduler, dag-processor and triggerer are ready")
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End what `start` started, or `attach` found."""
+        self.processes.stop()
+
+    def _migrate(self, environment: dict[str, str], say: Say) -> None:
+        """Create the database, or bring it to this Airflow's version, unless that was done already."""
+        database = self.home / "airflow" / "airflow.db"
+        done = self.home / "airflow" / f"migrated-to-{version('apache-airflow')}"
+        if done.exists() and database.exists():
+            return
+        say("creating Airflow's database")
+        log = self.processes.log_file("db-migrate")
+        with log.open("wb") as output:
+            result = subprocess.run(
+                [sys.executable, "-m", "airflow", "db", "migrate"],
+                env=environment,
+                cwd=PROJECT,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        if result.returncode:
+            raise StackError(f"Airflow's database could not be created. See {log}")
+        with sqlite3.connect(database) as connection:  # readers and one writer at the same time
+            connection.execute("PRAGMA journal_mode=WAL")
+        done.touch()
+
+    def _create_pools(self) -> None:
+        settings = yaml.safe_load((PROJECT / "airflow_settings.yaml").read_text(encoding="utf-8"))
+        for pool in settings["airflow"]["pools"]:
+            self.api.set_pool(pool["pool_name"], pool["pool_slot"], pool["pool_description"])
+
+    def _wait_for(self, name: str, url: str, deadline: float) -> None:
+        self.processes.wait_for(name, lambda: _answers(url), deadline)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=2).is_success
+    except httpx.TransportError:
+        return False
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m local.stack", description=__doc__)
+    parser.add_argument("action", choices=["start", "stop"])
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="port of the UI (default: %(default)s)")
+    arguments = parser.parse_args()
+    stack = Stack(api_port=arguments.port)
+    running = stack.attach()
+    if arguments.action == "stop":
+        stack.stop()
+        print("Stopped." if running else "Nothing was running.")
+    elif running:
+        print(f"Already running: {stack.api.url}")
+    else:
+        try:
+            stack.start(say=print)
+        except StackError as error:
+            sys.exit(f"The local stack cannot start: {error}")
+        print(f"Airflow's UI: {stack.api.url}    Stop it with: make stop")
+
+
+if __name__ == "__main__":
+    main()

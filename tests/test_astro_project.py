@@ -1,0 +1,191 @@
+"""The files that the Astro CLI and Docker read. Neither runs here: these tests read the files as they do."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+
+pytestmark = pytest.mark.skipif(
+    not (ROOT / "docker-compose.override.yml").exists(),
+    reason="inside the image, which has no use for the files that start it",
+)
+
+# The keys of the Astro CLI's settings/types.go. It ignores all others in silence.
+CONNECTION_KEYS = {
+    f"conn_{key}" for key in ("id", "type", "host", "schema", "login", "password", "port", "uri", "extra")
+}
+POOL_KEYS = {"pool_name", "pool_slot", "pool_description"}
+VARIABLE_KEYS = {"variable_name", "variable_value"}
+
+
+def read_yaml(name: str) -> Any:
+    return yaml.safe_load((ROOT / name).read_text())
+
+
+def compose_services() -> dict[str, dict[str, Any]]:
+    return read_yaml("docker-compose.override.yml")["services"]
+
+
+def published_ports() -> list[str]:
+    return [port for service in compose_services().values() for port in service.get("ports", [])]
+
+
+def airflow_settings() -> dict[str, list[dict[str, Any]]]:
+    return read_yaml("airflow_settings.yaml")["airflow"]
+
+
+def example_settings() -> list[tuple[str, str]]:
+    """Name and value of each setting of .env.example, whether commented out or not."""
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    return [match.groups() for line in lines if (match := re.fullmatch(r"#?([A-Z][A-Z0-9_]*)=(.*)", line))]
+
+
+def example_connections() -> list[tuple[str, str]]:
+    return [(name, value) for name, value in example_settings() if name.startswith("AIRFLOW_CONN_")]
+
+
+def requirements() -> list[str]:
+    lines = (line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines())
+    return [line for line in lines if line]
+
+
+def test_every_port_of_the_compose_file_is_open_to_this_machine_only() -> None:
+    assert published_ports()
+    for port in published_ports():
+        assert re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port), port
+
+
+def test_no_service_takes_a_port_that_the_astro_cli_takes() -> None:
+    ports = [port.split(":")[1] for port in published_ports()]
+    assert len(ports) == len(set(ports))
+    assert not {"8080", "5432"} & set(ports)
+
+
+def test_every_service_is_on_airflows_network_and_starts_without_a_profile() -> None:
+    for name, service in compose_services().items():
+        assert service["networks"] == ["airflow"], name
+        assert "profiles" not in service, name
+
+
+def test_every_service_has_a_health_check() -> None:
+    for name, service in compose_services().items():
+        assert service["healthcheck"]["test"], name
+
+
+def test_every_image_is_pinned_to_a_full_version() -> None:
+    for name, service in compose_services().items():
+        assert re.search(r":\d+\.\d+\.\d+$", service["image"]), name
+
+
+def test_every_named_volume_is_declared() -> None:
+    compose = read_yaml("docker-compose.override.yml")
+    mounted = {volume.split(":")[0] for service in compose["services"].values() for volume in service["volumes"]}
+    assert mounted == set(compose["volumes"])
+
+
+def test_kafka_tells_each_side_an_address_that_it_can_reach() -> None:
+    kafka = compose_services()["kafka"]
+    advertised = kafka["environment"]["KAFKA_ADVERTISED_LISTENERS"].split(",")
+    published = kafka["ports"][0].rsplit(":", 1)[0]
+    assert advertised == ["INSIDE://kafka:9092", f"OUTSIDE://{published}"]
+
+
+def test_airflow_settings_have_only_keys_that_the_astro_cli_reads() -> None:
+    known = {"connections": CONNECTION_KEYS, "pools": POOL_KEYS, "variables": VARIABLE_KEYS}
+    assert set(read_yaml("airflow_settings.yaml")) == {"airflow"}
+    assert set(airflow_settings()) <= set(known)
+    for section, entries in airflow_settings().items():
+        for entry in entries:
+            assert set(entry) <= known[section], entry
+
+
+def test_airflow_settings_hold_no_secret() -> None:
+    for connection in airflow_settings()["connections"]:
+        assert not {"conn_password", "conn_login", "conn_uri"} & set(connection)
+        assert not re.search(r"password|secret|token|api_key", connection.get("conn_extra", ""))
+
+
+def test_the_pool_of_the_settings_is_the_one_that_model_calls_use() -> None:
+    from include.task_defaults import LLM_POOL
+
+    (pool,) = airflow_settings()["pools"]
+    assert pool["pool_name"] == LLM_POOL == "llm_pool"
+    assert pool["pool_slot"] > 0
+    assert pool["pool_description"]
+
+
+def test_the_kafka_connection_points_at_the_broker_of_the_compose_file() -> None:
+    (kafka,) = (conn for conn in airflow_settings()["connections"] if conn["conn_id"] == "kafka_default")
+    extra = json.loads(kafka["conn_extra"])
+    environment = compose_services()["kafka"]["environment"]
+    assert f"INSIDE://{extra['bootstrap.servers']}" in environment["KAFKA_ADVERTISED_LISTENERS"].split(",")
+
+
+def test_each_connection_of_the_env_example_is_one_that_airflow_reads() -> None:
+    from airflow.models import Connection
+
+    for name, value in example_connections():
+        fields = json.loads(value)
+        conn = Connection.from_json(value, conn_id=name)
+        read = {key: getattr(conn, key) for key in ("conn_type", "host", "port", "password")}
+        assert {**read, "extra": conn.extra_dejson} == {**dict.fromkeys(read), "extra": {}, **fields}
+
+
+def test_the_env_example_has_the_settings_of_this_project() -> None:
+    assert {name for name, _ in example_settings()} == {
+        "OPENAI_API_KEY",
+        "AIRFLOW_CONN_PYDANTICAI_DEFAULT",
+        "AIRFLOW_CONN_EMBEDDINGS_DEFAULT",
+        "AIRFLOW_CONN_VECTOR_STORE_DEFAULT",
+        "GENAI_STORAGE",
+    }
+
+
+def test_the_weaviate_example_has_the_key_and_ports_of_the_compose_file() -> None:
+    weaviate = compose_services()["weaviate"]
+    (conn,) = (c for _, v in example_connections() if (c := json.loads(v))["conn_type"] == "weaviate")
+    assert conn["extra"]["api_key"] == weaviate["environment"]["AUTHENTICATION_APIKEY_ALLOWED_KEYS"]
+    inside = {int(port.rsplit(":", 1)[1]) for port in weaviate["ports"]}
+    assert inside == {conn["port"], conn["extra"]["grpc_port"]}
+    assert conn["host"] == conn["extra"]["grpc_host"] == "weaviate"
+
+
+def test_every_requirement_is_pinned_to_one_version() -> None:
+    for requirement in requirements():
+        assert re.fullmatch(r"[a-z0-9-]+(\[[a-z0-9,-]+\])?==\d[\w.]*", requirement), requirement
+
+
+def test_airflow_comes_with_the_image_and_only_one_ai_sdk_is_installed() -> None:
+    names = {re.split(r"[\[=]", requirement)[0] for requirement in requirements()}
+    assert not {"apache-airflow", "apache-airflow-core"} & names
+    assert len({"airflow-ai-sdk", "apache-airflow-providers-common-ai"} & names) == 1
+
+
+def test_the_dockerfile_pins_the_runtime_and_its_python() -> None:
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    (base,) = (line for line in lines if line.startswith("FROM "))
+    assert re.fullmatch(r"FROM astrocrpublic\.azurecr\.io/runtime:\d+\.\d+-\d+-python-3\.\d+", base)
+
+
+def test_secrets_and_local_data_stay_out_of_git_and_of_the_image() -> None:
+    for name in (".gitignore", ".dockerignore"):
+        ignored = {line.strip().rstrip("/") for line in (ROOT / name).read_text().splitlines()}
+        assert {".env", ".venv*", ".local", ".astro/standalone", "include/.data"} <= ignored, name
+
+
+def test_the_airflow_settings_are_committed() -> None:
+    assert "airflow_settings" not in (ROOT / ".gitignore").read_text()
+
+
+def test_the_script_of_the_ci_is_executable() -> None:
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    steps = read_yaml(".github/workflows/ci.yml")["jobs"]["test"]["steps"]
+    assert steps[-1]["run"] == "bash .ci/run"
