@@ -1,22 +1,26 @@
 """Tools of the research and finance agents: look-ups in `sample_data/companies.json`.
 
-An agent reads a tool's docstring to decide when to call it, and its errors to correct itself.
+An agent reads a tool's docstring to decide when to call it, and the types of its parameters to call it right: a
+company or topic that does not exist is refused before the tool runs, with the list of those that do.
 """
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
+CompanyName = Literal[
+    "Kestrel Fleet", "Brennholm Logistics", "Strombrae Charging", "Tretwald", "Glacivane", "Quoinfreight"
+]
 Topic = Literal["market size", "competition", "customers", "products", "regulation", "risks"]
 
 
-def search_market_facts(company: str, topic: Topic) -> list[str]:
+def search_market_facts(company: CompanyName, topic: Topic) -> list[str]:
     """Dated facts about a company's market: size, competition, customers, products, regulation or risks."""
     facts = _company(company)["market_facts"]
     return [f"{fact['date']}: {fact['text']}" for fact in facts if fact["topic"] == topic]
 
 
-def financial_figures(company: str) -> list[str]:
+def financial_figures(company: CompanyName) -> list[str]:
     """A company's revenue, growth, margins, cash and debt, one line per fiscal year, oldest first."""
     lines, previous = [], None
     for year in _company(company)["financials"]:
@@ -32,14 +36,7 @@ def financial_figures(company: str) -> list[str]:
     return lines
 
 
-def _company(name: str) -> dict[str, Any]:
-    from pydantic_ai import ModelRetry
-
+def _company(name: CompanyName) -> dict[str, Any]:
     from include.sample_data import companies
 
-    known = companies()
-    wanted = name.strip().casefold()
-    for company, data in known.items():
-        if company.casefold() == wanted:
-            return data
-    raise ModelRetry(f"There is no company {name!r}. Known companies: {', '.join(known)}.")
+    return companies()[name]

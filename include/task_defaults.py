@@ -11,16 +11,19 @@ from typing import Any
 
 LLM_POOL = "llm_pool"
 
+# What a task returns is data (a prompt, an answer, a customer's text): it belongs in XCom, not in the log.
+QUIET: dict[str, Any] = {"show_return_value_in_logs": False}
+
 DEFAULT_ARGS: dict[str, Any] = {
+    **QUIET,
     "owner": "genai",
-    # What a task returns is data (a prompt, an answer, a customer's text): it belongs in XCom, not in the log.
-    "show_return_value_in_logs": False,
     # A lost database connection or a restarted worker is over in a minute; more tries hide a bug.
     "retries": 2,
     "retry_delay": timedelta(seconds=10),
 }
 
 LLM_TASK: dict[str, Any] = {
+    **QUIET,  # mapped tasks do not take it from the DAG's default_args
     # Providers have bad minutes, not bad days. What no retry can mend (a refused key, an unknown model,
     # an invalid request) fails at once: see include/llm_model.py.
     "retries": 3,

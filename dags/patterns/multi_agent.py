@@ -8,22 +8,16 @@
 A specialist that gets no assignment is skipped; the report says what was asked of whom.
 """
 
+from typing import get_args
+
 from airflow.sdk import Param, dag, get_current_context, task
 from pydantic import Field
 
 from include.ai import BaseModel, agent_kwargs, llm_kwargs, untrusted
-from include.company_research import financial_figures, search_market_facts
+from include.company_research import CompanyName, financial_figures, search_market_facts
 from include.task_defaults import DEFAULT_ARGS
 
-COMPANIES = [
-    "Kestrel Fleet",
-    "Brennholm Logistics",
-    "Strombrae Charging",
-    "Tretwald",
-    "Glacivane",
-    "Quoinfreight",
-]
-
+COMPANIES = list(get_args(CompanyName))
 SPECIALISTS = ["Market research", "Financial analysis"]
 
 PLAN_PROMPT = "Split the question about a company into short assignments for two specialists."

@@ -1,0 +1,174 @@
+"""One Airflow database for the whole session, and DAG runs in this process against a scripted LLM server."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+# Airflow reads its configuration when it is first imported: this must stand before any such import.
+_home = tempfile.TemporaryDirectory(prefix="genai-tests-")
+for name in [n for n in os.environ if n.startswith(("AIRFLOW", "OPENAI_", "GENAI_"))]:
+    del os.environ[name]
+os.environ |= {
+    "AIRFLOW_HOME": _home.name,
+    "AIRFLOW__CORE__DAGS_FOLDER": str(PROJECT / "dags"),
+    "AIRFLOW__CORE__PLUGINS_FOLDER": str(PROJECT / "plugins"),
+    "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+    "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+    "PYTHONPATH": str(PROJECT),
+}
+
+KEY = "sk-the-secret-key-of-the-tests"
+
+
+def dag_files(folder: str = "") -> list[Path]:
+    """The project's DAG files, to parametrize tests with."""
+    return sorted((PROJECT / "dags" / folder).rglob("*.py"))
+
+
+@pytest.fixture(scope="session")
+def airflow_db() -> None:
+    """A migrated Airflow database, with the project's DAG bundle known to it."""
+    from airflow.dag_processing.bundles.manager import DagBundlesManager
+    from airflow.sdk.execution_time import supervisor
+    from airflow.utils.db import initdb
+
+    initdb()
+    DagBundlesManager().sync_bundles_to_db()
+    # `dag.test()` builds the whole execution API anew for each task, which takes a second.
+    supervisor.in_process_api_server = functools.cache(supervisor.in_process_api_server)
+
+
+@dataclass
+class DagRunResult:
+    """What a run left behind in Airflow's database."""
+
+    run: Any
+
+    @property
+    def state(self) -> str:
+        return str(self.run.state)
+
+    def states(self) -> dict[str, str]:
+        """State by task id; for mapped tasks by `task_id[map index]`."""
+        return {
+            ti.task_id if ti.map_index < 0 else f"{ti.task_id}[{ti.map_index}]": str(ti.state)
+            for ti in self.run.get_task_instances()
+        }
+
+    def task_instance(self, task_id: str, map_index: int = -1) -> Any:
+        return self.run.get_task_instance(task_id, map_index=map_index)
+
+    def xcom(self, task_id: str, key: str = "return_value", map_index: int = -1) -> Any:
+        """An XCom as it stands in the database, decoded; None if there is none."""
+        from airflow.models.xcom import XComModel
+        from airflow.utils.session import create_session
+        from sqlalchemy import select
+
+        with create_session() as session:
+            value = session.scalar(
+                select(XComModel.value).where(
+                    XComModel.dag_id == self.run.dag_id,
+                    XComModel.run_id == self.run.run_id,
+                    XComModel.task_id == task_id,
+                    XComModel.key == key,
+                    XComModel.map_index == map_index,
+                )
+            )
+        return json.loads(value) if isinstance(value, str) else value
+
+
+@pytest.fixture
+def load_dag(airflow_db: None) -> Callable[[str], Any]:
+    """Parse a DAG file anew and return its DAG, known to the database."""
+
+    def load(dag_id: str) -> Any:
+        from airflow.models.dagbag import DagBag, sync_bag_to_db
+
+        (file,) = (path for path in dag_files() if path.stem == dag_id)
+        bag = DagBag(str(file))
+        assert not bag.import_errors
+        sync_bag_to_db(bag, "dags-folder", None)
+        return bag.dags[dag_id]
+
+    return load
+
+
+@pytest.fixture
+def run_dag(load_dag: Callable[[str], Any]) -> Callable[..., DagRunResult]:
+    """Run a DAG in this process, with this `conf`; a task that retries does so at once.
+
+    The same `logical_date` again is the same run, cleared.
+    """
+
+    def run(dag_id: str, conf: dict[str, Any] | None = None, **test_options: Any) -> DagRunResult:
+        dag = load_dag(dag_id)
+        for task in dag.tasks:
+            if task.is_mapped:
+                task.partial_kwargs |= {"retry_delay": timedelta(0), "retry_exponential_backoff": False}
+            else:
+                task.retry_delay, task.retry_exponential_backoff = timedelta(0), False
+        return DagRunResult(dag.test(run_conf=conf, **test_options))
+
+    return run
+
+
+def model_connection(base_url: str, model: str = "openai-chat:gpt-6-luna", key: str = KEY) -> str:
+    """A connection to a model as JSON, for AIRFLOW_CONN_*."""
+    return json.dumps({"conn_type": "pydanticai", "host": base_url, "password": key, "extra": {"model": model}})
+
+
+@pytest.fixture
+def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder for the artifacts of DAGs, and an empty vector store beside it."""
+    folder = tmp_path / "artifacts"
+    store = {"conn_type": "lancedb", "host": str(tmp_path / "lancedb")}
+    monkeypatch.setenv("GENAI_STORAGE", folder.as_uri())
+    monkeypatch.setenv("AIRFLOW_CONN_VECTOR_STORE_DEFAULT", json.dumps(store))
+    return folder
+
+
+@pytest.fixture
+def llm(llmock: Any, storage: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A scripted LLM and embeddings server (a fake, over real HTTP), behind the project's connections."""
+    base_url = llmock.env()["OPENAI_BASE_URL"]
+    monkeypatch.delenv("OPENAI_API_KEY")
+    monkeypatch.delenv("OPENAI_BASE_URL")
+    monkeypatch.setenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT", model_connection(base_url))
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_EMBEDDINGS_DEFAULT", model_connection(base_url, "openai:text-embedding-3-small")
+    )
+    return llmock
+
+
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> Callable[[], str]:
+    """All that this test logged from INFO up: Airflow's own lines go to stdout, the other loggers' to caplog."""
+
+    def read() -> str:
+        captured = capfd.readouterr()
+        return "\n".join([captured.out, captured.err, caplog.text])
+
+    caplog.set_level("INFO")
+    return read
+
+
+def chat_requests(llm: Any) -> list[dict[str, Any]]:
+    """The bodies of the chat requests that the scripted server got, in order."""
+    return [request.body for request in llm.requests if request.path.endswith("/chat/completions")]
+
+
+def embedding_requests(llm: Any) -> list[dict[str, Any]]:
+    """The bodies of the embedding requests that the scripted server got, in order."""
+    return [request.body for request in llm.requests if request.path.endswith("/embeddings")]

@@ -1,0 +1,161 @@
+"""What holds for every DAG file: cheap and safe to parse, documented, and with the project's defaults."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import PROJECT, dag_files
+
+HEAVY_MODULES = [
+    "openai",
+    "weaviate",
+    "lancedb",
+    "sentence_transformers",
+    "pandas",
+    "pyarrow",
+    "torch",
+    "matplotlib",
+    "confluent_kafka",
+]
+
+# Runs in a process of its own: no network, no database, no key, no connection, no reading of the project's data.
+PARSE_ALL = """
+import json, runpy, sys
+
+project, heavy, files = json.loads(sys.argv[1])
+
+def forbid(event, args):
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        raise RuntimeError(f"network at parse time: {args}")
+    if event == "open" and isinstance(args[0], str) and args[0].startswith(project):
+        if not args[0].endswith((".py", ".pyc")) and "__pycache__" not in args[0]:
+            raise RuntimeError(f"file read at parse time: {args[0]}")
+
+sys.addaudithook(forbid)
+errors = {}
+for file in files:
+    try:
+        runpy.run_path(file)
+    except BaseException as error:
+        errors[file] = repr(error)
+print(json.dumps({"errors": errors, "heavy": [name for name in heavy if name in sys.modules]}))
+"""
+
+
+@pytest.fixture(scope="module")
+def parsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    keep = ("PATH", "LANG", "LD_LIBRARY_PATH")
+    environment = {name: os.environ[name] for name in keep if name in os.environ}
+    environment |= {
+        "AIRFLOW_HOME": str(tmp_path_factory.mktemp("empty-airflow-home")),
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": "sqlite:////nonexistent/airflow.db",
+        "PYTHONPATH": str(PROJECT),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    argument = json.dumps([str(PROJECT / "include"), HEAVY_MODULES, [str(path) for path in dag_files()]])
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", PARSE_ALL, argument],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    return dict(json.loads(result.stdout.splitlines()[-1]))
+
+
+def test_every_dag_file_is_parsed_without_network_key_connection_or_data_file(parsed):
+    assert parsed["errors"] == {}
+
+
+def test_no_dag_file_imports_a_heavy_module(parsed):
+    assert parsed["heavy"] == []
+
+
+@pytest.fixture(scope="module")
+def dags() -> dict[str, Any]:
+    try:
+        from airflow.dag_processing.dagbag import DagBag
+    except ImportError:  # Airflow 3.1
+        from airflow.models.dagbag import DagBag
+
+    bag = DagBag(str(PROJECT / "dags"))
+    assert bag.import_errors == {}
+    return dict(bag.dags)
+
+
+@pytest.fixture(params=dag_files(), ids=lambda path: path.stem)
+def dag(request: pytest.FixtureRequest, dags: dict[str, Any]) -> Any:
+    path: Path = request.param
+    return dags[path.stem]  # which also holds that a DAG is named as its file
+
+
+def setting(task: Any, name: str) -> Any:
+    """An operator's setting, mapped or not."""
+    return task.partial_kwargs.get(name) if task.is_mapped else getattr(task, name)
+
+
+def calls_a_model(task: Any) -> bool:
+    return task.task_type in ("LLMDecoratedOperator", "AgentDecoratedOperator", "LLMBranchDecoratedOperator")
+
+
+def test_a_dag_says_what_it_is_for(dag):
+    assert dag.doc_md.strip().startswith("### ")
+    assert len(dag.doc_md) > 200
+    assert dag.dag_display_name != dag.dag_id
+    assert "genai" in dag.tags
+    assert dag.owner == "genai"
+
+
+def test_a_dag_can_be_triggered_with_its_default_params(dag):
+    dag.params.validate()
+
+
+def test_each_param_has_a_title_a_description_and_a_type(dag):
+    for name in dag.params:
+        param = dag.params.get_param(name)
+        assert param.description, name
+        assert param.schema.get("title"), name
+        assert "type" in param.schema or "enum" in param.schema, name
+
+
+def test_every_task_retries(dag):
+    for task in dag.tasks:
+        assert setting(task, "retries") >= 2, task.task_id
+
+
+def test_prompts_and_answers_that_a_task_returns_stay_out_of_the_log(dag):
+    for task in dag.tasks:
+        if calls_a_model(task) or not task.is_mapped:
+            assert setting(task, "show_return_value_in_logs") is False, task.task_id
+
+
+def test_tasks_that_call_a_model_have_a_pool_a_time_out_and_a_capped_back_off(dag):
+    for task in filter(calls_a_model, dag.tasks):
+        assert setting(task, "pool") == "llm_pool"
+        assert setting(task, "retries") == 3
+        assert setting(task, "retry_exponential_backoff")
+        assert setting(task, "max_retry_delay").total_seconds() <= 300
+        assert setting(task, "execution_timeout").total_seconds() <= 3600
+
+
+def test_mapped_tasks_have_readable_names(dag):
+    for task in dag.tasks:
+        if task.is_mapped:
+            assert setting(task, "map_index_template"), task.task_id
+
+
+def test_the_pool_of_the_defaults_is_the_one_that_is_created():
+    import yaml
+
+    from include.task_defaults import LLM_POOL
+
+    settings = yaml.safe_load((PROJECT / "airflow_settings.yaml").read_text())
+    assert LLM_POOL in [pool["pool_name"] for pool in settings["airflow"]["pools"]]
