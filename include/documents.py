@@ -42,9 +42,13 @@ class Chunk:
 def read_documents(folder: Path = KNOWLEDGE_BASE) -> Iterator[Document]:
     """The Markdown documents of `folder`, by name.
 
-    :raises ValueError: a file that is not UTF-8 text, or is empty; the message names it.
+    :raises ValueError: a file that is not UTF-8 text, or is empty; the message names it. Or there is no file at
+        all: a folder that was not deployed must not empty the index.
     """
-    for path in sorted(folder.glob("*.md")):
+    paths = sorted(folder.glob("*.md"))
+    if not paths:
+        raise ValueError(f"There are no Markdown files in {folder}.")
+    for path in paths:
         try:
             text = path.read_text(encoding="utf-8").strip()
         except UnicodeDecodeError as error:

@@ -49,15 +49,16 @@ class Embedder:
         return self._embed([text], query=True)[0]
 
     def _embed(self, texts: list[str], *, query: bool) -> list[list[float]]:
-        from pydantic_ai.exceptions import ModelAPIError, ModelRequestRejectedError
+        from pydantic_ai.exceptions import ModelAPIError, ModelQuotaExceededError, ModelRequestRejectedError
 
         embed = self._embedder.embed_query_sync if query else self._embedder.embed_documents_sync
         try:
             return [list(vector) for vector in embed(texts).embeddings]
         except ModelAPIError as error:
-            kind = AirflowFailException if isinstance(error, ModelRequestRejectedError) else AirflowException
+            final = isinstance(error, (ModelRequestRejectedError, ModelQuotaExceededError))
+            kind = AirflowFailException if final else AirflowException
             status = getattr(error, "status_code", "no answer")
             raise kind(
                 f"Connection {self.conn_id!r}: embedding with {self.model_id!r} failed ({status}). "
                 "Check the connection's host, key and model."
-            ) from error
+            ) from None

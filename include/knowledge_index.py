@@ -33,9 +33,15 @@ def open_index(name: str) -> Index:
 
 
 def changed_documents(name: str, batch_size: int) -> list[list[str]]:
-    """The names of documents that the index lacks or has in another version, in lists of `batch_size`."""
-    stored = open_index(name).store.checksums()
+    """The names of documents that the index lacks or has in another version, in lists of `batch_size`.
+
+    The first call creates the index, so that tasks which fill it side by side find it there.
+    """
     documents = list(read_documents())
+    index = open_index(name)
+    stored = index.store.checksums()
+    if not stored:
+        index.store.create(len(index.embedder.embed_query("How long is a vector?")))
     changed = [doc.source for doc in documents if stored.get(doc.source) != doc.checksum]
     log.info("%d of %d documents are new or changed.", len(changed), len(documents))
     return [changed[start : start + batch_size] for start in range(0, len(changed), batch_size)]

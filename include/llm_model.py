@@ -31,6 +31,7 @@ DEFAULT_MODEL = "openai-chat:gpt-6-luna"
 # as `Retry-After` says up to 120 s, and leaves longer waits to us.
 CALL_TIMEOUT_S = 90.0
 LONGEST_WAIT_S = 600.0
+MOST_WAITS = 2
 
 log = logging.getLogger(__name__)
 
@@ -79,17 +80,20 @@ class ConnectionModel(WrapperModel):
 
         settings: Any = {"timeout": CALL_TIMEOUT_S, **(model_settings or {})}
         started = time.monotonic()
-        waited = 0.0
+        waits: list[float] = []
         while True:
             try:
                 response = await self.wrapped.request(messages, settings, model_request_parameters)
                 break
             except ModelAPIError as error:
                 wait = error.retry_after or 0
-                if not 0 < wait <= LONGEST_WAIT_S - waited:
-                    raise self._task_error(error) from error
+                failure = self._task_error(error)
+                final = isinstance(failure, AirflowFailException) or len(waits) == MOST_WAITS
+                if final or not 0 < wait <= LONGEST_WAIT_S - sum(waits):
+                    log.debug("The provider's own words: %s", error)  # they may quote the key or the prompt
+                    raise failure from None
                 log.info("Connection %r: asked to wait %.0f s before the next call.", self.conn_id, wait)
-                waited += wait
+                waits.append(wait)
                 await asyncio.sleep(wait)
         self.usage_recorder.record(response, time.monotonic() - started)
         return response
@@ -124,7 +128,7 @@ class ConnectionModel(WrapperModel):
 
 
 def _provider_says(error: Exception) -> str:
-    """Status and code of a provider's error. Not its message, which may quote the key or the prompt."""
+    """Status and code of a provider's error."""
     parts = [
         f"{name} {value}"
         for name in ("status_code", "provider_error_code", "provider_error_type")

@@ -73,10 +73,13 @@ class AirflowAPI:
         return response.json()["value"]
 
     def log(self, dag_id: str, run_id: str, task_id: str, try_number: int, map_index: int = -1) -> list[str]:
-        """The lines of a task's log."""
+        """The lines of a task's log; of an exception its type and message, without the stack."""
         path = f"{self._run(dag_id, run_id)}/taskInstances/{task_id}/logs/{try_number}"
-        content = self._json("GET", path, params={"map_index": map_index, "full_content": True})["content"]
-        return [line.get("event", str(line)) if isinstance(line, dict) else str(line) for line in content]
+        lines = []
+        for entry in self._json("GET", path, params={"map_index": map_index, "full_content": True})["content"]:
+            lines.append(entry["event"])
+            lines += [f"{error['exc_type']}: {error['exc_value']}" for error in entry.get("error_detail", [])]
+        return lines
 
     def _run(self, dag_id: str, run_id: str) -> str:
         return f"/api/v2/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}"

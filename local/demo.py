@@ -17,9 +17,9 @@ from rich.table import Table
 
 from include.usage import USAGE_XCOM_KEY
 from local.airflow_api import AirflowAPI
-from local.environment import DEFAULT_HOME, PROJECT
+from local.environment import PROJECT
 from local.processes import StackError
-from local.stack import DEFAULT_PORT, Stack
+from local.stack import Stack, stack_arguments
 
 PATTERN_TAG = "pattern"
 PARSE_TIMEOUT_S = 90.0
@@ -162,15 +162,15 @@ def _exit_on_sigterm(*_: object) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m local.demo", description=__doc__)
-    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="port of the UI (default: %(default)s)")
-    parser.add_argument("--only", metavar="DAG", action="append", help="run this DAG only; may be repeated")
+    patterns = sorted(path.stem for path in (PROJECT / "dags" / "patterns").glob("*.py"))
+    parser.add_argument("--only", choices=patterns, action="append", help="run this pattern only; may be repeated")
+    stack_arguments(parser)
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
-    stack = Stack(api_port=arguments.port)
+    stack = Stack(arguments.home, arguments.port)
     demo = Demo(stack.api, console)
-    dag_ids = arguments.only or sorted(path.stem for path in (PROJECT / "dags" / "patterns").glob("*.py"))
     found = stack.attach()
     try:
         if found:
@@ -178,7 +178,7 @@ def main() -> None:
             stack.api.log_in()
         else:
             stack.start(demo.say)
-        results = demo.run(dag_ids)
+        results = demo.run(arguments.only or patterns)
         demo.say(f"memory of the stack: {stack.processes.memory_mb():.0f} MB")
     except (StackError, httpx.HTTPError) as error:
         sys.exit(f"The demo cannot run: {error}")
@@ -189,10 +189,10 @@ def main() -> None:
             console.print("[dim]stopping the stack[/dim]")
             stack.stop()
 
-    report = DEFAULT_HOME / "demo.json"
+    report = stack.home / "demo.json"
     report.write_text(json.dumps([asdict(result) for result in results], indent=2, ensure_ascii=False))
     console.print(_table(results))
-    console.print(f"The same as JSON: {report}   The files the DAGs wrote: {DEFAULT_HOME / 'artifacts'}")
+    console.print(f"The same as JSON: {report}   The files the DAGs wrote: {stack.home / 'artifacts'}")
     if any(result.state != "success" for result in results):
         sys.exit(1)
 

@@ -15,4 +15,4 @@ from airflow.__main__ import main
 
 if __name__ == "__main__":
     sys.argv[0] = "airflow"
-    main()
+    main()  # type: ignore[no-untyped-call]

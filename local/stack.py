@@ -31,6 +31,7 @@ TINY_MODEL_NOTICE = """\
 The language model is SmolLM2-135M, running on this machine: the plumbing is real, the answers are not wise.
 For a real model put OPENAI_API_KEY=... into .env (a current, cheap model is used), or the connection
 AIRFLOW_CONN_PYDANTICAI_DEFAULT for Ollama or another provider; .env.example shows how."""
+OWN_MODEL_NOTICE = "The language model is the one of your settings (.env or the shell): its calls may cost money."
 
 Say = Callable[[str], None]
 
@@ -63,8 +64,7 @@ class Stack:
         model_url = f"http://127.0.0.1:{model_port}"
         environment = airflow_environment(self.home, self._api_port, f"{model_url}/v1", (worker_logs, trigger_logs))
         python = [sys.executable, "-m"]
-        if uses_embedded_model(user_environment()):
-            say(TINY_MODEL_NOTICE)
+        say(TINY_MODEL_NOTICE if uses_embedded_model(user_environment()) else OWN_MODEL_NOTICE)
         try:
             self.processes.spawn(
                 "model-server",
@@ -130,12 +130,18 @@ def _answers(url: str) -> bool:
         return False
 
 
+def stack_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say which stack is meant."""
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="port of the UI (default: %(default)s)")
+    parser.add_argument("--home", type=Path, default=DEFAULT_HOME, help="folder of its data (default: .local)")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m local.stack", description=__doc__)
     parser.add_argument("action", choices=["start", "stop"])
-    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="port of the UI (default: %(default)s)")
+    stack_arguments(parser)
     arguments = parser.parse_args()
-    stack = Stack(api_port=arguments.port)
+    stack = Stack(arguments.home, arguments.port)
     running = stack.attach()
     if arguments.action == "stop":
         stack.stop()
@@ -147,6 +153,8 @@ def main() -> None:
             stack.start(say=print)
         except StackError as error:
             sys.exit(f"The local stack cannot start: {error}")
+        except KeyboardInterrupt:
+            sys.exit("Interrupted.")
         print(f"Airflow's UI: {stack.api.url}    Stop it with: make stop")
 
 

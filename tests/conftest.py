@@ -77,8 +77,8 @@ class DagRunResult:
         from sqlalchemy import select
 
         with create_session() as session:
-            value = session.scalar(
-                select(XComModel.value).where(
+            row = session.scalar(
+                select(XComModel).where(
                     XComModel.dag_id == self.run.dag_id,
                     XComModel.run_id == self.run.run_id,
                     XComModel.task_id == task_id,
@@ -86,7 +86,7 @@ class DagRunResult:
                     XComModel.map_index == map_index,
                 )
             )
-        return json.loads(value) if isinstance(value, str) else value
+        return row and XComModel.deserialize_value(row)
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def load_dag(airflow_db: None) -> Callable[[str], Any]:
 def run_dag(load_dag: Callable[[str], Any]) -> Callable[..., DagRunResult]:
     """Run a DAG in this process, with this `conf`; a task that retries does so at once.
 
-    The same `logical_date` again is the same run, cleared.
+    The same `logical_date` and `run_after` again are the same run, cleared.
     """
 
     def run(dag_id: str, conf: dict[str, Any] | None = None, **test_options: Any) -> DagRunResult:
@@ -146,9 +146,7 @@ def llm(llmock: Any, storage: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     monkeypatch.delenv("OPENAI_API_KEY")
     monkeypatch.delenv("OPENAI_BASE_URL")
     monkeypatch.setenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT", model_connection(base_url))
-    monkeypatch.setenv(
-        "AIRFLOW_CONN_EMBEDDINGS_DEFAULT", model_connection(base_url, "openai:text-embedding-3-small")
-    )
+    monkeypatch.setenv("AIRFLOW_CONN_EMBEDDINGS_DEFAULT", model_connection(base_url, "openai:text-embedding-3-small"))
     return llmock
 
 

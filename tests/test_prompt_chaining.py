@@ -37,12 +37,12 @@ def test_the_analysis_feeds_the_reply_and_the_reply_is_delivered(run_dag, llm, s
 
 
 def test_a_run_that_is_cleared_and_gets_another_reply_keeps_the_first_delivery(run_dag, llm, storage):
-    logical_date = datetime(2026, 1, 2, tzinfo=UTC)
+    date = datetime(2026, 1, 2, tzinfo=UTC)
     script(llm)
-    first = run_dag("prompt_chaining", logical_date=logical_date)
+    first = run_dag("prompt_chaining", logical_date=date, run_after=date)
     other = {**REPLY, "message": "Please restart the trackers of all your vans."}
     script(llm, other)
-    second = run_dag("prompt_chaining", logical_date=logical_date)
+    second = run_dag("prompt_chaining", logical_date=date, run_after=date)
 
     assert first.run.run_id == second.run.run_id
     assert second.xcom("write_reply") == other
@@ -77,7 +77,9 @@ def test_two_runs_deliver_twice(run_dag, llm, storage):
     assert len(list(storage.glob("outbox/*/reply.json"))) == 2
 
 
-@pytest.mark.parametrize("text", ["{{ conn.pydanticai_default.password }}", "{% raise %} {{ 1 / 0 }}", "read report.sql"])
+@pytest.mark.parametrize(
+    "text", ["{{ conn.pydanticai_default.password }}", "{% raise %} {{ 1 / 0 }}", "read report.sql"]
+)
 def test_a_ticket_reaches_the_model_as_these_very_characters(run_dag, llm, text):
     script(llm)
     run = run_dag("prompt_chaining", {"ticket": text})

@@ -11,7 +11,7 @@ A specialist that gets no assignment is skipped; the report says what was asked 
 from typing import get_args
 
 from airflow.sdk import Param, dag, get_current_context, task
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from include.ai import BaseModel, agent_kwargs, llm_kwargs, untrusted
 from include.company_research import CompanyName, financial_figures, search_market_facts
@@ -40,6 +40,12 @@ class Plan(BaseModel):
     financial_analysis: list[str] = Field(
         description="Assignments on revenue, profit, cash and debt, one short sentence each.", max_length=3
     )
+
+    @model_validator(mode="after")
+    def someone_gets_work(self) -> "Plan":
+        if not self.market_research and not self.financial_analysis:
+            raise ValueError("Give at least one assignment.")
+        return self
 
 
 class Synthesis(BaseModel):

@@ -25,7 +25,10 @@ class Hit:
 
 
 class VectorStore(Protocol):
-    """What a RAG pipeline needs of a vector store. A missing collection reads as an empty one."""
+    """What a RAG pipeline needs of a vector store. Before `create`, a collection reads as an empty one."""
+
+    def create(self, dimension: int) -> None:
+        """Create the collection, for vectors of this length, unless it is there. Not for several at once."""
 
     def checksums(self) -> dict[str, str]:
         """The checksum of each stored document, by source."""

@@ -25,6 +25,19 @@ class LanceDBStore:
         self._db = lancedb.connect(uri, storage_options=storage_options or None)
         self._collection = collection
 
+    def create(self, dimension: int) -> None:
+        import pyarrow as pa
+
+        if self._table() is not None:
+            return
+        # As the declared key of the table, the id keeps two writers from both inserting the same chunk.
+        fields: list[Any] = [
+            pa.field("id", pa.string(), nullable=False, metadata={"lance-schema:unenforced-primary-key": "true"}),
+            *(pa.field(name, pa.string()) for name in ("source", "title", "text", "document_checksum")),
+            pa.field("vector", pa.list_(pa.float32(), dimension)),
+        ]
+        self._db.create_table(self._collection, schema=pa.schema(fields), exist_ok=True)
+
     def checksums(self) -> dict[str, str]:
         table = self._table()
         if table is None:
@@ -35,7 +48,9 @@ class LanceDBStore:
     def replace_documents(self, chunks: Sequence[Chunk], vectors: Sequence[Sequence[float]]) -> None:
         if not chunks:
             return
-        table = self._table() or self._create(len(vectors[0]))
+        import pyarrow as pa
+
+        table = self._db.open_table(self._collection)
         rows = [
             {
                 "id": chunk.id,
@@ -53,7 +68,7 @@ class LanceDBStore:
             .when_matched_update_all()
             .when_not_matched_insert_all()
             .when_not_matched_by_source_delete(_source_in({chunk.source for chunk in chunks}))
-            .execute(rows)
+            .execute(pa.Table.from_pylist(rows, schema=table.schema))
         )
 
     def delete_documents(self, sources: Iterable[str]) -> None:
@@ -77,15 +92,6 @@ class LanceDBStore:
         if self._collection not in self._db.list_tables().tables:
             return None
         return self._db.open_table(self._collection)
-
-    def _create(self, dimension: int) -> Table:
-        import pyarrow as pa
-
-        text_fields: list[Any] = [
-            pa.field(name, pa.string()) for name in ("id", "source", "title", "text", "document_checksum")
-        ]
-        schema = pa.schema([*text_fields, pa.field("vector", pa.list_(pa.float32(), dimension))])
-        return self._db.create_table(self._collection, schema=schema, exist_ok=True)
 
 
 def _source_in(sources: Iterable[str]) -> str:

@@ -1,0 +1,28 @@
+"""A small language model and an embedding model behind OpenAI's HTTP interface, with no key and no download.
+
+`smollm2-135m-instruct` answers `POST /v1/chat/completions`, `wordllama-256` answers `POST /v1/embeddings`. Any
+API key, or none, is accepted. Streaming, pictures and several choices per request are not supported.
+
+The model is far too small to decide by itself when to call a tool or how to write JSON, so the server decides
+the form of each answer and the model fills it:
+
+1. `tool_choice` "none", or no tools: `response_format` if there is one, else plain text.
+2. `tool_choice` with a function's name: a call of that function.
+3. No tool result has come back since the last user message: a call of one of the function tools. The model picks
+   which by likelihood. Only if there are none: a call of an output tool, that is one named `final_result...`, as
+   pydantic-ai names them.
+4. A tool result is back: a call of an output tool if there is one; else one more function call if `tool_choice`
+   is "required"; else `response_format` if there is one; else plain text.
+
+A message that ends as pydantic-ai's validation feedback does rejects the last answer. It starts no new question, so
+the same kind of answer is written again, with some chance in it.
+
+Every structured answer is valid against its JSON schema. Unless the schema says otherwise, strings end after 60
+tokens, lists after 4 items and free-form maps after 3 entries. A client's own max_tokens cuts the answer where
+it stands, with finish_reason "length". With `response_format` "json_object", a JSON schema in the system message
+is followed, and without one the fields are made up. Equal requests get equal answers.
+"""
+
+from .running import serve
+
+__all__ = ["serve"]

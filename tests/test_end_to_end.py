@@ -1,0 +1,180 @@
+"""The demo on a real stack: scheduler, dag-processor, triggerer, API server and the embedded model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from local.processes import free_ports
+from tests.conftest import PROJECT, dag_files, model_connection
+
+PATTERNS = {path.stem for path in dag_files("patterns")}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("stack")
+    yield folder
+    local("stack", "stop", home=folder)
+
+
+@pytest.fixture(scope="module")
+def port() -> int:
+    return free_ports(1)[0]
+
+
+def command(module: str, *arguments: str, home: Path, port: int | None = None) -> list[str]:
+    where = ["--home", str(home)] + (["--port", str(port)] if port else [])
+    return [sys.executable, "-m", f"local.{module}", *arguments, *where]
+
+
+def local(module: str, *arguments: str, home: Path, port: int | None = None, **variables: str):
+    """Run a command of the local stack to its end."""
+    return subprocess.run(
+        command(module, *arguments, home=home, port=port),
+        cwd=PROJECT,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def processes_of(home: Path) -> list[psutil.Process]:
+    """Every process whose environment or command names this stack's folder."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get("AIRFLOW_HOME") == str(home / "airflow"):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def wait_until(condition: Callable[[], object], timeout: float = 60) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def running_stack(home: Path, port: int) -> str:
+    result = local("stack", "start", home=home, port=port)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "SmolLM2-135M" in result.stdout
+    return f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="module")
+def demo(running_stack: str, home: Path, port: int) -> subprocess.CompletedProcess[str]:
+    return local("demo", home=home, port=port)
+
+
+def test_the_demo_runs_every_pattern_to_success_and_reports_it(demo, home):
+    assert demo.returncode == 0, demo.stdout + demo.stderr
+    results = json.loads((home / "demo.json").read_text())
+    assert {result["dag_id"] for result in results} == PATTERNS
+    for result in results:
+        assert set(result) == {"dag_id", "state", "seconds", "tasks", "tokens", "result"}
+        assert result["state"] == "success"
+        assert result["tokens"] > 0
+        assert result["tasks"] > 1
+        assert result["result"]
+        assert result["dag_id"] in demo.stdout
+
+
+def test_the_demo_leaves_files_that_a_person_can_open(demo, home):
+    artifacts = home / "artifacts"
+    assert list(artifacts.glob("outbox/*/reply.json"))
+    assert list(artifacts.glob("reports/*/report.md"))
+    assert list(artifacts.glob("sentiment/*/chart.svg"))
+    (answer,) = artifacts.glob("answers/*/answer.json")
+    assert json.loads(answer.read_text())["question"]
+
+
+def test_the_embedded_model_does_not_give_every_review_the_same_label(demo, home):
+    (report,) = (home / "artifacts").glob("sentiment/*/report.json")
+    assert sum(count > 0 for count in json.loads(report.read_text())["counts"].values()) >= 2
+
+
+def test_no_prompt_and_no_answer_is_in_the_logs_of_real_workers(demo, home):
+    logs = "\n".join(path.read_text(errors="replace") for path in (home / "airflow" / "logs").rglob("*.log"))
+    (reply,) = (home / "artifacts").glob("outbox/*/reply.json")
+    answer = json.loads(reply.read_text())["reply"]["message"]
+    assert "tokens)" in logs, "the logs are not where this test looks"
+    assert "shows three of our vans as offline" not in logs
+    assert answer not in logs
+
+
+def test_a_demo_uses_the_stack_that_already_runs_and_leaves_it_running(demo, running_stack):
+    assert f"using the stack that runs at {running_stack}" in demo.stdout
+    assert httpx.get(f"{running_stack}/api/v2/version").is_success
+
+
+def test_the_ui_opens_without_a_login(running_stack):
+    with httpx.Client(base_url=running_stack, follow_redirects=True) as browser:
+        assert browser.get("/auth/token/login").is_success
+        assert "_token" in browser.cookies
+        assert browser.get("/").is_success
+
+
+def test_starting_twice_says_that_it_runs_already(running_stack, home, port):
+    assert f"Already running: {running_stack}" in local("stack", "start", home=home, port=port).stdout
+
+
+def test_a_busy_port_is_named_with_what_to_do(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        number = taken.getsockname()[1]
+        result = local("demo", home=tmp_path, port=number)
+    assert result.returncode != 0
+    assert f"Port {number}" in result.stderr
+    assert f"make demo PORT={number + 1}" in result.stderr
+
+
+def test_stopping_ends_every_process_and_frees_the_port(demo, running_stack, home, port):
+    assert processes_of(home)
+    assert "Stopped." in local("stack", "stop", home=home, port=port).stdout
+    assert processes_of(home) == []
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", port))
+    assert "Nothing was running." in local("stack", "stop", home=home, port=port).stdout
+
+
+def test_a_failed_pattern_is_shown_with_the_end_of_its_log_and_the_stack_is_stopped(home, port, llmock):
+    llmock.fail(401, times=None)
+    refused = model_connection(llmock.env()["OPENAI_BASE_URL"])
+    result = local("demo", "--only", "routing", home=home, port=port, AIRFLOW_CONN_PYDANTICAI_DEFAULT=refused)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "routing.route_incident failed" in result.stdout
+    assert "the key was refused" in result.stdout
+    assert "pydanticai_default" in result.stdout
+    (outcome,) = json.loads((home / "demo.json").read_text())
+    assert (outcome["dag_id"], outcome["state"]) == ("routing", "failed")
+    assert processes_of(home) == []
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_demo_stops_what_it_started(home, port, ending):
+    with subprocess.Popen(
+        command("demo", home=home, port=port), cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as demo:
+        wait_until(lambda: len(processes_of(home)) >= 4)
+        demo.send_signal(ending)
+        assert demo.wait(timeout=60) != 0
+    assert processes_of(home) == []

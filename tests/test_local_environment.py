@@ -1,0 +1,59 @@
+"""Which model the local stack uses, and where it listens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from local import environment
+from local.environment import airflow_environment, uses_embedded_model
+
+MODEL_URL = "http://127.0.0.1:7777/v1"
+OWN_MODEL = '{"conn_type": "pydanticai", "host": "http://127.0.0.1:11434/v1", "extra": {"model": "ollama:qwen3"}}'
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project folder without the developer's own `.env`."""
+    monkeypatch.setattr(environment, "PROJECT", tmp_path)
+    return tmp_path
+
+
+def variables(tmp_path: Path) -> dict[str, str]:
+    return airflow_environment(tmp_path / "home", 8080, MODEL_URL, (1, 2))
+
+
+def test_with_nothing_set_every_connection_is_an_embedded_part(tmp_path):
+    found = variables(tmp_path)
+    for name in ("AIRFLOW_CONN_PYDANTICAI_DEFAULT", "AIRFLOW_CONN_EMBEDDINGS_DEFAULT"):
+        assert json.loads(found[name])["host"] == MODEL_URL
+    assert json.loads(found["AIRFLOW_CONN_VECTOR_STORE_DEFAULT"])["host"].startswith(str(tmp_path))
+
+
+def test_an_openai_key_alone_leaves_both_models_to_openai(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-something")
+    found = variables(tmp_path)
+    assert "AIRFLOW_CONN_PYDANTICAI_DEFAULT" not in found
+    assert "AIRFLOW_CONN_EMBEDDINGS_DEFAULT" not in found
+    assert not uses_embedded_model(environment.user_environment())
+
+
+def test_a_connection_in_the_env_file_replaces_the_embedded_model(tmp_path, project):
+    (project / ".env").write_text(f"AIRFLOW_CONN_PYDANTICAI_DEFAULT={OWN_MODEL}\n")
+    found = variables(tmp_path)
+    assert json.loads(found["AIRFLOW_CONN_PYDANTICAI_DEFAULT"]) == json.loads(OWN_MODEL)
+    assert json.loads(found["AIRFLOW_CONN_EMBEDDINGS_DEFAULT"])["host"] == MODEL_URL
+
+
+def test_the_shell_wins_over_the_env_file(project, monkeypatch):
+    (project / ".env").write_text("OPENAI_API_KEY=from-the-file\n")
+    monkeypatch.setenv("OPENAI_API_KEY", "from-the-shell")
+    assert environment.user_environment()["OPENAI_API_KEY"] == "from-the-shell"
+
+
+def test_everything_listens_on_this_machine_only(tmp_path):
+    found = variables(tmp_path)
+    assert found["AIRFLOW__API__HOST"] == "127.0.0.1"
+    assert found["AIRFLOW__CORE__EXECUTION_API_SERVER_URL"] == "http://127.0.0.1:8080/execution/"
