@@ -80,7 +80,5 @@ def search(name: str, query: str, limit: int, min_score: float) -> list[dict[str
 
 def cited_sources(passages: Sequence[dict[str, Any]], answer: dict[str, Any] | None) -> list[str]:
     """The documents that an answer cites by passage number (from 1). Numbers nobody retrieved do not count."""
-    if not answer or not answer["found_answer"]:
-        return []
-    numbers = [number for number in answer["passages"] if 1 <= number <= len(passages)]
+    numbers = [number for number in (answer or {"passages": []})["passages"] if 1 <= number <= len(passages)]
     return list(dict.fromkeys(passages[number - 1]["source"] for number in numbers))

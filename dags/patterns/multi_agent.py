@@ -29,7 +29,7 @@ FINANCE_PROMPT = (
     "You are a financial analyst. Look up the figures with the tool, then answer in two or three sentences "
     "with numbers from the figures."
 )
-SYNTHESIS_PROMPT = "Combine the analysts' findings into an answer to the question. Use only these findings."
+SYNTHESIS_PROMPT = "Answer the question from the analysts' findings only, in three sentences with their numbers."
 
 
 class Plan(BaseModel):

@@ -18,8 +18,7 @@ from include.task_defaults import DEFAULT_ARGS
 
 ANALYSIS_PROMPT = "Analyse a customer's support ticket for a fleet-tracking product."
 REPLY_PROMPT = (
-    "Write a short, friendly reply of the support team to the customer's ticket, following the analysis. "
-    "Promise nothing that the ticket does not ask for."
+    "You are the support team of a fleet-tracking product. Reply to the customer's ticket in two friendly sentences."
 )
 
 
@@ -63,9 +62,7 @@ def prompt_chaining():
     def write_reply(analysis: dict):
         ticket = get_current_context()["params"]["ticket"]
         issues = "; ".join(analysis["key_issues"])
-        return untrusted(
-            f"Category: {analysis['category']}\nUrgency: {analysis['urgency']}\nIssues: {issues}\n\nTicket:\n{ticket}"
-        )
+        return untrusted(f"{ticket}\n\n(Analysis: {analysis['category']}, {analysis['urgency']} urgency: {issues})")
 
     @task
     def deliver_reply(analysis: dict, reply: dict):

@@ -106,7 +106,8 @@ class Chat:
             conversation = conversation.with_hint(describe_fields(schema))
         prompt_tokens = self._engine.count(conversation.prompt())
         sampling = _sampling(request)
-        writer = Writer(self._engine, self._chooser, conversation, schema, request.limit, sampling)
+        spoken = call is None or call.startswith(OUTPUT_TOOL)  # arguments of a function are terms, not sentences
+        writer = Writer(self._engine, self._chooser, conversation, schema, spoken, request.limit, sampling)
         text = json.dumps(writer.write(), ensure_ascii=False)
         tokens = self._engine.count(conversation.prompt(text)) - prompt_tokens
         if request.limit is None or tokens <= request.limit:

@@ -41,7 +41,7 @@ def from_messages(messages: Sequence[Message]) -> Conversation:
     for message in messages:
         text = _harmless(message.text)
         if message.role == "tool":
-            turns.append(("user", f"Result: {text}"))
+            turns.append(("user", f"Result: {text}\n\nAnswer with these facts."))
         elif message.role == "assistant":
             calls = [f"{call.function.name}({call.function.arguments})" for call in message.tool_calls or []]
             turns.append(("assistant", "\n".join(part for part in (text, *map(_harmless, calls)) if part)))

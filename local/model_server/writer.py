@@ -52,6 +52,7 @@ class Place:
 class Writer:
     """Writes one answer.
 
+    :param spoken: whether the answer's only free string is written as plain chat.
     :param limit: most tokens per string, None for the default.
     :param seed: changes what is drawn; equal requests with equal seeds get equal answers.
     """
@@ -60,6 +61,7 @@ class Writer:
     chooser: Chooser
     conversation: Conversation
     schema: Schema
+    spoken: bool
     limit: int | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
 
@@ -232,8 +234,11 @@ class Writer:
         limit = min(self.limit or STRING_TOKENS, max(STRING_TOKENS, node.get("minLength", 0) // 2))
         if "maxLength" in node:
             limit = max(min(limit, node["maxLength"]), 1)
-        prompt = self.conversation.prompt(place.before + '"')
         settings = {**SAMPLING, **self.sampling}
+        if self.spoken and place.depth == 1 and not place.listed and [node] == self._free_strings():
+            said = self.engine.complete(self.conversation.prompt(), limit, **settings)
+            return scalars.string_value(" ".join(said.text.split()), said.cut, node)
+        prompt = self.conversation.prompt(place.before + '"')
         if attempt:
             settings |= {"seed": settings["seed"] + attempt, "temperature": 1.0}
         if "pattern" in node:
@@ -241,6 +246,14 @@ class Writer:
         found = self.engine.complete(prompt, limit, grammar=grammar or scalars.string_grammar(node), **settings)
         text, closed, _ = found.text.partition('"')
         return scalars.string_value(text, not closed, node)
+
+    def _free_strings(self) -> list[Node]:
+        """The answer's own properties (not those of nested values) that are strings of any form."""
+        properties = [
+            self.schema.resolve(child) for child in self.schema.resolve(self.schema.root).get("properties", {}).values()
+        ]
+        strings = [node for node in properties if self.schema.kind(node) == "string"]
+        return [node for node in strings if not {"pattern", "format"} & node.keys()]
 
     def _patterned(self, node: Node, place: Place, limit: int) -> str:
         """A string for a regular expression, by llama.cpp's own translation, which knows only the simple ones."""
