@@ -149,15 +149,6 @@ def test_the_env_example_has_the_settings_of_this_project() -> None:
     }
 
 
-def test_the_weaviate_example_has_the_key_and_ports_of_the_compose_file() -> None:
-    weaviate = compose_services()["weaviate"]
-    (conn,) = (c for _, v in example_connections() if (c := json.loads(v))["conn_type"] == "weaviate")
-    assert conn["extra"]["api_key"] == weaviate["environment"]["AUTHENTICATION_APIKEY_ALLOWED_KEYS"]
-    inside = {int(port.rsplit(":", 1)[1]) for port in weaviate["ports"]}
-    assert inside == {conn["port"], conn["extra"]["grpc_port"]}
-    assert conn["host"] == conn["extra"]["grpc_host"] == "weaviate"
-
-
 def test_every_requirement_is_pinned_to_one_version() -> None:
     for requirement in requirements():
         assert re.fullmatch(r"[a-z0-9-]+(\[[a-z0-9,-]+\])?==\d[\w.]*", requirement), requirement
