@@ -170,9 +170,10 @@ def main() -> None:
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     stack = Stack(arguments.home, arguments.port)
-    demo = Demo(stack.api, console)
-    found = stack.attach()
+    found = False
     try:
+        found = stack.attach()
+        demo = Demo(stack.api, console)
         if found:
             demo.say(f"using the stack that runs at {stack.api.url}")
             stack.api.log_in()

@@ -68,21 +68,22 @@ class ProcessGroup:
         :raises StackError: the process ended, or was not ready in time.
         """
         while not ready():
-            process = self._running[name]
-            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+            process = self._running.get(name)
+            if process is None or not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
                 raise StackError(f"{name} ended while starting.\n{self._log_end(name)}")
             if time.monotonic() > deadline:
                 raise StackError(f"{name} did not become ready in time.\n{self._log_end(name)}")
             time.sleep(0.2)
 
     def memory_mb(self) -> float:
-        """Memory of all processes and their children in MB, shared pages counted once (PSS)."""
+        """Memory of all processes and their children in MB, shared pages counted once (PSS, where the system tells)."""
         total = 0
         for process in self._family():
             try:
-                total += getattr(process.memory_full_info(), "pss", 0)
+                used = process.memory_full_info()
             except psutil.Error:
                 continue
+            total += getattr(used, "pss", used.uss)
         return total / 2**20
 
     def stop(self) -> None:

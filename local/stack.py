@@ -26,6 +26,7 @@ from local.processes import ProcessGroup, StackError, free_ports, require_free_p
 
 DEFAULT_PORT = 8080
 START_TIMEOUT_S = 180.0
+ANSWER_TIMEOUT_S = 60.0
 
 TINY_MODEL_NOTICE = """\
 The language model is SmolLM2-135M, running on this machine: the plumbing is real, the answers are not wise.
@@ -48,10 +49,18 @@ class Stack:
         self.processes = ProcessGroup(home)
         self.api = AirflowAPI(f"http://127.0.0.1:{api_port}")
         self._api_port = api_port
+        self._port_file = home / "port"
 
     def attach(self) -> bool:
-        """Use the stack that already runs in this folder on this port, if there is one."""
-        return self.processes.attach() and _answers(f"{self.api.url}/api/v2/version")
+        """Use the stack that already runs in this folder, on whichever port, if there is one.
+
+        :raises StackError: it runs, but its API does not answer in time.
+        """
+        if not self.processes.attach():
+            return False
+        self.api = AirflowAPI(f"http://127.0.0.1:{self._port_file.read_text()}")
+        self._wait_for("api-server", f"{self.api.url}/api/v2/version", time.monotonic() + ANSWER_TIMEOUT_S)
+        return True
 
     def start(self, say: Say) -> None:
         """Start everything and return when all parts answer.
@@ -60,6 +69,8 @@ class Stack:
         """
         deadline = time.monotonic() + START_TIMEOUT_S
         require_free_port(self._api_port)
+        self.home.mkdir(parents=True, exist_ok=True)
+        self._port_file.write_text(str(self._api_port))
         model_port, worker_logs, trigger_logs = free_ports(3)
         model_url = f"http://127.0.0.1:{model_port}"
         environment = airflow_environment(self.home, self._api_port, f"{model_url}/v1", (worker_logs, trigger_logs))
@@ -142,20 +153,20 @@ def main() -> None:
     stack_arguments(parser)
     arguments = parser.parse_args()
     stack = Stack(arguments.home, arguments.port)
-    running = stack.attach()
-    if arguments.action == "stop":
-        stack.stop()
-        print("Stopped." if running else "Nothing was running.")
-    elif running:
-        print(f"Already running: {stack.api.url}")
-    else:
-        try:
+    try:
+        if arguments.action == "stop":
+            running = stack.processes.attach()
+            stack.stop()
+            print("Stopped." if running else "Nothing was running.")
+        elif stack.attach():
+            print(f"Already running: {stack.api.url}")
+        else:
             stack.start(say=print)
-        except StackError as error:
-            sys.exit(f"The local stack cannot start: {error}")
-        except KeyboardInterrupt:
-            sys.exit("Interrupted.")
-        print(f"Airflow's UI: {stack.api.url}    Stop it with: make stop")
+            print(f"Airflow's UI: {stack.api.url}    Stop it with: make stop")
+    except StackError as error:
+        sys.exit(f"The local stack cannot start: {error}")
+    except KeyboardInterrupt:
+        sys.exit("Interrupted.")
 
 
 if __name__ == "__main__":

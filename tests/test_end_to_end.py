@@ -131,8 +131,8 @@ def test_the_ui_opens_without_a_login(running_stack):
         assert browser.get("/").is_success
 
 
-def test_starting_twice_says_that_it_runs_already(running_stack, home, port):
-    assert f"Already running: {running_stack}" in local("stack", "start", home=home, port=port).stdout
+def test_starting_twice_says_where_it_runs_already_even_if_another_port_is_asked_for(running_stack, home, port):
+    assert f"Already running: {running_stack}" in local("stack", "start", home=home, port=port + 1).stdout
 
 
 def test_a_busy_port_is_named_with_what_to_do(tmp_path):
