@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from rich.table import Table
 from include.usage import USAGE_XCOM_KEY
 from local.airflow_api import AirflowAPI
 from local.environment import PROJECT
-from local.processes import StackError
+from local.processes import StackError, interrupt_on_signals
 from local.stack import Stack, stack_arguments
 
 PATTERN_TAG = "pattern"
@@ -156,17 +155,13 @@ def _table(results: list[Result]) -> Table:
     return table
 
 
-def _exit_on_sigterm(*_: object) -> None:
-    raise SystemExit("ended by a signal")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m local.demo", description=__doc__)
     patterns = sorted(path.stem for path in (PROJECT / "dags" / "patterns").glob("*.py"))
     parser.add_argument("--only", choices=patterns, action="append", help="run this pattern only; may be repeated")
     stack_arguments(parser)
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    interrupt_on_signals()
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     stack = Stack(arguments.home, arguments.port)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import socket
 import subprocess
 import time
@@ -116,6 +117,12 @@ class ProcessGroup:
         path = self.log_file(name)
         text = path.read_text(errors="replace").splitlines()[-lines:]
         return "\n".join(["  " + line for line in text] + [f"The whole log: {path}"])
+
+
+def interrupt_on_signals() -> None:
+    """Let Ctrl-C and a SIGTERM end this process through its `finally` clauses, also in a background job."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
 
 
 def free_ports(count: int) -> list[int]:

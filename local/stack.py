@@ -22,7 +22,7 @@ from local.environment import (
     user_environment,
     uses_embedded_model,
 )
-from local.processes import ProcessGroup, StackError, free_ports, require_free_port
+from local.processes import ProcessGroup, StackError, free_ports, interrupt_on_signals, require_free_port
 
 DEFAULT_PORT = 8080
 START_TIMEOUT_S = 180.0
@@ -152,6 +152,7 @@ def main() -> None:
     parser.add_argument("action", choices=["start", "stop"])
     stack_arguments(parser)
     arguments = parser.parse_args()
+    interrupt_on_signals()
     stack = Stack(arguments.home, arguments.port)
     try:
         if arguments.action == "stop":
