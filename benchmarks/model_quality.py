@@ -1,6 +1,6 @@
 """How well the local model sorts texts, next to the same model left alone under a grammar.
 
-    python benchmarks/model_quality.py [--rows 60] [--skip 0]
+    python -m benchmarks.model_quality [--rows 60] [--skip 0]
 
 Prints accuracy, label counts and seconds per call for the sentiment of reviews and the severity of incidents,
 once through the server as a client sees it and once greedily under a JSON grammar. It takes about a minute.

@@ -14,7 +14,7 @@ from pydantic import Field
 from include.ai import BaseModel, llm_kwargs, untrusted
 from include.task_defaults import DEFAULT_ARGS
 
-SENTIMENT_PROMPT = "Classify the sentiment of a product review and summarize it."
+SENTIMENT_PROMPT = "Classify the sentiment of a customer review."
 
 
 class ReviewAnalysis(BaseModel):

@@ -10,10 +10,10 @@ from airflow.sdk import Param, dag, get_current_context, task
 from include.ai import chosen_branches, llm_kwargs, untrusted
 from include.task_defaults import DEFAULT_ARGS
 
-ROUTING_PROMPT = """Choose who handles the incident of a fleet-tracking platform.
-handle_critical: people are in danger, the whole system is down, or data is being lost
-handle_standard: something is broken and needs attention, but work goes on
-handle_low: minor, cosmetic, or only a question"""
+ROUTING_PROMPT = """Decide how to handle an incident of a fleet-tracking platform.
+handle_critical: danger to people, the whole system is down, or data is being lost.
+handle_standard: something is broken and needs attention, but work goes on.
+handle_low: minor, cosmetic, or only a question."""
 
 
 @dag(
