@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Any
 
 import httpx
@@ -102,7 +103,7 @@ class Demo:
             elif task["state"] in COLOURS and key not in self._reported:
                 self._reported.add(key)
                 colour = COLOURS[task["state"]]
-                seconds = f"[dim]{task['duration']:.1f} s[/dim]" if task["duration"] else ""
+                seconds = f"[dim]{_seconds(task):.1f} s[/dim]" if task["start_date"] and task["end_date"] else ""
                 self.say(f"[{colour}]{task['state']:8}[/{colour}] {escape(name)} {seconds}")
         return at_work
 
@@ -132,6 +133,12 @@ def _name(task: dict[str, Any]) -> str:
     if task["map_index"] < 0:
         return str(task["task_id"])
     return f"{task['task_id']}[{task['rendered_map_index'] or task['map_index']}]"
+
+
+def _seconds(task: dict[str, Any]) -> float:
+    """How long a task ran. From its dates: on SQLite, Airflow's own `duration` is twice as long, or negative."""
+    start, end = (datetime.fromisoformat(task[name]) for name in ("start_date", "end_date"))
+    return (end - start).total_seconds()
 
 
 def _table(results: list[Result]) -> Table:
