@@ -60,7 +60,13 @@ class Synthesis(BaseModel):
     tags=["genai", "pattern", "agent"],
     doc_md=__doc__,
     params={
-        "company": Param(COMPANIES[0], enum=COMPANIES, title="Company", description="Whom the question is about."),
+        "company": Param(
+            COMPANIES[0],
+            type="string",
+            enum=COMPANIES,
+            title="Company",
+            description="Whom the question is about.",
+        ),
         "question": Param(
             "Is the company growing in a healthy way, and what could stop it?",
             type="string",

@@ -46,6 +46,7 @@ class CustomerReply(BaseModel):
             "Since this morning the dashboard shows three of our vans as offline, although they are on the road. "
             "Our dispatcher needs the positions for today's deliveries. Please help quickly.",
             type="string",
+            format="multiline",
             minLength=5,
             maxLength=5000,
             title="Support ticket",

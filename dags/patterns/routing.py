@@ -27,6 +27,7 @@ handle_low: minor, cosmetic, or only a question."""
             "The position feed stopped for all customers ten minutes ago. Dispatchers in three countries call: "
             "the map is empty and the API answers with errors.",
             type="string",
+            format="multiline",
             minLength=5,
             maxLength=5000,
             title="Incident",

@@ -19,7 +19,8 @@ from .errors import ApiError
 CONTEXT = 8192
 SLOTS = 2
 # llama.cpp's threads wait for each other in a busy loop: on a core that something else wants, that costs more than a
-# second thread gains (measured on 2 cores beside another program: 0.7 s per answer with one thread, 3 s with two).
+# second thread gains (measured on 2 cores beside another program: 0.6 to 1.1 s per answer with one thread, 1.4 to 4 s
+# with two).
 THREADS = min(4, max(1, (os.cpu_count() or 1) // 2))
 CANDIDATES = 400
 UNLIKELY = -20.0
