@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -48,7 +48,7 @@ class ProcessGroup:
 
     def spawn(self, name: str, command: Sequence[str], environment: dict[str, str], cwd: Path) -> None:
         """Start a process; its output goes to `folder/logs/<name>.log`."""
-        with self.log_file(name).open("wb") as log:
+        with _uninterrupted(), self.log_file(name).open("wb") as log:
             process = subprocess.Popen(
                 command,
                 cwd=cwd,
@@ -58,9 +58,9 @@ class ProcessGroup:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._running[name] = psutil.Process(process.pid)
-        entries = {name: (p.pid, p.create_time()) for name, p in self._running.items()}
-        self._file.write_text(json.dumps(entries))
+            self._running[name] = psutil.Process(process.pid)
+            entries = {name: (p.pid, p.create_time()) for name, p in self._running.items()}
+            self._file.write_text(json.dumps(entries))
 
     def wait_for(self, name: str, ready: Callable[[], bool], deadline: float) -> None:
         """Wait until `ready` says so.
@@ -89,15 +89,16 @@ class ProcessGroup:
 
     def stop(self) -> None:
         """End all processes and their children: politely, and after STOP_TIMEOUT_S by force."""
-        family = self._family()
-        for process in self._running.values():
-            _quietly(process.terminate)
-        _, alive = psutil.wait_procs(family, timeout=STOP_TIMEOUT_S)
-        for process in alive:
-            _quietly(process.kill)
-        psutil.wait_procs(alive, timeout=STOP_TIMEOUT_S)
-        self._running.clear()
-        self._file.unlink(missing_ok=True)
+        with _uninterrupted():
+            family = self._family()
+            for process in self._running.values():
+                _quietly(process.terminate)
+            _, alive = psutil.wait_procs(family, timeout=STOP_TIMEOUT_S)
+            for process in alive:
+                _quietly(process.kill)
+            psutil.wait_procs(alive, timeout=STOP_TIMEOUT_S)
+            self._running.clear()
+            self._file.unlink(missing_ok=True)
 
     def log_file(self, name: str) -> Path:
         path = self.folder / "logs" / f"{name}.log"
@@ -148,6 +149,23 @@ def require_free_port(port: int) -> None:
                 f"Port {port} on 127.0.0.1 is in use. Stop what uses it, "
                 f"or choose another one: make demo PORT={port + 1}"
             ) from None
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold back Ctrl-C and SIGTERM until the block ends: a process must not be started and then forgotten."""
+    held_back: list[int] = []
+    previous = {
+        number: signal.signal(number, lambda number, _: held_back.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if held_back:
+        raise KeyboardInterrupt
 
 
 def _quietly(action: Callable[[], None]) -> None:
