@@ -172,7 +172,7 @@ def main() -> None:
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     stack = Stack(arguments.home, arguments.port)
-    found = False
+    ours = False
     try:
         found = stack.attach()
         demo = Demo(stack.api, console)
@@ -180,6 +180,7 @@ def main() -> None:
             demo.say(f"using the stack that runs at {stack.api.url}")
             stack.api.log_in()
         else:
+            ours = True
             stack.start(demo.say)
         results = demo.run(arguments.only or patterns)
         demo.say(f"memory of the stack: {stack.processes.memory_mb():.0f} MB")
@@ -188,7 +189,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit("Interrupted.")
     finally:
-        if not found:
+        if ours:
             console.print("[dim]stopping the stack[/dim]")
             stack.stop()
 
