@@ -2,7 +2,24 @@
 PORT ?= 8080
 PYTHON ?= $(shell for python in python3.12 python3.11 python3 python; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo "$$python" && break; done)
+
+# The AI SDK and its Airflow: that of requirements.txt, or the one that STACK=... names. Each has its environment,
+# its data and its lock, so that both can be there at once. docs/moving-to-common-ai.md tells how to change over.
+INSTALLED_STACK := $(if $(shell grep '^apache-airflow-providers-common-ai' requirements.txt),common-ai,airflow-ai-sdk)
+STACK ?= $(INSTALLED_STACK)
+ifeq ($(STACK),airflow-ai-sdk)
+AIRFLOW := 3.1.8
 VENV := .venv
+DATA := .local
+else ifeq ($(STACK),common-ai)
+AIRFLOW := 3.3.2
+VENV := .venv-common-ai
+DATA := .local/common-ai
+else
+$(error STACK=$(STACK) is unknown. It is airflow-ai-sdk or common-ai)
+endif
+REQUIREMENTS := $(if $(filter $(STACK),$(INSTALLED_STACK)),requirements.txt,$(STACK)/requirements.txt)
+LOCK := local/$(STACK).lock
 BIN := $(VENV)/bin
 READY := $(VENV)/installed-from-lock
 
@@ -11,16 +28,18 @@ READY := $(VENV)/installed-from-lock
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  STACK=common-ai runs the same DAGs on Airflow 3.3 (now: $(STACK), Airflow $(AIRFLOW))."
 	@echo "  PORT=8090 chooses another port for Airflow's UI, PYTHON=... another Python."
 
 demo: $(READY)  ## run every pattern for real and show the results
-	@$(BIN)/python -m local.demo --port $(PORT)
+	@$(BIN)/python -m local.demo --port $(PORT) --home $(DATA)
 
 start: $(READY)  ## start Airflow and the embedded parts, UI on http://127.0.0.1:8080
-	@$(BIN)/python -m local.stack start --port $(PORT)
+	@$(BIN)/python -m local.stack start --port $(PORT) --home $(DATA)
+	@echo "Stop it with: make stop$(if $(filter $(STACK),$(INSTALLED_STACK)),, STACK=$(STACK))"
 
 stop: $(READY)  ## stop what `make start` started
-	@$(BIN)/python -m local.stack stop
+	@$(BIN)/python -m local.stack stop --home $(DATA)
 
 test: $(READY)  ## run the tests
 	@$(BIN)/python -m pytest
@@ -34,21 +53,21 @@ bench: $(READY)  ## measure the cost of parsing each DAG file, and the embedded 
 	@$(BIN)/python -m benchmarks.parse_cost
 	@$(BIN)/python -m benchmarks.model_quality
 
-lock: $(READY)  ## resolve the pinned requirements anew into local/requirements.lock
-	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --overrides local/overrides.txt \
-		local/requirements.in --output-file local/requirements.lock
+lock: $(READY)  ## resolve the pinned requirements anew into the stack's lock
+	@echo apache-airflow==$(AIRFLOW) | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
+		--overrides local/overrides.txt $(REQUIREMENTS) local/requirements.in - --output-file $(LOCK)
 
 clean: stop  ## remove the virtual environment and all local data
-	rm -rf $(VENV) .local
+	rm -rf $(VENV) $(DATA)
 
 # The lock is complete, so nothing is resolved here (--no-deps). uv takes seconds where pip takes a minute;
 # pip is there for whoever has a package index that only pip is configured for.
-$(READY): local/requirements.lock
+$(READY): $(LOCK)
 	@test -n "$(PYTHON)" || { echo "This needs Python 3.11 or 3.12, and finds neither. Install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
 	@echo "Installing the pinned packages into $(VENV) (about 1.1 GB, once) ..."
 	@"$(PYTHON)" -m venv $(VENV) || { echo "No virtual environment could be made with $(PYTHON). On Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9 \
-		&& $(BIN)/uv pip install --quiet --no-deps --python $(BIN)/python -r local/requirements.lock \
-		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r local/requirements.lock \
+		&& $(BIN)/uv pip install --quiet --no-deps --python $(BIN)/python -r $(LOCK) \
+		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(LOCK) \
 		|| { echo "The packages could not be installed: see the error above. A proxy or package index is set as for any pip install (pip config)."; exit 1; }
 	@touch $@

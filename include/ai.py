@@ -1,57 +1,86 @@
 """The one place that knows the AI SDK.
 
 A DAG takes its task settings, its output base class and its wrapper for text from outside from here, so that
-it runs unchanged on any SDK that registers `@task.llm`, `@task.agent` and `@task.llm_branch`:
+it runs unchanged on either SDK that registers `@task.llm`, `@task.agent` and `@task.llm_branch`: airflow-ai-sdk
+(Airflow 3.1) or apache-airflow-providers-common-ai (Airflow 3.3).
 
     @task.llm(**llm_kwargs(), system_prompt="...", output_type=TicketAnalysis)
     @task.agent(**agent_kwargs(system_prompt="...", tools=[search_market_facts]))
+    @task.llm_branch(**llm_kwargs(), system_prompt="...", allow_multiple_branches=True)
 
 The model is that of the Airflow connection `pydanticai_default`, read at the first call.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import Any
 
-import airflow_ai_sdk
-import airflow_ai_sdk.operators.agent as sdk_agent
+import pydantic
 from airflow.providers.standard.utils.skipmixin import XCOM_SKIPMIXIN_FOLLOWED, XCOM_SKIPMIXIN_KEY
-from airflow.sdk import get_current_context
-from pydantic import ConfigDict
-from pydantic_ai import Agent
+from airflow.sdk import get_current_context, task
 from pydantic_ai.messages import TextContent
 from pydantic_ai.tools import Tool
 from pydantic_ai.toolsets import FunctionToolset
 
-from include.llm_model import ConnectionModel
 from include.task_defaults import LLM_TASK
 
 LLM_CONN_ID = "pydanticai_default"
-
-# The SDK prints each prompt and answer into the task's log; at DEBUG they stay available to who asks for them.
-_sdk_log = logging.getLogger("airflow_ai_sdk.operators.agent")
-sdk_agent.print = _sdk_log.debug
+AIRFLOW_AI_SDK = "airflow_ai_sdk"
+COMMON_AI = "airflow.providers.common.ai"
 
 
-class BaseModel(airflow_ai_sdk.BaseModel):  # type: ignore[misc]
+def active_sdk() -> str:
+    """The package that registered `task.llm`: `AIRFLOW_AI_SDK` or `COMMON_AI`.
+
+    :raises ImportError: none is installed, both are, or another package has registered it.
+    """
+    one_of_them = "Install one: the requirements.txt of this project, or that of common-ai/ (see docs)."
+    try:
+        registered_by = task.llm.__module__
+    except AttributeError:
+        raise ImportError(f"No AI SDK: nothing has registered @task.llm. {one_of_them}") from None
+    if all(_installed(package) for package in (AIRFLOW_AI_SDK, COMMON_AI)):
+        raise ImportError(
+            "Two AI SDKs: airflow-ai-sdk and apache-airflow-providers-common-ai are both installed and register "
+            f"the same decorators (@task.llm is {registered_by}'s). Uninstall one of them."
+        )
+    for package in (AIRFLOW_AI_SDK, COMMON_AI):
+        if registered_by.startswith(f"{package}."):
+            return package
+    raise ImportError(f"Unknown AI SDK: @task.llm is registered by {registered_by}. {one_of_them}")
+
+
+def _installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # not even its parent package
+        return False
+
+
+if active_sdk() == COMMON_AI:
+    from include import ai_common_ai as sdk
+else:
+    from include import ai_airflow_ai_sdk as sdk  # type: ignore[no-redef]
+
+
+class BaseModel(pydantic.BaseModel):
     """Base class of what a model is asked to return. It lands in XCom as plain JSON (a dict).
 
     A validation error does not quote the model's answer, which would put it into the log.
     """
 
-    model_config = ConfigDict(hide_input_in_errors=True)
+    model_config = pydantic.ConfigDict(hide_input_in_errors=True)
 
     def model_dump(self, *, mode: str = "json", **kwargs: Any) -> dict[str, Any]:
         """As pydantic's, but JSON by default: enums and dates become what XCom can hold."""
-        dumped: dict[str, Any] = super().model_dump(mode=mode, **kwargs)
-        return dumped
+        return super().model_dump(mode=mode, **kwargs)
 
 
 def llm_kwargs() -> dict[str, Any]:
     """Keyword arguments for `@task.llm` and `@task.llm_branch`: the model, and retries, time-out and pool."""
-    return {**LLM_TASK, "model": ConnectionModel(LLM_CONN_ID)}
+    return {**LLM_TASK, **sdk.llm_kwargs(LLM_CONN_ID)}
 
 
 def agent_kwargs(
@@ -63,17 +92,12 @@ def agent_kwargs(
     """Keyword arguments for `@task.agent`: as `llm_kwargs`, with the agent's prompt, tools and output.
 
     :param tools: functions (their docstrings tell the model what they do) or `pydantic_ai.Tool`s. They go in
-        as a toolset, which the SDK leaves alone; tools given to the agent lose their settings (approval,
-        retries, time-out, schema).
+        as a toolset, which the SDKs leave alone; airflow-ai-sdk drops the settings of tools given to the agent
+        (approval, retries, time-out, schema).
     :param output_type: `str`, or a subclass of `BaseModel`.
     """
-    agent = Agent(
-        ConnectionModel(LLM_CONN_ID),
-        system_prompt=system_prompt,
-        output_type=output_type,
-        toolsets=[FunctionToolset(tools=list(tools))] if tools else [],
-    )
-    return {**LLM_TASK, "agent": agent}
+    toolsets = [FunctionToolset(tools=list(tools), id="tools")] if tools else []
+    return {**LLM_TASK, **sdk.agent_kwargs(LLM_CONN_ID, system_prompt, toolsets, output_type)}
 
 
 def untrusted(text: str) -> list[TextContent]:

@@ -78,6 +78,7 @@ class ConnectionModel(WrapperModel):
         """
         from pydantic_ai.exceptions import ModelAPIError
 
+        log.debug("Messages: %s", messages)
         settings: Any = {"timeout": CALL_TIMEOUT_S, **(model_settings or {})}
         started = time.monotonic()
         waits: list[float] = []
@@ -95,6 +96,7 @@ class ConnectionModel(WrapperModel):
                 log.info("Connection %r: asked to wait %.0f s before the next call.", self.conn_id, wait)
                 waits.append(wait)
                 await asyncio.sleep(wait)
+        log.debug("Answer: %s", response)
         self.usage_recorder.record(response, time.monotonic() - started)
         return response
 

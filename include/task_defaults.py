@@ -23,7 +23,6 @@ DEFAULT_ARGS: dict[str, Any] = {
 }
 
 LLM_TASK: dict[str, Any] = {
-    **QUIET,  # mapped tasks do not take it from the DAG's default_args
     # Providers have bad minutes, not bad days. What no retry can mend (a refused key, an unknown model,
     # an invalid request) fails at once: see include/llm_model.py.
     "retries": 3,

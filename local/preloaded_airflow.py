@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import sys
 
-import airflow_ai_sdk  # noqa: F401
 import pydantic_ai.models.openai  # noqa: F401
 from airflow.__main__ import main
+
+import include.ai  # noqa: F401
 
 if __name__ == "__main__":
     sys.argv[0] = "airflow"

@@ -45,11 +45,11 @@ class Stack:
     """
 
     def __init__(self, home: Path = DEFAULT_HOME, api_port: int = DEFAULT_PORT) -> None:
-        self.home = home
-        self.processes = ProcessGroup(home)
+        self.home = home.resolve()
+        self.processes = ProcessGroup(self.home)
         self.api = AirflowAPI(f"http://127.0.0.1:{api_port}")
         self._api_port = api_port
-        self._port_file = home / "port"
+        self._port_file = self.home / "port"
 
     def attach(self) -> bool:
         """Use the stack that already runs in this folder, on whichever port, if there is one.
@@ -163,7 +163,7 @@ def main() -> None:
             print(f"Already running: {stack.api.url}")
         else:
             stack.start(say=print)
-            print(f"Airflow's UI: {stack.api.url}    Stop it with: make stop")
+            print(f"Airflow's UI: {stack.api.url}")
     except StackError as error:
         sys.exit(f"The local stack cannot start: {error}")
     except KeyboardInterrupt:

@@ -37,6 +37,15 @@ def dag_files(folder: str = "") -> list[Path]:
     return sorted((PROJECT / "dags" / folder).rglob("*.py"))
 
 
+def dag_bag_module() -> Any:
+    """Where this Airflow keeps `DagBag` and `sync_bag_to_db`."""
+    try:
+        from airflow.dag_processing import dagbag
+    except ImportError:  # Airflow 3.1
+        from airflow.models import dagbag
+    return dagbag
+
+
 @pytest.fixture(scope="session")
 def airflow_db() -> None:
     """A migrated Airflow database, with the project's DAG bundle known to it."""
@@ -94,8 +103,7 @@ def load_dag(airflow_db: None) -> Callable[[str], Any]:
     """Parse a DAG file anew and return its DAG, known to the database."""
 
     def load(dag_id: str) -> Any:
-        from airflow.models.dagbag import DagBag, sync_bag_to_db
-
+        DagBag, sync_bag_to_db = dag_bag_module().DagBag, dag_bag_module().sync_bag_to_db
         (file,) = (path for path in dag_files() if path.stem == dag_id)
         bag = DagBag(str(file))
         assert not bag.import_errors

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import PROJECT, dag_files
+from tests.conftest import PROJECT, dag_bag_module, dag_files
 
 HEAVY_MODULES = [
     "openai",
@@ -81,12 +81,7 @@ def test_no_dag_file_imports_a_heavy_module(parsed):
 
 @pytest.fixture(scope="module")
 def dags() -> dict[str, Any]:
-    try:
-        from airflow.dag_processing.dagbag import DagBag
-    except ImportError:  # Airflow 3.1
-        from airflow.models.dagbag import DagBag
-
-    bag = DagBag(str(PROJECT / "dags"))
+    bag = dag_bag_module().DagBag(str(PROJECT / "dags"))
     assert bag.import_errors == {}
     return dict(bag.dags)
 

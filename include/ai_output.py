@@ -1,0 +1,23 @@
+"""What an SDK does with a model's answer before it goes to XCom."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic_ai import ModelRetry
+from pydantic_core import to_jsonable_python
+
+
+def as_json(output: Any) -> Any:
+    """The answer as plain JSON: models become dicts, enums their values, dates ISO 8601 strings."""
+    return to_jsonable_python(output, by_alias=False)
+
+
+def chosen_tasks(choice: Any) -> Any:
+    """The id of the chosen task, or the ids where several may be chosen.
+
+    :raises ModelRetry: none is chosen, so the model is asked again.
+    """
+    if choice == []:
+        raise ModelRetry("Choose at least one.")
+    return as_json(choice)
