@@ -78,6 +78,13 @@ class BaseModel(pydantic.BaseModel):
         return super().model_dump(mode=mode, **kwargs)
 
 
+class Toolset(FunctionToolset[None]):
+    """Tools of an agent. Its repr goes into the serialized DAG, so it is the same at every parse."""
+
+    def __repr__(self) -> str:
+        return f"Toolset({', '.join(sorted(self.tools))})"
+
+
 def llm_kwargs() -> dict[str, Any]:
     """Keyword arguments for `@task.llm` and `@task.llm_branch`: the model, and retries, time-out and pool."""
     return {**LLM_TASK, **sdk.llm_kwargs(LLM_CONN_ID)}
@@ -96,7 +103,7 @@ def agent_kwargs(
         (approval, retries, time-out, schema).
     :param output_type: `str`, or a subclass of `BaseModel`.
     """
-    toolsets = [FunctionToolset(tools=list(tools), id="tools")] if tools else []
+    toolsets = [Toolset(tools=list(tools), id="tools")] if tools else []
     return {**LLM_TASK, **sdk.agent_kwargs(LLM_CONN_ID, system_prompt, toolsets, output_type)}
 
 

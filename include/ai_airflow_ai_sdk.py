@@ -6,6 +6,7 @@ instance of its own base class, and makes one string of the list of tasks that `
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +31,11 @@ def run_agent(self: Any, context: Context) -> Any:
 
 def run_branch(self: Any, context: Context) -> Any:
     """`execute` of `@task.llm_branch`: the model chooses among the tasks downstream, in a fixed order."""
-    choice = Enum("DownstreamTasks", {task_id: task_id for task_id in sorted(self.downstream_task_ids)})
+    choice: Any = Enum("DownstreamTasks", {task_id: task_id for task_id in sorted(self.downstream_task_ids)})  # type: ignore[misc]
     self.agent = Agent(
         self.model,
         system_prompt=self.system_prompt,
-        output_type=list[choice] if self.allow_multiple_branches else choice,  # type: ignore[valid-type]
+        output_type=list[choice] if self.allow_multiple_branches else choice,
     )
     self.agent.output_validator(chosen_tasks)
     return self.do_branch(context, run_agent(self, context))
@@ -50,7 +51,7 @@ def llm_kwargs(conn_id: str) -> dict[str, Any]:
 
 
 def agent_kwargs(
-    conn_id: str, system_prompt: str, toolsets: list[FunctionToolset[None]], output_type: type[Any]
+    conn_id: str, system_prompt: str, toolsets: Sequence[FunctionToolset[None]], output_type: type[Any]
 ) -> dict[str, Any]:
     """What `@task.agent` needs for an agent with these tools."""
     agent = Agent(ConnectionModel(conn_id), system_prompt=system_prompt, output_type=output_type, toolsets=toolsets)

@@ -7,7 +7,7 @@ renders all fields a second time once they hold the prompt and the task's argume
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.ai.hooks.pydantic_ai import PydanticAIHook
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pydantic_ai.toolsets import FunctionToolset
 
 
-class ConnectionHook(PydanticAIHook):  # type: ignore[misc]
+class ConnectionHook(PydanticAIHook):
     """The provider's hook, for agents that call this project's model and answer in plain JSON.
 
     :param check_output: given the answer, returns what goes to XCom.
@@ -58,7 +58,7 @@ def llm_kwargs(conn_id: str) -> dict[str, Any]:
 
 
 def agent_kwargs(
-    conn_id: str, system_prompt: str, toolsets: list[FunctionToolset[None]], output_type: type[Any]
+    conn_id: str, system_prompt: str, toolsets: Sequence[FunctionToolset[None]], output_type: type[Any]
 ) -> dict[str, Any]:
     """What `@task.agent` needs for an agent with these tools."""
     return {

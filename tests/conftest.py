@@ -46,6 +46,13 @@ def dag_bag_module() -> Any:
     return dagbag
 
 
+def parse(path: Path) -> Any:
+    """A `DagBag` of the DAG files at `path`, none of which may fail to import."""
+    bag = dag_bag_module().DagBag(str(path))
+    assert bag.import_errors == {}
+    return bag
+
+
 @pytest.fixture(scope="session")
 def airflow_db() -> None:
     """A migrated Airflow database, with the project's DAG bundle known to it."""
@@ -100,34 +107,42 @@ class DagRunResult:
 
 @pytest.fixture
 def load_dag(airflow_db: None) -> Callable[[str], Any]:
-    """Parse a DAG file anew and return its DAG, known to the database."""
+    """Parse a DAG file anew and return its DAG."""
 
     def load(dag_id: str) -> Any:
-        DagBag, sync_bag_to_db = dag_bag_module().DagBag, dag_bag_module().sync_bag_to_db
         (file,) = (path for path in dag_files() if path.stem == dag_id)
-        bag = DagBag(str(file))
-        assert not bag.import_errors
-        sync_bag_to_db(bag, "dags-folder", None)
-        return bag.dags[dag_id]
+        return parse(file).dags[dag_id]
 
     return load
 
 
 @pytest.fixture
-def run_dag(load_dag: Callable[[str], Any]) -> Callable[..., DagRunResult]:
-    """Run a DAG in this process, with this `conf`; a task that retries does so at once.
+def run_any_dag(airflow_db: None) -> Callable[..., DagRunResult]:
+    """Run a DAG object in this process, with this `conf`; a task that retries does so at once.
 
     The same `logical_date` and `run_after` again are the same run, cleared.
     """
 
-    def run(dag_id: str, conf: dict[str, Any] | None = None, **test_options: Any) -> DagRunResult:
-        dag = load_dag(dag_id)
+    def run(dag: Any, conf: dict[str, Any] | None = None, **test_options: Any) -> DagRunResult:
+        bag = dag_bag_module().DagBag(os.devnull)
+        bag.dags[dag.dag_id] = dag
+        dag_bag_module().sync_bag_to_db(bag, "dags-folder", None)
         for task in dag.tasks:
             if task.is_mapped:
                 task.partial_kwargs |= {"retry_delay": timedelta(0), "retry_exponential_backoff": False}
             else:
                 task.retry_delay, task.retry_exponential_backoff = timedelta(0), False
         return DagRunResult(dag.test(run_conf=conf, **test_options))
+
+    return run
+
+
+@pytest.fixture
+def run_dag(load_dag: Callable[[str], Any], run_any_dag: Callable[..., DagRunResult]) -> Callable[..., DagRunResult]:
+    """Run the project's DAG of this id, as `run_any_dag` does."""
+
+    def run(dag_id: str, conf: dict[str, Any] | None = None, **test_options: Any) -> DagRunResult:
+        return run_any_dag(load_dag(dag_id), conf, **test_options)
 
     return run
 

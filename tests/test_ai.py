@@ -1,20 +1,22 @@
-"""`include.ai`, the seam between the DAGs and the AI SDK: outputs, tools, prompts, task settings, the model."""
+"""`include.ai`, the seam between the DAGs and the AI SDK: outputs, prompts, task settings, the model."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from datetime import UTC, date, datetime, timedelta
 from enum import Enum
+from importlib.metadata import distributions
 from typing import Any
 
 import pytest
 from airflow.sdk import dag, task
 from pydantic import Field, ValidationError
-from pydantic_ai.tools import Tool
 
-from include.ai import BaseModel, agent_kwargs, llm_kwargs, untrusted
+from include.ai import AIRFLOW_AI_SDK, COMMON_AI, BaseModel, active_sdk, agent_kwargs, llm_kwargs, untrusted
 from include.llm_model import ConnectionModel
-from tests.conftest import KEY
+from tests.conftest import KEY, PROJECT
 
 
 class Colour(Enum):
@@ -80,86 +82,6 @@ def test_a_validation_error_names_the_field_and_does_not_quote_the_answer():
     assert "a-secret-colour" not in str(error.value)
 
 
-# Tools
-
-
-def look_up(name: str) -> str:
-    """Look something up."""
-    return f"data of {name}"
-
-
-def agent_task(**kwargs: Any) -> Any:
-    """The agent inside an operator that was constructed from `agent_kwargs`."""
-
-    @dag(schedule=None)
-    def example():
-        @task.agent(**agent_kwargs(system_prompt="Be brief.", **kwargs))
-        def answer():
-            return untrusted("Hello")
-
-        answer()
-
-    return example().get_task("answer").agent
-
-
-def offered_tools(agent: Any) -> dict[str, Any]:
-    """The tools that the agent would offer to a model, by name."""
-    return {name: tool for toolset in agent.toolsets for name, tool in getattr(toolset, "tools", {}).items()}
-
-
-def test_a_tool_keeps_its_settings_in_the_operator():
-    tool = Tool(look_up, name="find", requires_approval=True, max_retries=4, timeout=7.5)
-    found = offered_tools(agent_task(tools=[tool]))["find"]
-
-    assert found.requires_approval is True
-    assert found.max_retries == 4
-    assert found.timeout == 7.5
-
-
-def test_a_tool_from_a_schema_keeps_it_and_gets_its_arguments(llm):
-    schema = {
-        "type": "object",
-        "properties": {"name": {"type": "string", "description": "Whose data."}},
-        "required": ["name"],
-    }
-    tool = Tool.from_schema(look_up, name="find", description="Finds data.", json_schema=schema)
-    agent = agent_task(tools=[tool])
-    llm.call_tool("find", {"name": "Ada"}).reply("done")
-
-    assert agent.run_sync("Hello").output == "done"
-    (offered,) = llm.requests[0].body["tools"]
-    assert offered["function"]["description"] == "Finds data."
-    assert offered["function"]["parameters"]["properties"] == schema["properties"]
-    assert llm.requests[1].body["messages"][-1]["content"] == "data of Ada"
-
-
-def test_a_plain_function_is_a_tool_with_its_docstring(llm):
-    llm.call_tool("look_up", {"name": "Ada"}).reply("done")
-
-    assert agent_task(tools=[look_up]).run_sync("Hello").output == "done"
-    assert llm.requests[0].body["tools"][0]["function"]["description"] == "Look something up."
-    assert llm.requests[1].body["messages"][-1]["content"] == "data of Ada"
-
-
-def test_a_tool_that_needs_approval_does_not_run_without_it(llm):
-    from pydantic_ai.exceptions import UserError
-
-    ran = []
-    tool = Tool(lambda name: ran.append(name), name="delete", requires_approval=True)
-    llm.call_tool("delete", {"name": "everything"}).reply("done")
-
-    with pytest.raises(UserError, match="DeferredToolRequests"):
-        agent_task(tools=[tool]).run_sync("Hello")
-    assert ran == []
-
-
-def test_an_agent_without_tools_offers_none(llm):
-    llm.reply("Hi.")
-
-    assert agent_task().run_sync("Hello").output == "Hi."
-    assert not llm.requests[0].body.get("tools")
-
-
 # Prompts and task settings
 
 
@@ -200,6 +122,11 @@ class Verdict(BaseModel):
     fine: bool = Field(description="Whether it is fine.")
 
 
+def look_up(name: str) -> str:
+    """Look something up."""
+    return f"data of {name}"
+
+
 def example_dag() -> Any:
     @dag(schedule=None, start_date=datetime(2026, 1, 1, tzinfo=UTC))
     def example():
@@ -215,23 +142,69 @@ def example_dag() -> Any:
         def choose():
             return untrusted("Hello")
 
-        judge() >> answer.expand(n=[1, 2]) >> choose()
+        @task
+        def end(): ...
+
+        judge() >> answer.expand(n=[1, 2]) >> choose() >> end()
 
     return example()
 
 
-def test_a_dag_serializes_the_same_each_time_it_is_parsed_and_after_its_model_was_used(llm):
-    from airflow.serialization.serialized_objects import SerializedDAG
+def test_a_dag_serializes_the_same_each_time_it_is_parsed_and_after_its_model_was_used(run_any_dag, llm):
+    from airflow.serialization.serialized_objects import LazyDeserializedDAG
 
     def serialized(dag: Any) -> str:
-        return json.dumps(SerializedDAG.to_dict(dag), sort_keys=True)
+        return json.dumps(LazyDeserializedDAG.from_dag(dag).data, sort_keys=True)
 
-    first = example_dag()
-    before = serialized(first)
-    llm.reply("Hi.")
-    assert first.get_task("answer").partial_kwargs["agent"].run_sync("Hello").output == "Hi."
+    before = serialized(example_dag())
+    llm.call_tool("final_result", {"fine": True}).reply("Hi.", times=2).call_tool("final_result", {"response": "end"})
+    assert run_any_dag(example_dag()).state == "success"
 
     assert serialized(example_dag()) == before
-    assert "ConnectionModel('pydanticai_default')" in before
+    assert "pydanticai_default" in before
     assert " at 0x" not in before
     assert KEY not in before
+
+
+# Which SDK
+
+
+def active_sdk_of(*setup: str) -> str:
+    """What a fresh process says that runs these statements first, each a line."""
+    code = "\n".join([*setup, "try:", "    from include.ai import active_sdk; print(active_sdk())"])
+    code += "\nexcept ImportError as error: print(error)"
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=PROJECT).stdout.splitlines()[-1]
+
+
+def test_the_sdk_is_the_one_that_registered_the_decorators():
+    (installed,) = [
+        package
+        for package, name in ((AIRFLOW_AI_SDK, "airflow-ai-sdk"), (COMMON_AI, "apache-airflow-providers-common-ai"))
+        if any(found.name == name for found in distributions())
+    ]
+    assert active_sdk() == installed
+
+
+def test_without_an_sdk_it_says_which_to_install():
+    said = active_sdk_of(
+        "import importlib.metadata, importlib_metadata",
+        "every = importlib_metadata.distributions",
+        "ai = ('airflow-ai-sdk', 'apache-airflow-providers-common-ai')",
+        "others = lambda **how: (d for d in every(**how) if d.metadata['Name'] not in ai)",
+        "importlib.metadata.distributions = importlib_metadata.distributions = others",
+    )
+    assert said.startswith("No AI SDK: nothing has registered @task.llm.")
+    assert "requirements.txt" in said
+
+
+def test_two_sdks_are_named_with_the_one_that_airflow_uses(tmp_path):
+    other = {AIRFLOW_AI_SDK: COMMON_AI, COMMON_AI: AIRFLOW_AI_SDK}[active_sdk()]
+    package = tmp_path.joinpath(*other.split("."))
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    extend = f"import airflow.providers.common; airflow.providers.common.__path__.append({str(package.parent)!r})"
+    said = active_sdk_of(f"import sys; sys.path.append({str(tmp_path)!r})", extend)
+
+    assert said.startswith("Two AI SDKs: airflow-ai-sdk and apache-airflow-providers-common-ai are both installed")
+    assert f"@task.llm is {active_sdk()}." in said

@@ -125,7 +125,7 @@ def test_an_empty_list_of_reviews_calls_no_model_and_still_reports(run_dag, llm,
 
 @pytest.mark.parametrize("conf", [{"reviews": ["ok"] * 501}, {"reviews": [1]}, {"reviews": "one"}, {"sample_size": 0}])
 def test_wrong_params_are_refused_before_the_run(run_dag, llm, conf):
-    from airflow.exceptions import ParamValidationError
+    from airflow.providers.common.compat.sdk import ParamValidationError
 
     with pytest.raises(ParamValidationError, match=next(iter(conf))):
         run_dag("batch_inference", conf)

@@ -60,7 +60,7 @@ def test_an_answer_that_stays_invalid_fails_the_task_without_being_logged(run_da
 
 
 def test_prompt_and_answer_are_there_for_who_asks_for_debug_logs(run_dag, llm, caplog):
-    with caplog.at_level(logging.DEBUG, logger="airflow_ai_sdk.operators.agent"):
+    with caplog.at_level(logging.DEBUG, logger="include.llm_model"):
         run_prompt_chaining(run_dag, llm)
 
     assert ASKED in caplog.text

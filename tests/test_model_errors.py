@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
-from airflow.exceptions import AirflowException, AirflowFailException
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
 from include import llm_model
 from include.llm_model import ConnectionModel

@@ -144,7 +144,7 @@ def test_the_companies_to_choose_from_are_those_of_the_sample_data(load_dag):
 
 
 def test_a_company_that_is_not_on_the_list_is_refused_before_the_run(run_dag, llm):
-    from airflow.exceptions import ParamValidationError
+    from airflow.providers.common.compat.sdk import ParamValidationError
 
     with pytest.raises(ParamValidationError, match="company"):
         run_dag("multi_agent", {"company": "Acme"})

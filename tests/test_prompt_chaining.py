@@ -92,7 +92,7 @@ def test_a_ticket_reaches_the_model_as_these_very_characters(run_dag, llm, text)
 
 @pytest.mark.parametrize("ticket", ["", "x" * 5001, 12345, None, ["a ticket"]], ids=lambda value: repr(value)[:12])
 def test_a_ticket_that_is_no_text_of_a_sane_length_is_refused_before_the_run(run_dag, llm, ticket):
-    from airflow.exceptions import ParamValidationError
+    from airflow.providers.common.compat.sdk import ParamValidationError
 
     with pytest.raises(ParamValidationError, match="ticket"):
         run_dag("prompt_chaining", {"ticket": ticket})

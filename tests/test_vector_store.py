@@ -146,7 +146,7 @@ def test_the_connection_chooses_the_store(uri, monkeypatch):
 
 
 def test_a_connection_of_another_type_is_named_with_what_is_supported(monkeypatch):
-    from airflow.exceptions import AirflowFailException
+    from airflow.providers.common.compat.sdk import AirflowFailException
 
     monkeypatch.setenv("AIRFLOW_CONN_VECTOR_STORE_DEFAULT", json.dumps({"conn_type": "sqlite", "host": "x"}))
 

@@ -10,7 +10,7 @@ The second half answers the question from the retrieved passages alone. Where th
 
 from typing import Annotated
 
-from airflow.exceptions import AirflowSkipException
+from airflow.providers.common.compat.sdk import AirflowSkipException
 from airflow.sdk import Param, dag, get_current_context, task
 from pydantic import Field
 
