@@ -1,4 +1,4 @@
-"""The DAG `routing`: the model chooses the task that handles an incident."""
+"""The DAG `routing`: the model chooses the severity of an incident, and the teams that must act."""
 
 from __future__ import annotations
 
@@ -8,55 +8,85 @@ import pytest
 
 from tests.conftest import chat_requests
 
-HANDLERS = {"handle_critical": "critical", "handle_standard": "standard", "handle_low": "low"}
+SEVERITIES = {"handle_critical": "critical", "handle_standard": "standard", "handle_low": "low"}
+TEAMS = ["accounts", "billing", "devices", "monitoring", "platform"]
+INCIDENT = "A driver pressed SOS, and in the same minute the billing export failed."
 
 
-@pytest.mark.parametrize("choice", HANDLERS)
-def test_only_the_chosen_handler_runs_and_the_summary_says_so(run_dag, llm, storage, choice):
-    llm.call_tool("final_result", {"response": choice})
-    run = run_dag("routing", {"incident": "A geofence is drawn in the wrong colour."})
+def script(llm, severity="handle_standard", teams=("platform",)):
+    llm.call_tool("final_result", {"response": severity})
+    llm.call_tool("final_result", {"response": list(teams)})
+
+
+def chosen(run, tasks):
+    states = run.states()
+    assert {states[task_id] for task_id in tasks} <= {"success", "skipped"}
+    return [task_id for task_id in tasks if states[task_id] == "success"]
+
+
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_only_the_chosen_severity_is_handled_and_the_rest_runs_all_the_same(run_dag, llm, storage, severity):
+    script(llm, severity)
+    run = run_dag("routing", {"incident": INCIDENT})
 
     assert run.state == "success"
-    assert run.states() == {
-        "route_incident": "success",
-        "summarize": "success",
-        **{handler: "success" if handler == choice else "skipped" for handler in HANDLERS},
-    }
-    assert run.xcom("summarize")["result"].startswith(f"{HANDLERS[choice]}: ")
+    assert chosen(run, SEVERITIES) == [severity]
+    assert run.states()["summarize"] == "success"
+    assert run.xcom("summarize")["result"].startswith(f"{SEVERITIES[severity]}: platform")
+
+
+@pytest.mark.parametrize("teams", [["billing"], ["billing", "monitoring"], TEAMS])
+def test_every_team_that_must_act_is_assigned_and_no_other(run_dag, llm, storage, teams):
+    script(llm, "handle_critical", teams)
+    run = run_dag("routing", {"incident": INCIDENT})
+
+    assert run.state == "success"
+    assert chosen(run, TEAMS) == teams
     (file,) = storage.glob("incidents/*/handled.json")
-    assert json.loads(file.read_text()) == {
-        "incident": "A geofence is drawn in the wrong colour.",
-        "handled": [run.xcom(choice)],
-    }
+    record = json.loads(file.read_text())
+    assert record["incident"] == INCIDENT
+    assert record["severity"] == "critical"
+    assert sorted(each["team"] for each in record["assigned"]) == teams
+    for team in teams:
+        assert team in run.xcom("summarize")["result"]
 
 
 def test_the_model_is_offered_the_downstream_tasks_and_nothing_else(run_dag, llm):
-    llm.call_tool("final_result", {"response": "handle_low"})
+    script(llm)
     run_dag("routing")
 
-    (request,) = chat_requests(llm)
-    (tool,) = request["tools"]
-    offered = json.dumps(tool["function"]["parameters"])
-    assert [name for name in (*HANDLERS, "summarize", "route_incident") if f'"{name}"' in offered] == list(HANDLERS)
+    offered = [json.dumps(request["tools"][0]["function"]["parameters"]) for request in chat_requests(llm)]
+    assert json.dumps(sorted(SEVERITIES)) in offered[0]
+    assert json.dumps(TEAMS) in offered[1]
 
 
 def test_a_choice_that_is_no_downstream_task_is_asked_again(run_dag, llm):
     llm.call_tool("final_result", {"response": "delete_everything"})
-    llm.call_tool("final_result", {"response": "handle_standard"})
+    script(llm)
     run = run_dag("routing")
 
     assert run.state == "success"
     assert run.states()["handle_standard"] == "success"
     assert run.task_instance("route_incident").try_number == 1
-    assert len(chat_requests(llm)) == 2
+    assert len(chat_requests(llm)) == 3
 
 
-def test_choices_that_stay_wrong_fail_the_run_and_no_handler_runs(run_dag, llm, storage):
+def test_choices_that_stay_wrong_fail_the_run_and_nobody_acts(run_dag, llm, storage):
     llm.call_tool("final_result", {"response": "summarize_it_all"}, times=None)
     run = run_dag("routing")
 
     assert run.state == "failed"
     states = run.states()
     assert states["route_incident"] == "failed"
-    assert {states[handler] for handler in HANDLERS} == {"upstream_failed"}
+    assert {states[task_id] for task_id in [*SEVERITIES, *TEAMS]} == {"upstream_failed"}
     assert not storage.exists()
+
+
+def test_the_samples_are_labelled_with_the_dags_severities_and_teams():
+    from tests.conftest import PROJECT
+
+    lines = (PROJECT / "include" / "sample_data" / "incidents.jsonl").read_text().splitlines()
+    incidents = [json.loads(line) for line in lines]
+    assert {each["severity"] for each in incidents} == set(SEVERITIES.values())
+    assert {team for each in incidents for team in each["teams"]} == set(TEAMS)
+    assert sum(len(each["teams"]) == 2 for each in incidents) == 8

@@ -1,19 +1,37 @@
 """
-### Routing: the model chooses which task handles an incident
+### Routing: the model chooses who handles an incident
 
-`@task.llm_branch` may answer with nothing but the id of a task downstream of it. The handlers that were not chosen
-are skipped; the summary runs **whichever branch was taken**.
+`@task.llm_branch` may answer with nothing but ids of tasks downstream of it. It chooses twice:
+
+1. **one** severity, which sets the deadline;
+2. **one or more** teams that must act (`allow_multiple_branches`), as an incident can be an accident *and* a wrong bill.
+
+What was not chosen is skipped. What comes after a choice runs whichever branches were taken.
 """
 
-from airflow.sdk import Param, dag, get_current_context, task
+from airflow.sdk import Param, chain, dag, get_current_context, task
 
 from include.ai import chosen_branches, llm_kwargs, untrusted
 from include.task_defaults import DEFAULT_ARGS
 
-ROUTING_PROMPT = """Decide how to handle an incident of a fleet-tracking platform.
+SEVERITY_PROMPT = """Decide how to handle an incident of a fleet-tracking platform.
 handle_critical: danger to people, the whole system is down, or data is being lost.
 handle_standard: something is broken and needs attention, but work goes on.
 handle_low: minor, cosmetic, or only a question."""
+
+TEAMS = {
+    "monitoring": "people in danger, SOS alarms, police, rescue",
+    "platform": "servers, data, API, apps, maps, alerts, security",
+    "devices": "trackers, firmware, installation, mobile network",
+    "accounts": "users, logins, invitations, questions of customers",
+    "billing": "invoices, payments, prices, refunds",
+}
+TEAMS_PROMPT = "\n".join(
+    [
+        "Which teams must act on an incident of a fleet-tracking platform? Usually one, sometimes two.",
+        *(f"{team}: {duties}" for team, duties in TEAMS.items()),
+    ]
+)
 
 
 @dag(
@@ -24,8 +42,8 @@ handle_low: minor, cosmetic, or only a question."""
     doc_md=__doc__,
     params={
         "incident": Param(
-            "The position feed stopped for all customers ten minutes ago. Dispatchers in three countries call: "
-            "the map is empty and the API answers with errors.",
+            "The position feed stopped for all customers ten minutes ago: the map is empty and the API answers with "
+            "errors. Separately, this morning's invoices charged every customer twice, so billing needs someone too.",
             type="string",
             format="multiline",
             minLength=5,
@@ -36,21 +54,34 @@ handle_low: minor, cosmetic, or only a question."""
     },
 )
 def routing():
-    @task.llm_branch(**llm_kwargs(), system_prompt=ROUTING_PROMPT)
+    @task.llm_branch(**llm_kwargs(), system_prompt=SEVERITY_PROMPT)
     def route_incident():
         return untrusted(get_current_context()["params"]["incident"])
 
     @task
     def handle_critical():
-        return {"severity": "critical", "team": "on-call engineer, paged now", "respond_within_minutes": 5}
+        return {"severity": "critical", "respond_within_minutes": 5}
 
     @task
     def handle_standard():
-        return {"severity": "standard", "team": "next shift's queue", "respond_within_minutes": 240}
+        return {"severity": "standard", "respond_within_minutes": 240}
 
     @task
     def handle_low():
-        return {"severity": "low", "team": "backlog", "respond_within_minutes": 10080}
+        return {"severity": "low", "respond_within_minutes": 10080}
+
+    @task.llm_branch(
+        **llm_kwargs(),
+        system_prompt=TEAMS_PROMPT,
+        allow_multiple_branches=True,
+        trigger_rule="none_failed_min_one_success",
+    )
+    def choose_teams():
+        return untrusted(get_current_context()["params"]["incident"])
+
+    @task
+    def assign(team: str):
+        return {"team": team, "duties": TEAMS[team]}
 
     @task(trigger_rule="none_failed_min_one_success")
     def summarize():
@@ -59,16 +90,24 @@ def routing():
         from include.storage import artifact_path, write_artifact
 
         context = get_current_context()
-        taken = [context["ti"].xcom_pull(task_ids=task_id) for task_id in chosen_branches("route_incident")]
+        (handled,) = context["ti"].xcom_pull(task_ids=chosen_branches("route_incident"))
+        assigned = context["ti"].xcom_pull(task_ids=chosen_branches("choose_teams"))
         path = artifact_path("incidents", context["run_id"], "handled.json")
-        write_artifact(path, json.dumps({"incident": context["params"]["incident"], "handled": taken}, indent=2))
-        decisions = "; ".join(
-            f"{result['severity']}: {result['team']}, within {result['respond_within_minutes']} min" for result in taken
-        )
-        return {"artifact": str(path), "result": decisions}
+        record = {"incident": context["params"]["incident"], **handled, "assigned": assigned}
+        write_artifact(path, json.dumps(record, indent=2, ensure_ascii=False))
+        teams = " and ".join(each["team"] for each in assigned)
+        return {
+            "artifact": str(path),
+            "result": f"{handled['severity']}: {teams}, within {handled['respond_within_minutes']} min",
+        }
 
-    handlers = [handle_critical(), handle_standard(), handle_low()]
-    route_incident() >> handlers >> summarize()
+    chain(
+        route_incident(),
+        [handle_critical(), handle_standard(), handle_low()],
+        choose_teams(),
+        [assign.override(task_id=team)(team) for team in TEAMS],
+        summarize(),
+    )
 
 
 routing()
