@@ -17,6 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from include.ai import COMMON_AI, active_sdk
+
 PROJECT = Path(__file__).resolve().parent.parent
 LIMIT = 1.10
 
@@ -28,12 +30,13 @@ def empty(): ...
 
 empty()
 """
-BARE_DAG = """
+MODEL = "llm_conn_id" if active_sdk() == COMMON_AI else "model"
+BARE_DAG = f"""
 from airflow.sdk import dag, task
 
 @dag(schedule=None)
 def bare():
-    @task.llm(model="test", system_prompt="Answer.")
+    @task.llm({MODEL}="test", system_prompt="Answer.")
     def ask():
         return "question"
 

@@ -52,8 +52,12 @@ def example_connections() -> list[tuple[str, str]]:
     return [(name, value) for name, value in example_settings() if name.startswith("AIRFLOW_CONN_")]
 
 
-def requirements() -> list[str]:
-    lines = (line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines())
+# The image of this project, and the one that it can move to.
+both_images = pytest.mark.parametrize("folder", [".", "common-ai"])
+
+
+def requirements(folder: str) -> list[str]:
+    lines = (line.split("#")[0].strip() for line in (ROOT / folder / "requirements.txt").read_text().splitlines())
     return [line for line in lines if line]
 
 
@@ -149,19 +153,22 @@ def test_the_env_example_has_the_settings_of_this_project() -> None:
     }
 
 
-def test_every_requirement_is_pinned_to_one_version() -> None:
-    for requirement in requirements():
+@both_images
+def test_every_requirement_is_pinned_to_one_version(folder: str) -> None:
+    for requirement in requirements(folder):
         assert re.fullmatch(r"[a-z0-9-]+(\[[a-z0-9,-]+\])?==\d[\w.]*", requirement), requirement
 
 
-def test_airflow_comes_with_the_image_and_only_one_ai_sdk_is_installed() -> None:
-    names = {re.split(r"[\[=]", requirement)[0] for requirement in requirements()}
+@both_images
+def test_airflow_comes_with_the_image_and_only_one_ai_sdk_is_installed(folder: str) -> None:
+    names = {re.split(r"[\[=]", requirement)[0] for requirement in requirements(folder)}
     assert not {"apache-airflow", "apache-airflow-core"} & names
     assert len({"airflow-ai-sdk", "apache-airflow-providers-common-ai"} & names) == 1
 
 
-def test_the_dockerfile_pins_the_runtime_and_its_python() -> None:
-    lines = (ROOT / "Dockerfile").read_text().splitlines()
+@both_images
+def test_the_dockerfile_pins_the_runtime_and_its_python(folder: str) -> None:
+    lines = (ROOT / folder / "Dockerfile").read_text().splitlines()
     (base,) = (line for line in lines if line.startswith("FROM "))
     assert re.fullmatch(r"FROM astrocrpublic\.azurecr\.io/runtime:\d+\.\d+-\d+-python-3\.\d+", base)
 

@@ -4,7 +4,7 @@
 `@task.llm_branch` may answer with nothing but ids of tasks downstream of it. It chooses twice:
 
 1. **one** severity, which sets the deadline;
-2. **one or more** teams that must act (`allow_multiple_branches`), as an incident can be an accident *and* a wrong bill.
+2. **one or more** teams that must act (`allow_multiple_branches`), as it can be an accident *and* a wrong bill.
 
 What was not chosen is skipped. What comes after a choice runs whichever branches were taken.
 """
