@@ -18,7 +18,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 # Airflow reads its configuration when it is first imported: this must stand before any such import.
 _home = tempfile.TemporaryDirectory(prefix="genai-tests-")
-for name in [n for n in os.environ if n.startswith(("AIRFLOW", "OPENAI_", "GENAI_"))]:
+# And tests call `make` as a person would, who has no other `make` around it.
+for name in [n for n in os.environ if n.startswith(("AIRFLOW", "OPENAI_", "GENAI_", "MAKE", "MFLAGS", "STACK"))]:
     del os.environ[name]
 os.environ |= {
     "AIRFLOW_HOME": _home.name,
