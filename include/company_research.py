@@ -6,7 +6,9 @@ company or topic that does not exist is refused before the tool runs, with the l
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from airflow.providers.common.compat.sdk import AirflowFailException
 
 CompanyName = Literal[
     "Kestrel Fleet", "Brennholm Logistics", "Strombrae Charging", "Tretwald", "Glacivane", "Quoinfreight"
@@ -36,7 +38,18 @@ def financial_figures(company: CompanyName) -> list[str]:
     return lines
 
 
-def _company(name: CompanyName) -> dict[str, Any]:
+def revenue_by_year(company: str) -> list[float]:
+    """A company's revenue in million EUR, one number per fiscal year, oldest first.
+
+    :raises AirflowFailException: there is no such company; the message lists those that there are.
+    """
+    if company not in get_args(CompanyName):
+        known = ", ".join(get_args(CompanyName))
+        raise AirflowFailException(f"There is no company {company!r}. There are: {known}.")
+    return [year["revenue_meur"] for year in _company(company)["financials"]]
+
+
+def _company(name: str) -> dict[str, Any]:
     from include.sample_data import companies
 
     return companies()[name]

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import NAMESPACE_URL, uuid5
 
+from airflow.providers.common.compat.sdk import AirflowFailException
+
 KNOWLEDGE_BASE = Path(__file__).parent / "knowledge_base"
 
 CHUNK_CHARACTERS = 800  # about 200 tokens: one or two sections of a help page
@@ -48,14 +50,28 @@ def read_documents(folder: Path = KNOWLEDGE_BASE) -> Iterator[Document]:
     paths = sorted(folder.glob("*.md"))
     if not paths:
         raise ValueError(f"There are no Markdown files in {folder}.")
-    for path in paths:
-        try:
-            text = path.read_text(encoding="utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path.name} is not UTF-8 text: {error}") from error
-        if not text:
-            raise ValueError(f"{path.name} is empty.")
-        yield Document(source=path.name, title=text.splitlines()[0].lstrip("# "), text=text)
+    yield from map(_read, paths)
+
+
+def read_document(name: str) -> Document:
+    """The document of this file name.
+
+    :raises AirflowFailException: there is none; the message lists those that there are.
+    """
+    paths = {path.name: path for path in KNOWLEDGE_BASE.glob("*.md")}
+    if name not in paths:
+        raise AirflowFailException(f"There is no document {name!r}. There are: {', '.join(sorted(paths))}.")
+    return _read(paths[name])
+
+
+def _read(path: Path) -> Document:
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name} is not UTF-8 text: {error}") from error
+    if not text:
+        raise ValueError(f"{path.name} is empty.")
+    return Document(source=path.name, title=text.splitlines()[0].lstrip("# "), text=text)
 
 
 def split_document(document: Document) -> list[Chunk]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
@@ -48,6 +49,16 @@ class Embedder:
         """The vector of a search text."""
         return self._embed([text], query=True)[0]
 
+    def nearest_label(self, texts: Sequence[str], labels: Mapping[str, str]) -> list[str]:
+        """For each text the label whose description is most similar to it (cosine)."""
+        described = [_unit(vector) for vector in self.embed_documents(list(labels.values()))]
+        names = list(labels)
+        nearest = []
+        for vector in map(_unit, self.embed_documents(texts)):
+            similar = [sum(a * b for a, b in zip(vector, other, strict=True)) for other in described]
+            nearest.append(names[similar.index(max(similar))])
+        return nearest
+
     def _embed(self, texts: list[str], *, query: bool) -> list[list[float]]:
         from pydantic_ai.exceptions import ModelAPIError, ModelQuotaExceededError, ModelRequestRejectedError
 
@@ -62,3 +73,8 @@ class Embedder:
                 f"Connection {self.conn_id!r}: embedding with {self.model_id!r} failed ({status}). "
                 "Check the connection's host, key and model."
             ) from None
+
+
+def _unit(vector: Sequence[float]) -> list[float]:
+    length = math.sqrt(sum(x * x for x in vector)) or 1.0
+    return [x / length for x in vector]

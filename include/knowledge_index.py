@@ -15,6 +15,8 @@ from include.vector_store import open_vector_store
 if TYPE_CHECKING:
     from include.vector_store import VectorStore
 
+COLLECTION = "kestrel_help"
+
 log = logging.getLogger(__name__)
 
 
@@ -68,6 +70,30 @@ def index_documents(name: str, sources: Sequence[str]) -> int:
     index.store.replace_documents(chunks, vectors)
     log.info("Indexed %d chunks of %d documents.", len(chunks), len(sources))
     return len(chunks)
+
+
+def refresh_index(name: str, batch_size: int = 50) -> int:
+    """Bring the index in step with the documents, batch by batch, and return the number of its chunks.
+
+    A retry goes on with what is still missing.
+    """
+    for sources in changed_documents(name, batch_size):
+        index_documents(name, sources)
+    delete_removed_documents(name)
+    return open_index(name).store.count()
+
+
+def check_retrieval(name: str, questions: Sequence[dict[str, str]], limit: int) -> list[dict[str, str]] | None:
+    """The questions whose `document` is not among the first `limit` hits; None if the index is empty."""
+    index = open_index(name)
+    if not index.store.count():
+        return None
+    vectors = [index.embedder.embed_query(each["question"]) for each in questions]
+    return [
+        each
+        for each, vector in zip(questions, vectors, strict=True)
+        if each["document"] not in [hit.source for hit in index.store.search(vector, limit)]
+    ]
 
 
 def search(name: str, query: str, limit: int, min_score: float) -> list[dict[str, Any]]:

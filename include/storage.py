@@ -17,12 +17,29 @@ if TYPE_CHECKING:
 DEFAULT_FOLDER = Path(__file__).parent / ".data" / "artifacts"
 
 
-def artifact_path(folder: str, run_id: str, name: str) -> ObjectStoragePath:
-    """Where a run keeps the artifact `name`: `<storage>/<folder>/<run id>/<name>`."""
+def storage_path(*parts: str) -> ObjectStoragePath:
+    """The path `<storage>/<part>/<part>...`, for what is not one run's own."""
     from airflow.sdk import ObjectStoragePath
 
     root = os.environ.get("GENAI_STORAGE") or DEFAULT_FOLDER.as_uri()
-    return ObjectStoragePath(root) / folder / quote(run_id, safe="") / name
+    return ObjectStoragePath(root).joinpath(*parts)
+
+
+def artifact_path(folder: str, run_id: str, name: str) -> ObjectStoragePath:
+    """Where a run keeps the artifact `name`: `<storage>/<folder>/<run id>/<name>`."""
+    return storage_path(folder, quote(run_id, safe=""), name)
+
+
+def stored_file(url: str) -> ObjectStoragePath:
+    """The artifact at `url`, for URLs that come from outside, as in an asset event.
+
+    :raises ValueError: the URL is not below the storage of this project.
+    """
+    from airflow.sdk import ObjectStoragePath
+
+    if not url.startswith(f"{storage_path()}/") or ".." in url.split("/"):
+        raise ValueError(f"{url!r} is not a file on this project's storage, {storage_path()}.")
+    return ObjectStoragePath(url)
 
 
 def write_artifact(path: ObjectStoragePath, content: str | bytes) -> str:

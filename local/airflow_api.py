@@ -51,6 +51,16 @@ class AirflowAPI:
         run_id: str = self._json("POST", f"/api/v2/dags/{dag_id}/dagRuns", json=body)["dag_run_id"]
         return run_id
 
+    def waits_for_assets(self, dag_id: str) -> bool:
+        """Whether updates of assets start this DAG."""
+        return self._json("GET", f"/api/v2/dags/{dag_id}/details")["asset_expression"] is not None
+
+    def runs_by_assets(self, dag_id: str, since: str) -> list[str]:
+        """The ids of the runs that asset events have started since this time (ISO 8601)."""
+        query = {"run_type": "asset_triggered", "run_after_gte": since, "limit": 100}
+        runs = self._json("GET", f"/api/v2/dags/{dag_id}/dagRuns", params=query)["dag_runs"]
+        return [run["dag_run_id"] for run in runs]
+
     def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
         """A run's `state` (queued, running, success, failed), `duration` in seconds and more."""
         run: dict[str, Any] = self._json("GET", self._run(dag_id, run_id))

@@ -1,4 +1,4 @@
-"""Run every pattern's DAG on the local stack, through Airflow's REST API, and show what came out."""
+"""Run every DAG on the local stack, through Airflow's REST API, and show what came out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -21,9 +21,10 @@ from local.environment import PROJECT
 from local.processes import StackError, interrupt_on_signals
 from local.stack import Stack, stack_arguments
 
-PATTERN_TAG = "pattern"
+TAG = "genai"
 PARSE_TIMEOUT_S = 90.0
 RUN_TIMEOUT_S = 600.0
+ASSET_WAIT_S = 5.0
 POLL_S = 0.5
 LOG_LINES = 20
 
@@ -63,29 +64,55 @@ class Demo:
     def run(self, dag_ids: list[str]) -> list[Result]:
         """Run these DAGs side by side until all have ended.
 
+        DAGs that wait for assets are left to the updates that the others make. Those that no update has started (as
+        nothing has changed since the last demo) are then started by hand.
+
         :raises StackError: a DAG file cannot be imported, or something takes too long.
         """
         self._wait_until_parsed(set(dag_ids))
-        run_ids = {dag_id: self.api.trigger(dag_id) for dag_id in dag_ids}
-        self.say(f"triggered {', '.join(dag_ids)}")
+        since = datetime.now(UTC).isoformat()
+        waiting = {dag_id for dag_id in dag_ids if self.api.waits_for_assets(dag_id)}
+        run_ids = self._trigger([dag_id for dag_id in dag_ids if dag_id not in waiting])
         deadline = time.monotonic() + RUN_TIMEOUT_S
+        last_end = time.monotonic() if run_ids else 0.0
         open_runs = dict(run_ids)
         with self.console.status("") as status:
-            while open_runs:
+            while open_runs or waiting:
                 if time.monotonic() > deadline:
-                    raise StackError(f"still running after {RUN_TIMEOUT_S:.0f} s: {', '.join(open_runs)}")
+                    late = ", ".join([*open_runs, *waiting])
+                    raise StackError(f"still running after {RUN_TIMEOUT_S:.0f} s: {late}")
                 ended = [d for d, run_id in open_runs.items() if self.api.run(d, run_id)["state"] in ENDED]
                 at_work = [name for d, run_id in open_runs.items() for name in self._follow(d, run_id)]
                 for dag_id in ended:
                     del open_runs[dag_id]
-                waiting = f"waiting for the scheduler ({', '.join(open_runs)})"
-                status.update(f"{time.monotonic() - self._started:.0f} s  {', '.join(at_work) or waiting}")
+                    last_end = time.monotonic()
+                started = self._started_by_assets(waiting, since)
+                if not open_runs and not started and time.monotonic() > last_end + ASSET_WAIT_S:
+                    started = self._trigger(sorted(waiting))
+                open_runs |= started
+                run_ids |= started
+                waiting -= started.keys()
+                idle = f"waiting for the scheduler ({', '.join(open_runs)})"
+                status.update(f"{time.monotonic() - self._started:.0f} s  {', '.join(at_work) or idle}")
                 time.sleep(POLL_S)
-        return [self._collect(dag_id, run_id) for dag_id, run_id in run_ids.items()]
+        return [self._collect(dag_id, run_ids[dag_id]) for dag_id in dag_ids]
+
+    def _trigger(self, dag_ids: list[str]) -> dict[str, str]:
+        if dag_ids:
+            self.say(f"triggered {', '.join(dag_ids)}")
+        return {dag_id: self.api.trigger(dag_id) for dag_id in dag_ids}
+
+    def _started_by_assets(self, dag_ids: set[str], since: str) -> dict[str, str]:
+        started = {}
+        for dag_id in sorted(dag_ids):
+            if runs := self.api.runs_by_assets(dag_id, since):
+                self.say(f"an asset was updated: {dag_id} starts")
+                started[dag_id] = runs[-1]
+        return started
 
     def _wait_until_parsed(self, wanted: set[str]) -> None:
         deadline = time.monotonic() + PARSE_TIMEOUT_S
-        while missing := wanted - self.api.dag_ids(PATTERN_TAG):
+        while missing := wanted - self.api.dag_ids(TAG):
             for file, trace in self.api.import_errors().items():
                 raise StackError(f"{file} cannot be imported:\n{trace}")
             if time.monotonic() > deadline:
@@ -111,22 +138,32 @@ class Demo:
         run = self.api.run(dag_id, run_id)
         tasks = self.api.task_instances(dag_id, run_id)
         result = Result(dag_id, run["state"], round(run["duration"] or 0, 1), len(tasks), 0, "")
+        values = []
         for task in tasks:
             where = (dag_id, run_id, task["task_id"])
             if usage := self.api.xcom(*where, USAGE_XCOM_KEY, task["map_index"]):
                 result.tokens += usage["input_tokens"] + usage["output_tokens"]
-            value = self.api.xcom(*where, "return_value", task["map_index"])
-            if isinstance(value, dict) and "result" in value:
-                result.result = " ".join(value["result"].split())
+            values.append(self.api.xcom(*where, "return_value", task["map_index"]))
+        result.result = _one_line(values) or ("nothing to do" if run["state"] == "success" else "")
+        for task in tasks:
             if task["state"] == "failed":
                 self._show_failure(dag_id, run_id, task)
-                result.result = f"{_name(task)} failed"
+                if run["state"] == "failed":
+                    result.result = f"{_name(task)} failed"
         return result
 
     def _show_failure(self, dag_id: str, run_id: str, task: dict[str, Any]) -> None:
         lines = self.api.log(dag_id, run_id, task["task_id"], task["try_number"], task["map_index"])
         self.console.print(f"\n[red]{dag_id}.{escape(_name(task))} failed.[/red] The end of its log:")
         self.console.print("\n".join(f"    {line}" for line in lines[-LOG_LINES:]), markup=False)
+
+
+def _one_line(values: list[Any]) -> str:
+    """The result of a run, given what its tasks returned: what they call their result, or else the last answer."""
+    found = [value for value in values if isinstance(value, dict)]
+    named = [value["result"] for value in found if "result" in value]
+    text = "; ".join(named) or (json.dumps(found[-1], ensure_ascii=False) if found else "")
+    return " ".join(text.split())
 
 
 def _name(task: dict[str, Any]) -> str:
@@ -164,8 +201,8 @@ def _table(results: list[Result]) -> Table:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m local.demo", description=__doc__)
-    patterns = sorted(path.stem for path in (PROJECT / "dags" / "patterns").glob("*.py"))
-    parser.add_argument("--only", choices=patterns, action="append", help="run this pattern only; may be repeated")
+    dag_ids = [path.stem for path in sorted((PROJECT / "dags").rglob("*.py"))]
+    parser.add_argument("--only", choices=dag_ids, action="append", help="run this DAG only; may be repeated")
     stack_arguments(parser)
     arguments = parser.parse_args()
     interrupt_on_signals()
@@ -182,7 +219,7 @@ def main() -> None:
         else:
             ours = True
             stack.start(demo.say)
-        results = demo.run(arguments.only or patterns)
+        results = demo.run(arguments.only or dag_ids)
         demo.say(f"memory of the stack: {stack.processes.memory_mb():.0f} MB")
     except (StackError, httpx.HTTPError) as error:
         sys.exit(f"The demo cannot run: {error}")

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
 from local.processes import free_ports
 from tests.conftest import PROJECT, dag_files, model_connection
+from tests.stack import command, local, processes_of, wait_until
 
-PATTERNS = {path.stem for path in dag_files("patterns")}
+DAGS = {path.stem for path in dag_files()}
 
 
 @pytest.fixture(scope="module")
@@ -32,42 +29,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def port() -> int:
     return free_ports(1)[0]
-
-
-def command(module: str, *arguments: str, home: Path, port: int | None = None) -> list[str]:
-    where = ["--home", str(home)] + (["--port", str(port)] if port else [])
-    return [sys.executable, "-m", f"local.{module}", *arguments, *where]
-
-
-def local(module: str, *arguments: str, home: Path, port: int | None = None, **variables: str):
-    """Run a command of the local stack to its end."""
-    return subprocess.run(
-        command(module, *arguments, home=home, port=port),
-        cwd=PROJECT,
-        env={**os.environ, **variables},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-
-
-def processes_of(home: Path) -> list[psutil.Process]:
-    """Every process whose environment or command names this stack's folder."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.pid != os.getpid() and process.environ().get("AIRFLOW_HOME") == str(home / "airflow"):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
-def wait_until(condition: Callable[[], object], timeout: float = 60) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
@@ -83,15 +44,14 @@ def demo(running_stack: str, home: Path, port: int) -> subprocess.CompletedProce
     return local("demo", home=home, port=port)
 
 
-def test_the_demo_runs_every_pattern_to_success_and_reports_it(demo, home):
+def test_the_demo_runs_every_dag_to_success_and_reports_it(demo, home):
     assert demo.returncode == 0, demo.stdout + demo.stderr
     results = json.loads((home / "demo.json").read_text())
-    assert {result["dag_id"] for result in results} == PATTERNS
+    assert {result["dag_id"] for result in results} == DAGS
     for result in results:
         assert set(result) == {"dag_id", "state", "seconds", "tasks", "tokens", "result"}
         assert result["state"] == "success"
-        assert result["tokens"] > 0
-        assert result["tasks"] > 1
+        assert result["tasks"] > 0
         assert result["result"]
         assert result["dag_id"] in demo.stdout
 

@@ -74,12 +74,12 @@ def batch_inference():
         import json
 
         from include.charts import bar_chart
+        from include.mapping import mapped_results
         from include.review_report import summarize_reviews
         from include.storage import artifact_path, write_artifact
 
         context = get_current_context()
-        answers = [context["ti"].xcom_pull(task_ids="analyze", map_indexes=n) for n in range(len(rows))]
-        analysis = summarize_reviews(rows, answers)
+        analysis = summarize_reviews(rows, mapped_results("analyze", rows))
         folder = artifact_path("sentiment", context["run_id"], "")
         write_artifact(folder / "chart.svg", bar_chart("Sentiment of the reviews", analysis["counts"]))
         write_artifact(folder / "report.json", json.dumps(analysis, indent=2, ensure_ascii=False))

@@ -17,7 +17,6 @@ from pydantic import Field
 from include.ai import BaseModel, llm_kwargs, untrusted
 from include.task_defaults import DEFAULT_ARGS, LLM_POOL
 
-COLLECTION = "kestrel_help"
 DOCUMENTS_PER_TASK = 10
 
 ANSWER_PROMPT = (
@@ -62,26 +61,26 @@ class Answer(BaseModel):
 def rag_pipeline():
     @task
     def find_changed_documents() -> list[list[str]]:
-        from include.knowledge_index import changed_documents
+        from include.knowledge_index import COLLECTION, changed_documents
 
         return changed_documents(COLLECTION, DOCUMENTS_PER_TASK)
 
     @task(map_index_template="{{ documents }}", pool=LLM_POOL)
     def index_documents(sources: list[str]) -> int:
-        from include.knowledge_index import index_documents
+        from include.knowledge_index import COLLECTION, index_documents
 
         get_current_context()["documents"] = f"{sources[0]} to {sources[-1]}"
         return index_documents(COLLECTION, sources)
 
     @task
     def delete_removed_documents() -> list[str]:
-        from include.knowledge_index import delete_removed_documents
+        from include.knowledge_index import COLLECTION, delete_removed_documents
 
         return delete_removed_documents(COLLECTION)
 
     @task(trigger_rule="none_failed")
     def retrieve() -> list[dict]:
-        from include.knowledge_index import search
+        from include.knowledge_index import COLLECTION, search
 
         params = get_current_context()["params"]
         return search(COLLECTION, params["query"], params["k"], params["min_score"])

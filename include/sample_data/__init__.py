@@ -16,7 +16,22 @@ def reviews() -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def tickets() -> list[dict[str, str]]:
+    """40 support tickets: ticket_id, customer, text, category, urgency."""
+    return _json_lines("tickets.jsonl")
+
+
+def questions() -> list[dict[str, str]]:
+    """30 questions to the knowledge base: question, document (the one with the answer)."""
+    return _json_lines("questions.jsonl")
+
+
 def companies() -> dict[str, dict[str, Any]]:
     """Six fictional companies by name: financials by fiscal year, and dated market facts."""
     with (FOLDER / "companies.json").open(encoding="utf-8") as file:
         return {company["name"]: company for company in json.load(file)["companies"]}
+
+
+def _json_lines(name: str) -> list[dict[str, str]]:
+    with (FOLDER / name).open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]

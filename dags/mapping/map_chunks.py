@@ -1,0 +1,83 @@
+"""
+### Thousands of items: map chunks, not items
+
+A mapped task costs Airflow a second or two and a row in its database, and there may be no more of them than
+`[core] max_map_length` (1024). So thousands of items are mapped in lists: here each task sorts a chunk of tickets into
+categories by their embeddings alone, 256 in one request.
+
+A task per item is right where each is slow or costs money of its own, for tens of items: see
+[`batch_inference`](/dags/batch_inference).
+"""
+
+from airflow.sdk import Param, dag, get_current_context, task
+
+from include.task_defaults import DEFAULT_ARGS, LLM_POOL
+
+CATEGORIES = {
+    "billing": "invoices, prices, payments, refunds, plans",
+    "technical": "tracker device, map, alerts, API errors, app does not work",
+    "account": "users, login, password, company name, roles, invitations",
+}
+
+
+@dag(
+    dag_display_name="Mapping: chunks of many items (sort tickets)",
+    schedule=None,
+    default_args=DEFAULT_ARGS,
+    tags=["genai", "mapping", "embeddings"],
+    doc_md=__doc__,
+    params={
+        "rows": Param(
+            200,
+            type="integer",
+            minimum=0,
+            maximum=100_000,
+            title="Rows",
+            description="How many tickets; beyond 40 those of the sample data are repeated.",
+        ),
+        "chunk_size": Param(
+            100, type="integer", minimum=1, maximum=10_000, title="Chunk size", description="Tickets per task."
+        ),
+    },
+)
+def map_chunks():
+    @task
+    def get_chunks() -> list[list[int]]:
+        from include.mapping import chunked, mappable
+
+        params = get_current_context()["params"]
+        chunks = mappable(chunked(range(params["rows"]), params["chunk_size"]))
+        return [[chunk[0], chunk[-1] + 1] for chunk in chunks]  # where each starts and ends: XCom is no place for data
+
+    @task(map_index_template="{{ rows }}", pool=LLM_POOL)
+    def sort_tickets(chunk: list[int]):
+        from include.embeddings import Embedder
+        from include.sample_data import tickets
+
+        start, end = chunk
+        get_current_context()["rows"] = f"rows {start} to {end - 1}"
+        sample = tickets()
+        rows = [sample[n % len(sample)] for n in range(start, end)]
+        found = Embedder().nearest_label([row["text"] for row in rows], CATEGORIES)
+        return {
+            "rows": len(rows),
+            "right": sum(category == row["category"] for category, row in zip(found, rows, strict=True)),
+        }
+
+    @task(trigger_rule="all_done")
+    def report(chunks: list[list[int]]):
+        from include.mapping import mapped_results
+
+        counts = mapped_results("sort_tickets", chunks)
+        failed = [f"rows {a} to {b - 1}" for (a, b), count in zip(chunks, counts, strict=True) if count is None]
+        rows = sum(count["rows"] for count in counts if count)
+        right = sum(count["right"] for count in counts if count)
+        named = f"; failed: {', '.join(failed)}" if failed else ""
+        share = f", {right / rows:.0%} as labelled" if rows else ""
+        return {"result": f"{rows} tickets sorted by {len(chunks)} tasks{share}{named}"}
+
+    chunks = get_chunks()
+    sort_tickets.expand(chunk=chunks) >> report(chunks)
+
+
+map_chunks()

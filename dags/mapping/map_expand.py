@@ -1,0 +1,67 @@
+"""
+### `.expand()`: one task per message
+
+Masks personal data before a message may go to a model. How many tasks there are is known only when the list is there.
+
+- **No messages**: the mapped task is skipped, and the report is made all the same.
+- **A bad message** (an empty one): its task fails, the others' results are kept, and the report names it.
+- **Too many**: refused at once, with the way out ([`map_chunks`](/dags/map_chunks)).
+"""
+
+from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.sdk import Param, dag, get_current_context, task
+
+from include.task_defaults import DEFAULT_ARGS
+
+
+@dag(
+    dag_display_name="Mapping: expand (mask personal data)",
+    schedule=None,
+    default_args=DEFAULT_ARGS,
+    tags=["genai", "mapping"],
+    doc_md=__doc__,
+    params={
+        "messages": Param(
+            [
+                "Please call me back at +49 30 1234567, the tracker is silent.",
+                "My address is anna.weber@example.com, I never got the invoice.",
+                "The map is fine today, thank you.",
+            ],
+            type="array",
+            items={"type": "string"},
+            title="Messages",
+            description="One message per line. Try none, or an empty one.",
+        ),
+    },
+)
+def map_expand():
+    @task
+    def get_messages() -> list[str]:
+        from include.mapping import mappable
+
+        return mappable(get_current_context()["params"]["messages"])
+
+    @task(map_index_template="{{ label }}")
+    def mask(message: str) -> str:
+        from include.personal_data import mask_personal_data
+
+        context = get_current_context()
+        context["label"] = f"message {context['ti'].map_index + 1}"
+        if not message.strip():
+            raise AirflowFailException(f"Message {context['ti'].map_index + 1} is empty.")
+        return mask_personal_data(message)
+
+    @task(trigger_rule="all_done")
+    def report(messages: list[str]):
+        from include.mapping import mapped_results
+
+        masked = mapped_results("mask", messages)
+        failed = [f"message {n}" for n, text in enumerate(masked, 1) if text is None]
+        named = f"; failed: {', '.join(failed)}" if failed else ""
+        return {"masked": masked, "result": f"{len(masked) - len(failed)} of {len(masked)} messages masked{named}"}
+
+    messages = get_messages()
+    mask.expand(message=messages) >> report(messages)
+
+
+map_expand()

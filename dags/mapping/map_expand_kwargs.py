@@ -1,0 +1,73 @@
+"""
+### `.expand_kwargs()`: several arguments that belong together
+
+Grades a model's answers against the expected ones. Two lists are zipped into pairs, and each pair becomes the keyword
+arguments of one task, where `.expand(answer=..., expected=...)` would try **every answer with every expectation**.
+
+Lists of different lengths are refused with both lengths: `zip` alone would drop the surplus in silence.
+"""
+
+from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.sdk import Param, dag, get_current_context, task
+
+from include.task_defaults import DEFAULT_ARGS
+
+
+@dag(
+    dag_display_name="Mapping: expand_kwargs (grade answers)",
+    schedule=None,
+    default_args=DEFAULT_ARGS,
+    tags=["genai", "mapping"],
+    doc_md=__doc__,
+    params={
+        "answers": Param(
+            ["The link is valid for 60 minutes.", "The trial covers 25 vehicles."],
+            type="array",
+            items={"type": "string"},
+            title="Answers",
+            description="What the model said, one answer per line.",
+        ),
+        "expected": Param(
+            ["60 minutes", "up to 5 vehicles"],
+            type="array",
+            items={"type": "string"},
+            title="Expected",
+            description="What it should have said, in the same order.",
+        ),
+    },
+)
+def map_expand_kwargs():
+    @task
+    def pair() -> list[dict]:
+        from include.mapping import mappable
+
+        params = get_current_context()["params"]
+        answers, expected = params["answers"], params["expected"]
+        if len(answers) != len(expected):
+            raise AirflowFailException(f"{len(answers)} answers do not pair with {len(expected)} expected ones.")
+        return mappable([{"answer": a, "expected": e} for a, e in zip(answers, expected, strict=True)])
+
+    @task(map_index_template="{{ grade }}")
+    def grade(answer: str, expected: str) -> float:
+        from include.grading import word_recall
+
+        score = word_recall(answer, expected)
+        get_current_context()["grade"] = f"{score:.0%} of: {expected[:40]}"
+        return score
+
+    @task(trigger_rule="all_done")
+    def report(pairs: list[dict]):
+        from include.mapping import mapped_results
+
+        scores = mapped_results("grade", pairs)
+        failed = [pair["expected"] for pair, score in zip(pairs, scores, strict=True) if score is None]
+        graded = [score for score in scores if score is not None]
+        mean = f", mean grade {sum(graded) / len(graded):.2f}" if graded else ""
+        named = f"; failed: {', '.join(failed)}" if failed else ""
+        return {"scores": scores, "result": f"{len(graded)} of {len(pairs)} answers graded{mean}{named}"}
+
+    pairs = pair()
+    grade.expand_kwargs(pairs) >> report(pairs)
+
+
+map_expand_kwargs()

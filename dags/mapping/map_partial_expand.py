@@ -1,0 +1,79 @@
+"""
+### `.partial().expand()`: what varies, and what does not
+
+A summary of each help document for one audience: the audience is the same for all (`partial`), the documents vary
+(`expand`). The tasks are named after their documents in the grid, by a `map_index_template` that is rendered from
+what the task puts into its context.
+
+A document that fails does not stop the others: the report is made from the rest, and names it.
+"""
+
+from airflow.sdk import Param, dag, get_current_context, task
+
+from include.ai import llm_kwargs, untrusted
+from include.task_defaults import DEFAULT_ARGS
+
+SUMMARY_PROMPT = "Say in one short sentence what the reader learns from the text."
+
+
+@dag(
+    dag_display_name="Mapping: partial + expand (summaries)",
+    schedule=None,
+    default_args=DEFAULT_ARGS,
+    tags=["genai", "mapping", "llm"],
+    doc_md=__doc__,
+    params={
+        "documents": Param(
+            ["geofences.md", "refunds-and-returns.md"],
+            type="array",
+            items={"type": "string"},
+            title="Documents",
+            description="File names of the knowledge base, one per line.",
+        ),
+        "audience": Param(
+            "a fleet manager in a hurry",
+            type="string",
+            minLength=3,
+            maxLength=100,
+            title="Audience",
+            description="Whom the summaries are for.",
+        ),
+    },
+)
+def map_partial_expand():
+    @task
+    def get_documents() -> list[str]:
+        from include.mapping import mappable
+
+        return mappable(get_current_context()["params"]["documents"])
+
+    @task
+    def get_audience() -> str:
+        return get_current_context()["params"]["audience"]
+
+    @task.llm(**llm_kwargs(), system_prompt=SUMMARY_PROMPT, map_index_template="{{ title }}")
+    def summarize(document: str, audience: str):
+        from include.documents import read_document
+
+        found = read_document(document)
+        get_current_context()["title"] = found.title
+        return untrusted(f"For {audience}:\n\n{found.text[:1000]}")
+
+    @task(trigger_rule="all_done")
+    def report(documents: list[str]):
+        from include.mapping import mapped_results
+
+        summaries = dict(zip(documents, mapped_results("summarize", documents), strict=True))
+        failed = [name for name, summary in summaries.items() if summary is None]
+        named = f"; failed: {', '.join(failed)}" if failed else ""
+        first = next((f", such as: {summary}" for summary in summaries.values() if summary), "")
+        return {
+            "summaries": summaries,
+            "result": f"{len(documents) - len(failed)} of {len(documents)} documents summarized{named}{first}",
+        }
+
+    documents = get_documents()
+    summarize.partial(audience=get_audience()).expand(document=documents) >> report(documents)
+
+
+map_partial_expand()

@@ -1,0 +1,72 @@
+"""
+### A mapped task group: several steps per item
+
+Each company goes through the same two steps, look up and assess. As a mapped group, a company that is ready goes on
+while another is still being looked up, and a company that fails stops only itself. Two mapped tasks in a row would
+wait for **all** look-ups before the first assessment.
+"""
+
+from typing import get_args
+
+from airflow.sdk import Param, dag, get_current_context, task, task_group
+
+from include.company_research import CompanyName
+from include.task_defaults import DEFAULT_ARGS
+
+COMPANIES = list(get_args(CompanyName))
+
+
+@dag(
+    dag_display_name="Mapping: task group (assess companies)",
+    schedule=None,
+    default_args=DEFAULT_ARGS,
+    tags=["genai", "mapping"],
+    doc_md=__doc__,
+    params={
+        "companies": Param(
+            COMPANIES[:2],
+            type="array",
+            items={"type": "string"},
+            title="Companies",
+            description=f"Among: {', '.join(COMPANIES)}. One that does not exist fails alone.",
+        ),
+    },
+)
+def map_task_group():
+    @task
+    def get_companies() -> list[str]:
+        from include.mapping import mappable
+
+        return mappable(get_current_context()["params"]["companies"])
+
+    @task_group
+    def company(name: str):
+        @task(map_index_template="{{ company }}")
+        def look_up(name: str):
+            from include.company_research import revenue_by_year
+
+            get_current_context()["company"] = name
+            return {"name": name, "revenue": revenue_by_year(name)}
+
+        @task(map_index_template="{{ company }}")
+        def assess(figures: dict) -> str:
+            get_current_context()["company"] = figures["name"]
+            first, *_, last = figures["revenue"]
+            return f"{figures['name']} {'grows' if last > first else 'shrinks'} ({first} to {last} million EUR)"
+
+        assess(look_up(name))
+
+    @task(trigger_rule="all_done")
+    def report(names: list[str]):
+        from include.mapping import mapped_results
+
+        found = mapped_results("company.assess", names)
+        failed = [name for name, text in zip(names, found, strict=True) if text is None]
+        named = [f"failed: {', '.join(failed)}"] if failed else []
+        return {"result": "; ".join([*filter(None, found), *named]) or "no companies"}
+
+    names = get_companies()
+    company.expand(name=names) >> report(names)
+
+
+map_task_group()

@@ -1,0 +1,40 @@
+"""
+### All of two assets (AND): one digest, once both reviews and tickets have arrived
+
+`schedule=CUSTOMER_REVIEWS & SUPPORT_TICKETS` runs **once** when both were updated since its last run, in either order
+and however often, and then waits for both again. It counts what the new feedback is about, from both sides.
+"""
+
+from airflow.sdk import dag, get_current_context, task
+
+from include.assets import CUSTOMER_REVIEWS, SUPPORT_TICKETS
+from include.task_defaults import DEFAULT_ARGS
+
+
+@dag(
+    dag_display_name="All assets (AND): digest of reviews and tickets",
+    schedule=(CUSTOMER_REVIEWS & SUPPORT_TICKETS),
+    default_args=DEFAULT_ARGS,
+    tags=["genai", "scheduling", "asset"],
+    doc_md=__doc__,
+)
+def all_assets():
+    @task(inlets=[CUSTOMER_REVIEWS, SUPPORT_TICKETS])
+    def write_digest():
+        from include.asset_events import files_of, newest_event, triggering_events
+        from include.feedback import count_topics, read_texts, top_topics, topic_table
+        from include.storage import artifact_path, write_artifact
+
+        sources = {"reviews": CUSTOMER_REVIEWS, "tickets": SUPPORT_TICKETS}
+        events = {name: triggering_events(asset) or newest_event(asset) for name, asset in sources.items()}
+        texts = {name: read_texts(files_of(found)) for name, found in events.items()}
+        counts = {name: count_topics(found) for name, found in texts.items()}
+        path = artifact_path("digests", get_current_context()["run_id"], "digest.md")
+        write_artifact(path, topic_table(counts))
+        numbers = " and ".join(f"{len(found)} {name}" for name, found in texts.items())
+        return {"digest": str(path), "result": f"{numbers}: {top_topics(counts)}"}
+
+    write_digest()
+
+
+all_assets()

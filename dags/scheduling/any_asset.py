@@ -1,0 +1,59 @@
+"""
+### Any of two assets (OR): a report on new reviews, or whenever somebody asks
+
+`schedule=CUSTOMER_REVIEWS | REPORT_REQUEST` runs as soon as **one** of them is updated: new reviews have arrived, or
+somebody has pressed *Create asset event* on `report_request` in the UI (or by REST). Then it reports on the newest
+reviews that there are.
+"""
+
+from airflow.providers.common.compat.sdk import AirflowSkipException
+from airflow.sdk import dag, get_current_context, task
+
+from include.ai import llm_kwargs, untrusted
+from include.assets import CUSTOMER_REVIEWS, REPORT_REQUEST
+from include.task_defaults import DEFAULT_ARGS
+
+HEADLINE_PROMPT = "Sum up what customers say about a fleet-tracking product in one sentence."
+MOST_REVIEWS = 5
+
+
+@dag(
+    dag_display_name="Any asset (OR): report on new reviews, or on request",
+    schedule=(CUSTOMER_REVIEWS | REPORT_REQUEST),
+    default_args=DEFAULT_ARGS,
+    tags=["genai", "scheduling", "asset", "llm"],
+    doc_md=__doc__,
+)
+def any_asset():
+    @task(inlets=[CUSTOMER_REVIEWS])
+    def collect_reviews():
+        from include.asset_events import files_of, newest_event, triggering_events
+        from include.feedback import read_texts
+
+        new = triggering_events(CUSTOMER_REVIEWS)
+        requests = triggering_events(REPORT_REQUEST)
+        texts = read_texts(files_of(new or newest_event(CUSTOMER_REVIEWS)))
+        if not texts:
+            raise AirflowSkipException("No reviews have arrived yet.")
+        because = [f"{len(new)} update(s) of the reviews"] * bool(new) + [f"{len(requests)} request(s)"] * bool(
+            requests
+        )
+        return {"texts": texts, "because": " and ".join(because) or "started by hand"}
+
+    @task.llm(**llm_kwargs(), system_prompt=HEADLINE_PROMPT)
+    def write_headline(reviews: dict):
+        return untrusted("\n".join(f"- {text}" for text in reviews["texts"][:MOST_REVIEWS]))
+
+    @task
+    def publish_report(reviews: dict, headline: str):
+        from include.storage import artifact_path, write_artifact
+
+        path = artifact_path("review_reports", get_current_context()["run_id"], "report.md")
+        write_artifact(path, f"# {headline}\n\n{len(reviews['texts'])} reviews, because of {reviews['because']}.\n")
+        return {"report": str(path), "result": f"{reviews['because']}: {headline}"}
+
+    reviews = collect_reviews()
+    publish_report(reviews, write_headline(reviews))
+
+
+any_asset()

@@ -1,0 +1,41 @@
+"""
+### Asset consumer: runs because the knowledge base was updated
+
+Scheduled on the asset `knowledge_base`, with no time and no sensor. It reads the events that triggered it and writes
+what is new for the support team. **Several updates before it starts make one run with all their events**, so it goes
+through all of them. Started by hand, it takes the asset's newest event.
+"""
+
+from airflow.sdk import dag, get_current_context, task
+
+from include.assets import KNOWLEDGE_BASE
+from include.task_defaults import DEFAULT_ARGS
+
+
+@dag(
+    dag_display_name="Asset consumer: what is new in the knowledge base",
+    schedule=[KNOWLEDGE_BASE],
+    default_args=DEFAULT_ARGS,
+    tags=["genai", "scheduling", "asset"],
+    doc_md=__doc__,
+)
+def asset_consumer():
+    @task(inlets=[KNOWLEDGE_BASE])
+    def write_news():
+        import json
+
+        from include.asset_events import files_of, newest_event, triggering_events
+        from include.storage import artifact_path, write_artifact
+
+        events = triggering_events(KNOWLEDGE_BASE) or newest_event(KNOWLEDGE_BASE)
+        lines = ["# What is new in the knowledge base", ""]
+        for changes in [json.loads(file.read_text()) for file in files_of(events, "changes")]:
+            lines += [f"- {kind}: {name}" for kind in ("added", "changed", "removed") for name in changes[kind]]
+        path = artifact_path("news", get_current_context()["run_id"], "news.md")
+        write_artifact(path, "\n".join(lines) + "\n")
+        return {"news": str(path), "result": f"{len(lines) - 2} changes in {len(events)} update(s)"}
+
+    write_news()
+
+
+asset_consumer()

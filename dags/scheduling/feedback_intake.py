@@ -1,0 +1,68 @@
+"""
+### Feedback intake: two assets, updated together or each by itself
+
+Stands for the systems that deliver reviews and tickets. Each task lands a file of new rows and updates its asset with
+the number of rows and the file's URL. `any_asset` and `all_assets` wait for these two assets in different ways.
+"""
+
+from airflow.providers.common.compat.sdk import AirflowSkipException
+from airflow.sdk import Asset, Param, dag, get_current_context, task
+
+from include.assets import CUSTOMER_REVIEWS, SUPPORT_TICKETS
+from include.task_defaults import DEFAULT_ARGS
+
+SOURCES = ["reviews", "tickets"]
+
+
+@dag(
+    dag_display_name="Feedback intake: new reviews, new tickets",
+    schedule=None,
+    default_args=DEFAULT_ARGS,
+    tags=["genai", "scheduling", "asset"],
+    doc_md=__doc__,
+    params={
+        "sources": Param(
+            SOURCES,
+            type="array",
+            items={"type": "string", "enum": SOURCES},
+            minItems=1,
+            title="Sources",
+            description="Which of reviews and tickets have arrived.",
+        ),
+        "rows": Param(
+            20, type="integer", minimum=1, maximum=40, title="Rows", description="How many new rows of each source."
+        ),
+    },
+)
+def feedback_intake():
+    def land(source: str, texts: list[str], asset: Asset):
+        import json
+
+        from include.storage import artifact_path, write_artifact
+
+        context = get_current_context()
+        if source not in context["params"]["sources"]:
+            raise AirflowSkipException(f"No {source} have arrived.")
+        texts = texts[: context["params"]["rows"]]
+        path = artifact_path("feedback", context["run_id"], f"{source}.jsonl")
+        write_artifact(path, "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts))
+        context["outlet_events"][asset].extra = {"rows": len(texts), "file": str(path)}
+        return {"file": str(path), "result": f"{len(texts)} {source}"}
+
+    @task(outlets=[CUSTOMER_REVIEWS])
+    def land_reviews():
+        from include.sample_data import reviews
+
+        return land("reviews", [row["review"] for row in reviews()], CUSTOMER_REVIEWS)
+
+    @task(outlets=[SUPPORT_TICKETS])
+    def land_tickets():
+        from include.sample_data import tickets
+
+        return land("tickets", [row["text"] for row in tickets()], SUPPORT_TICKETS)
+
+    land_reviews()
+    land_tickets()
+
+
+feedback_intake()

@@ -1,0 +1,132 @@
+"""Ask the DAG `on_demand_inference` for an answer, as an application would: over Airflow's REST API, and wait for it.
+
+    python examples/ask.py "The app says my password is wrong."
+
+Where Airflow is, and who asks, comes from the environment:
+
+    AIRFLOW_URL       http://127.0.0.1:8080 if unset (the local stack); a deployment's URL otherwise
+    AIRFLOW_TOKEN     a bearer token, as an Astro deployment's API token; or
+    AIRFLOW_USERNAME  and AIRFLOW_PASSWORD, exchanged for a token. The local stack needs neither.
+
+The key of a request is its run's id: the same key again is the same run, and the same answer, paid once. Whatever
+fails on the way (a lost connection, a restart of Airflow), ask again with the key. Copy this file: it needs httpx only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+import uuid
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+DAG_ID = "on_demand_inference"
+ANSWER = "taskInstances/answer/xcomEntries/return_value"
+PAUSES_S = (0.2, 0.4, 0.8, 1.6, 3.2)
+
+
+class AskError(Exception):
+    """The answer cannot be had; the message says why, and what to do."""
+
+
+class Airflow:
+    """Airflow's REST API at one URL.
+
+    :param url: without `/api/v2`.
+    :param token: a bearer token; without one, `username` and `password` are exchanged for it.
+    """
+
+    def __init__(self, url: str, token: str | None = None, username: str | None = None, password: str | None = None):
+        self._http = httpx.Client(base_url=url.rstrip("/"), timeout=30)
+        self._http.headers["Authorization"] = f"Bearer {token or self._new_token(username, password)}"
+
+    def ask(self, conf: dict[str, Any], key: str, timeout: float) -> Any:
+        """Start the run `key`, unless it was started already, and return its answer.
+
+        :param timeout: seconds to wait for the answer; it can be asked for again later.
+        :raises AskError: refused, failed, or not there in time.
+        """
+        deadline = time.monotonic() + timeout
+        self._start(conf, key)
+        while (state := self._call("GET", self._run(key)).json()["state"]) not in ("success", "failed"):
+            if time.monotonic() > deadline:
+                raise AskError(
+                    f"No answer within {timeout:.0f} s; the run {key!r} is {state}. Ask again with this key."
+                )
+            time.sleep(0.25)
+        if state == "failed":
+            raise AskError(f"The run {key!r} has failed. Its log says why; a new try takes a new key.")
+        return self._call("GET", f"{self._run(key)}/{ANSWER}", params={"stringify": False}).json()["value"]
+
+    _runs = f"/api/v2/dags/{DAG_ID}/dagRuns"
+
+    def _run(self, key: str) -> str:
+        return f"{self._runs}/{quote(key, safe='')}"
+
+    def _start(self, conf: dict[str, Any], key: str) -> None:
+        body = {"dag_run_id": key, "logical_date": None, "conf": conf}
+        response = self._call("POST", self._runs, json=body, allow=(httpx.codes.CONFLICT,))
+        if response.status_code == httpx.codes.CONFLICT:
+            asked = self._call("GET", self._run(key)).json()["conf"]
+            if any(asked.get(name) != value for name, value in conf.items()):
+                raise AskError(f"The key {key!r} was used for another question. A new question takes a new key.")
+
+    def _new_token(self, username: str | None, password: str | None) -> str:
+        if username is None:
+            return str(self._call("GET", "/auth/token").json()["access_token"])
+        login = {"username": username, "password": password}
+        return str(self._call("POST", "/auth/token", json=login).json()["access_token"])
+
+    def _call(self, method: str, path: str, allow: tuple[int, ...] = (), **kwargs: Any) -> httpx.Response:
+        """One request, sent again while Airflow is unreachable or busy. All of them may be sent twice."""
+        for pause in (*PAUSES_S, None):
+            try:
+                response = self._http.request(method, path, **kwargs)
+                problem = f"{response.status_code} {_detail(response)}"
+                if response.is_success or response.status_code in allow:
+                    return response
+                if response.status_code < 500 and response.status_code != httpx.codes.TOO_MANY_REQUESTS:
+                    break
+            except httpx.TransportError as error:
+                problem = f"{type(error).__name__}: {error}"
+            if pause:
+                time.sleep(pause)
+        raise AskError(f"{method} {self._http.base_url}{path}: {problem}")
+
+
+def _detail(response: httpx.Response) -> str:
+    try:
+        detail = response.json()["detail"]
+    except (ValueError, KeyError, TypeError):
+        return response.reason_phrase
+    return detail if isinstance(detail, str) else json.dumps(detail)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("message", help="what the customer wrote")
+    parser.add_argument("--key", help="idempotency key (default: a new one)")
+    parser.add_argument("--timeout", type=float, default=120, help="seconds to wait (default: %(default)s)")
+    arguments = parser.parse_args()
+    environment = os.environ.get
+    key = arguments.key or f"ask-{uuid.uuid4()}"
+    try:
+        airflow = Airflow(
+            environment("AIRFLOW_URL", "http://127.0.0.1:8080"),
+            environment("AIRFLOW_TOKEN"),
+            environment("AIRFLOW_USERNAME"),
+            environment("AIRFLOW_PASSWORD"),
+        )
+        answer = airflow.ask({"message": arguments.message}, key, arguments.timeout)
+    except AskError as error:
+        sys.exit(str(error))
+    print(json.dumps(answer, indent=2, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""What changed in the knowledge base since its asset was last updated."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, TypedDict
+
+from include.documents import read_documents
+from include.storage import storage_path, write_artifact
+
+if TYPE_CHECKING:
+    from airflow.sdk import ObjectStoragePath
+
+
+class Changes(TypedDict):
+    """Names of documents; `documents` is the state after the change, as checksum by name."""
+
+    added: list[str]
+    changed: list[str]
+    removed: list[str]
+    documents: dict[str, str]
+
+
+def changes_since_last_update() -> Changes:
+    """Compare the documents with what `remember` was last given. At first, all of them are new."""
+    before: dict[str, str] = json.loads(_published().read_text()) if _published().exists() else {}
+    now = {document.source: document.checksum for document in read_documents()}
+    return {
+        "added": sorted(now.keys() - before.keys()),
+        "changed": sorted(name for name in now.keys() & before.keys() if now[name] != before[name]),
+        "removed": sorted(before.keys() - now.keys()),
+        "documents": now,
+    }
+
+
+def remember(changes: Changes) -> None:
+    """From now on, changes are counted from this state. To be called once the asset's update is in the database."""
+    write_artifact(_published(), json.dumps(changes["documents"]))
+
+
+def _published() -> ObjectStoragePath:
+    return storage_path("knowledge_base", "published.json")

@@ -1,0 +1,84 @@
+"""What the asset DAGs are made of: changes since the last update, files that events name, topics of feedback."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from include import knowledge_changes
+from include.asset_events import files_of
+from include.documents import Document
+from include.feedback import count_topics, read_texts, top_topics, topic_table
+from include.storage import storage_path, stored_file, write_artifact
+
+
+@pytest.fixture
+def documents(storage, monkeypatch):
+    """The texts of the knowledge base by name, to change."""
+    texts = {"a.md": "# A\n\nOne.", "b.md": "# B\n\nTwo."}
+    read = lambda: [Document(name, name, text) for name, text in texts.items()]  # noqa: E731
+    monkeypatch.setattr(knowledge_changes, "read_documents", read)
+    return texts
+
+
+def changes():
+    found = knowledge_changes.changes_since_last_update()
+    return found["added"], found["changed"], found["removed"]
+
+
+def test_changes_are_counted_from_what_was_remembered_last(documents):
+    assert changes() == (["a.md", "b.md"], [], [])
+    assert changes() == (["a.md", "b.md"], [], [])  # an update that failed is repeated
+
+    knowledge_changes.remember(knowledge_changes.changes_since_last_update())
+    assert changes() == ([], [], [])
+
+    documents["a.md"] += " More."
+    documents["c.md"] = documents.pop("b.md")
+    assert changes() == (["c.md"], ["a.md"], ["b.md"])
+
+
+@pytest.mark.parametrize("name", ["../elsewhere.json", "run/../../elsewhere.json"])
+def test_a_file_outside_the_storage_is_refused(storage, name):
+    with pytest.raises(ValueError, match="is not a file on this project's storage"):
+        stored_file(f"{storage_path()}/{name}")
+    with pytest.raises(ValueError, match=r"'file:///etc/passwd' is not"):
+        stored_file("file:///etc/passwd")
+    assert str(stored_file(f"{storage_path()}/run/x.json")) == f"{storage_path()}/run/x.json"
+
+
+def test_events_without_a_file_are_left_out_and_the_others_are_read(storage, caplog):
+    path = storage_path("feedback", "new.jsonl")
+    write_artifact(path, '{"text": "Fine."}\n')
+    asset = SimpleNamespace(name="customer_reviews")
+    events = [
+        SimpleNamespace(asset=asset, timestamp=n, extra=extra)
+        for n, extra in enumerate([{}, {"file": 7}, {"file": str(path)}, {"file": "s3://other/x"}])
+    ]
+
+    assert read_texts(files_of(events)) == ["Fine."]
+    assert [record.levelname for record in caplog.records] == ["ERROR"] * 3
+    assert "customer_reviews" in caplog.text
+
+
+@pytest.mark.parametrize("line", ["no json", "[]", '{"review": "x"}', "7"])
+def test_a_line_without_a_text_is_named(storage, line):
+    path = storage_path("bad.jsonl")
+    write_artifact(path, f'{{"text": "Fine."}}\n{line}\n')
+
+    with pytest.raises(ValueError, match=r"bad\.jsonl, line 2: no JSON object with the field 'text'"):
+        read_texts([path])
+
+
+def test_topics_are_counted_once_per_text_and_shown_per_source():
+    counts = {
+        "reviews": count_topics(["The GPS position is wrong, tracker offline", "Lovely."]),
+        "tickets": count_topics(["Tracker, and the invoice"]),
+    }
+
+    assert counts["reviews"] == {"tracking": 1, "other": 1}
+    assert counts["tickets"] == {"tracking": 1, "billing": 1}
+    assert top_topics(counts) == "2 about tracking, 1 about billing"
+    assert topic_table(counts).splitlines()[2] == "| tracking | 1 | 1 |"
+    assert top_topics({"reviews": count_topics([])}) == "nothing new"
