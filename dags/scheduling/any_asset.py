@@ -2,7 +2,7 @@
 ### Any of two assets (OR): a report on new reviews, or whenever somebody asks
 
 `schedule=CUSTOMER_REVIEWS | REPORT_REQUEST` runs as soon as **one** of them is updated: new reviews have arrived, or
-somebody has pressed *Create asset event* on `report_request` in the UI (or by REST). Then it reports on the newest
+somebody has pressed *Create Event* on `report_request` in the UI (or by REST). Then it reports on the newest
 reviews that there are.
 """
 
@@ -18,7 +18,7 @@ MOST_REVIEWS = 5
 
 
 @dag(
-    dag_display_name="Any asset (OR): report on new reviews, or on request",
+    dag_display_name="Any asset (OR): review report",
     schedule=(CUSTOMER_REVIEWS | REPORT_REQUEST),
     default_args=DEFAULT_ARGS,
     tags=["genai", "scheduling", "asset", "llm"],
