@@ -14,7 +14,7 @@ DATA := .local
 else ifeq ($(STACK),common-ai)
 AIRFLOW := 3.3.2
 VENV := .venv-common-ai
-DATA := .local/common-ai
+DATA := .local-common-ai
 else
 $(error STACK=$(STACK) is unknown. It is airflow-ai-sdk or common-ai)
 endif

@@ -40,14 +40,15 @@ class Embedder:
 
     def embed_documents(self, texts: Sequence[str]) -> list[list[float]]:
         """One vector per text, in order; BATCH_SIZE texts per request."""
-        vectors: list[list[float]] = []
-        for start in range(0, len(texts), BATCH_SIZE):
-            vectors += self._embed(list(texts[start : start + BATCH_SIZE]), query=False)
-        return vectors
+        return self._embed_all(texts, query=False)
+
+    def embed_queries(self, texts: Sequence[str]) -> list[list[float]]:
+        """One vector per search text, in order; BATCH_SIZE texts per request."""
+        return self._embed_all(texts, query=True)
 
     def embed_query(self, text: str) -> list[float]:
         """The vector of a search text."""
-        return self._embed([text], query=True)[0]
+        return self.embed_queries([text])[0]
 
     def nearest_label(self, texts: Sequence[str], labels: Mapping[str, str]) -> list[str]:
         """For each text the label whose description is most similar to it (cosine)."""
@@ -58,6 +59,12 @@ class Embedder:
             similar = [sum(a * b for a, b in zip(vector, other, strict=True)) for other in described]
             nearest.append(names[similar.index(max(similar))])
         return nearest
+
+    def _embed_all(self, texts: Sequence[str], *, query: bool) -> list[list[float]]:
+        vectors: list[list[float]] = []
+        for start in range(0, len(texts), BATCH_SIZE):
+            vectors += self._embed(list(texts[start : start + BATCH_SIZE]), query=query)
+        return vectors
 
     def _embed(self, texts: list[str], *, query: bool) -> list[list[float]]:
         from pydantic_ai.exceptions import ModelAPIError, ModelQuotaExceededError, ModelRequestRejectedError

@@ -88,7 +88,7 @@ def check_retrieval(name: str, questions: Sequence[dict[str, str]], limit: int) 
     index = open_index(name)
     if not index.store.count():
         return None
-    vectors = [index.embedder.embed_query(each["question"]) for each in questions]
+    vectors = index.embedder.embed_queries([each["question"] for each in questions])
     return [
         each
         for each, vector in zip(questions, vectors, strict=True)

@@ -21,6 +21,7 @@ from tests.conftest import KEY, PROJECT
 
 class Colour(Enum):
     RED = "red"
+    BLUE = "blue"
 
 
 class Part(BaseModel):

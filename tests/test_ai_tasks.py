@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import UTC, date, datetime, timedelta
-from enum import Enum
+from datetime import UTC, date, datetime
 from typing import Any
 
 import pydantic
@@ -14,8 +13,9 @@ from airflow.sdk import dag, task
 from pydantic_ai.exceptions import UserError
 from pydantic_ai.tools import Tool
 
-from include.ai import COMMON_AI, BaseModel, active_sdk, agent_kwargs, chosen_branches, llm_kwargs, untrusted
+from include.ai import COMMON_AI, active_sdk, agent_kwargs, chosen_branches, llm_kwargs, untrusted
 from tests.conftest import KEY, chat_requests
+from tests.test_ai import Colour, Order, Part, look_up
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -26,26 +26,6 @@ def a_dag(body: Callable[[], Any]) -> Any:
 
 
 # What an answer becomes
-
-
-class Colour(Enum):
-    RED = "red"
-    BLUE = "blue"
-
-
-class Part(BaseModel):
-    colour: Colour
-    weight: float | None = None
-
-
-class Order(BaseModel):
-    due: date
-    placed: datetime
-    wait: timedelta
-    main: Part
-    spare: Part | None
-    more: list[Part]
-    by_name: dict[str, Part]
 
 
 class NotOurs(pydantic.BaseModel):
@@ -64,6 +44,7 @@ ORDER = {
     "spare": None,
     "more": [RED, {"colour": "blue", "weight": 0.5}],
     "by_name": {"a": RED},
+    "tags": ["red"],
 }
 
 OUTPUTS = {
@@ -193,11 +174,6 @@ def test_the_branches_are_offered_in_the_same_order_each_time(run_any_dag, llm, 
 
 
 # Tools
-
-
-def look_up(name: str) -> str:
-    """Look something up."""
-    return f"data of {name}"
 
 
 def run_agent(run_any_dag: Any, **kwargs: Any) -> Any:
