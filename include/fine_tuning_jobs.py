@@ -1,0 +1,87 @@
+"""Fine-tuning jobs of a service with OpenAI's API."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from include.paid_jobs import KEY, Job, JobApi
+
+if TYPE_CHECKING:
+    from openai.types.fine_tuning import FineTuningJob
+
+# Where a service ignores the search for metadata, its newest jobs are looked through, up to so many.
+MOST_JOBS = 1_000
+LONGEST_MESSAGE = 500
+LEVELS = {"info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
+
+log = logging.getLogger(__name__)
+
+
+class FineTuningApi(JobApi):
+    """See `include.paid_jobs.JobApi`. A job's `detail` has the fields of `_detail`."""
+
+    underway = frozenset({"validating_files", "queued", "running"})
+
+    _last_event: str | None = None
+
+    async def create(self, request: Mapping[str, Any], metadata: dict[str, str]) -> Job:
+        client = await self.client()
+        return _job(await client.fine_tuning.jobs.create(**request, metadata=metadata))
+
+    async def get(self, job_id: str) -> Job:
+        client = await self.client()
+        return _job(await client.fine_tuning.jobs.retrieve(job_id))
+
+    async def find(self, key: str, since: float) -> list[Job]:
+        client = (await self.client()).with_options(max_retries=3)
+        found, seen = [], 0
+        async for each in client.fine_tuning.jobs.list(metadata={KEY: key}, limit=100):
+            seen += 1
+            if each.created_at < since or seen > MOST_JOBS:
+                break
+            if (each.metadata or {}).get(KEY) == key:
+                found.append(_job(each))
+        return found
+
+    async def cancel(self, job_id: str) -> None:
+        client = await self.client()
+        await client.fine_tuning.jobs.cancel(job_id)
+
+    async def relay_news(self, job: Job) -> None:
+        """Log the job's events (steps, losses, warnings) that came since the last call, oldest first."""
+        client = await self.client()
+        news = []
+        async for event in client.fine_tuning.jobs.list_events(job.id, limit=100):
+            if event.id == self._last_event:
+                break
+            news.append(event)
+        for event in reversed(news):
+            log.log(LEVELS.get(event.level, logging.INFO), "%s: %s", job.id, _one_line(event.message))
+        if news:
+            self._last_event = news[0].id
+
+
+def _job(job: FineTuningJob) -> Job:
+    return Job(
+        id=job.id, status=job.status, created_at=job.created_at, metadata=job.metadata or None, detail=_detail(job)
+    )
+
+
+def _detail(job: FineTuningJob) -> dict[str, Any]:
+    """Model, trained tokens, result files and seconds of a job that succeeded; the error of one that failed."""
+    error = job.error if job.error and job.error.message else None
+    return {
+        "model": job.fine_tuned_model,
+        "trained_tokens": job.trained_tokens,
+        "result_files": job.result_files or [],
+        "seconds": job.finished_at - job.created_at if job.finished_at else None,
+        "error": error and f"{_one_line(error.message)} (code {error.code}, {error.param or 'no file named'})",
+    }
+
+
+def _one_line(text: str) -> str:
+    """Text from outside, so that it cannot pass for lines of the log."""
+    printable = "".join(char if char.isprintable() else " " for char in text)
+    return " ".join(printable.split())[:LONGEST_MESSAGE]

@@ -1,0 +1,40 @@
+"""An emulator of OpenAI's files and fine-tuning endpoints. It is a fake: nothing is ever trained.
+
+For machines where no fine-tuning provider can be had. Files are kept, jobs live through their statuses by the clock,
+and their events and results look like real ones, but **the losses are made up** and no weights exist. A model that a
+job "made" is the base model of the server behind it, shown the `SHOTS` training examples whose user message is nearest
+to the question, as turns before the question's own (the nearest last). Examples of weight 0 are not shown, and of a
+long file only the first `MOST_EXAMPLES` are. The rest is passed on to that server unchanged.
+
+What is real: training and validation files are checked as `include.chat_examples` does, and a job with a bad one
+fails and says which lines. `trained_tokens` are the file's tokens times the epochs. Files and jobs are in a folder,
+and outlive a `kill -9`.
+
+A job takes `--job-seconds`: a tenth of it `validating_files`, a tenth `queued`, then `running`. Any API key is
+accepted unless `--token` is given. Everything else about a provider that a test may need is under `/emulator`, where
+no key is asked for. Outcomes and faults are forgotten when the process ends:
+
+`POST /emulator/jobs`
+    What becomes of the next job that is created and has no outcome yet: `{"outcome": {...}}` with any of
+    `"status"` (`"succeeded"`, `"failed"`, `"cancelled"`: what it ends as), `"error"`
+    (`{"code", "message", "param"}`; with a code `invalid_...` it fails when its files are validated, else when its
+    time is up) and `"hold"` (a status, known or not, that it has from the start until that is changed).
+`POST /emulator/jobs/{id}`
+    `{"status": ..., "error": ...}` gives a job a status now. One that ends it does so as the real one would, any
+    other is held; `null` lets the job go on by the clock.
+`GET /emulator/jobs`
+    All jobs, the newest first.
+`POST /emulator/faults`
+    The next `"times"` (1) requests of `"method"` (any) whose path matches `"path"` (a regular expression for its
+    start) meet one of: `"status": 503` (with `"code"`, `"message"`, and `"retry_after"` in seconds), instead of
+    their answer; `"drop": "before"` or `"after"`, a closed connection before or after the work is done;
+    `"delay_before"` or `"delay"`, seconds of waiting before or after the work.
+`DELETE /emulator/faults`
+    No more faults.
+`GET /emulator/requests`
+    `{"method", "path", "status", "time"}` of the last 100,000 requests to `/v1`; the status of a dropped one is null.
+"""
+
+from .running import serve
+
+__all__ = ["serve"]
