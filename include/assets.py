@@ -24,3 +24,8 @@ SUPPORT_TICKETS = _asset(
 REPORT_REQUEST = _asset(
     "report_request", "feedback", "Somebody wants the review report now. Its events are created in the UI or by REST."
 )
+TUNED_MODEL = _asset(
+    "tuned_model",
+    "models",
+    "The fine-tuned model to use. An event's extra: model (its id at the provider), base_model, score and base_score.",
+)

@@ -218,3 +218,34 @@ class Jobs:
         finally:
             for _, stream in (training, *validation):
                 stream.close()
+
+
+def find_job(store: Store, request: Request) -> Job:
+    """The job that the path names."""
+    name = request.path_params["job"]
+    job = store.job(name)
+    if job is None:
+        raise ApiError(f"Could not find fine tune: {name}", param="fine_tune_id", code="fine_tune_not_found", status=404)
+    return job
+
+
+def _problem(checked: list[CheckedFile]) -> dict[str, Any] | None:
+    """The error of a job whose files were checked; of the training file, if both are bad."""
+    for param, file in zip(("training_file", "validation_file"), checked, strict=False):
+        if file.problems:
+            named = "; ".join(str(problem) for problem in file.problems[:_PROBLEMS_NAMED])
+            message = f"The job failed due to an invalid {param.replace('_', ' ')}. {named}"
+            return {"code": f"invalid_{param}", "message": message, "param": param}
+    return None
+
+
+def _with_outcome(job: Job, outcome: Outcome | None, now: float) -> Job:
+    if outcome is None:
+        return job
+    if outcome.status:
+        job = replace(job, ending=outcome.status)
+    if outcome.error:
+        job = replace(job, error={"code": None, "message": None, "param": None} | outcome.error)
+    if outcome.hold:
+        job = replace(job, marks=(*job.marks, job.marked(now, outcome.hold)))
+    return job

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 from .life import Job
 
+# The purpose of the files in which jobs leave their results.
+RESULTS = "fine-tune-results"
 _PAGE = 500
 _TABLES = """
 PRAGMA journal_mode = WAL;

@@ -1,0 +1,164 @@
+"""
+### Fine-tuning: one paid job per run, whatever happens
+
+Check the examples, estimate the cost, upload each file once, train, compare, promote. **Nothing is spent before every
+line of the examples is valid and the estimate is within the budget.** A retry, a cleared task, a worker or a triggerer
+that is killed takes up the job that there is. The fine-tuned model is promoted, as an update of the asset
+`tuned_model`, only if its answers to the validation set are better than the base model's by a margin.
+
+The provider, the base model and the price are those of the connection `openai_default`.
+"""
+
+from airflow.sdk import Metadata, Param, dag, get_current_context, task
+
+from include.assets import TUNED_MODEL
+from include.custom_operators.gpt_fine_tune import OpenAIFineTuneOperator
+from include.task_defaults import DEFAULT_ARGS, LLM_TASK
+
+CONNECTION = "openai_default"
+N_EPOCHS = 3
+
+
+@dag(
+    dag_display_name="Fine-tuning: ticket triage in house style",
+    schedule=None,
+    default_args=DEFAULT_ARGS,
+    tags=["genai", "pattern", "fine-tuning"],
+    doc_md=__doc__,
+    params={
+        "training_file": Param(
+            None,
+            type=["null", "string"],
+            title="Training examples",
+            description="URL of a JSONL file on the project's storage; empty: the bundled examples.",
+        ),
+        "validation_file": Param(
+            None,
+            type=["null", "string"],
+            title="Validation examples",
+            description="Likewise; none of its questions may be among the training examples.",
+        ),
+        "budget_usd": Param(
+            5.0,
+            type=["null", "number"],
+            minimum=0,
+            title="Budget",
+            description="The run stops before the upload if training would cost more US dollars. Empty: no limit.",
+        ),
+        "margin": Param(
+            0.05,
+            type="number",
+            minimum=0,
+            maximum=1,
+            title="Margin",
+            description="By how much the tuned model must score better than the base model to be promoted.",
+        ),
+        "evaluation_size": Param(
+            20,
+            type="integer",
+            minimum=1,
+            maximum=1000,
+            title="Evaluation size",
+            description="How many validation examples both models answer, at most.",
+        ),
+    },
+)
+def fine_tuning():
+    @task
+    def preflight():
+        import asyncio
+
+        from include.fine_tuning import preflight as ask
+        from include.openai_service import openai_service
+
+        return asyncio.run(ask(openai_service(CONNECTION)))
+
+    @task
+    def validate():
+        from include.fine_tuning import check_examples, files_of_run
+
+        training, validation = check_examples(*files_of_run(get_current_context()["params"]))
+        return {"training": training.examples, "validation": validation.examples, "tokens": training.tokens}
+
+    @task
+    def estimate(examples: dict):
+        from include.fine_tuning import estimate as price
+        from include.openai_service import openai_service
+
+        budget = get_current_context()["params"]["budget_usd"]
+        return price(openai_service(CONNECTION), examples["tokens"], N_EPOCHS, budget)
+
+    @task(multiple_outputs=True)
+    def upload():
+        import asyncio
+
+        from include.fine_tuning import files_of_run, upload_once
+        from include.openai_service import openai_service
+
+        training, validation = files_of_run(get_current_context()["params"])
+        service = openai_service(CONNECTION)
+        return {
+            "training": asyncio.run(upload_once(service, training)),
+            "validation": asyncio.run(upload_once(service, validation)),
+        }
+
+    @task(**LLM_TASK, map_index_template="{{ model_name }}")
+    def answer(model: str):
+        import asyncio
+
+        from include.fine_tuning import evaluation_examples
+        from include.model_comparison import answer_all
+        from include.openai_service import openai_service
+
+        context = get_current_context()
+        context["model_name"] = model
+        examples = evaluation_examples(context["params"])
+        return asyncio.run(answer_all(openai_service(CONNECTION), model, examples))
+
+    @task
+    def compare(base_model: str, tuned_model: str, answers: list[list[str]]):
+        from include.fine_tuning import evaluation_examples
+        from include.model_comparison import write_comparison
+
+        context = get_current_context()
+        examples = evaluation_examples(context["params"])
+        return write_comparison(context["run_id"], examples, dict(zip([base_model, tuned_model], answers, strict=True)))
+
+    @task(outlets=[TUNED_MODEL])
+    def promote(base_model: str, tuned_model: str, comparison: dict):
+        from airflow.providers.common.compat.sdk import AirflowSkipException
+
+        score, base_score = (comparison["scores"][model]["words"] for model in (tuned_model, base_model))
+        if score < base_score + get_current_context()["params"]["margin"]:
+            raise AirflowSkipException(f"{tuned_model} is not promoted: it scores {score:.2f}, the base {base_score:.2f}.")
+        extra = {"model": tuned_model, "base_model": base_model, "score": score, "base_score": base_score}
+        yield Metadata(TUNED_MODEL, extra)
+
+    base_model = preflight()
+    examples = validate()
+    files = upload()
+    fine_tune = OpenAIFineTuneOperator(
+        task_id="fine_tune",
+        conn_id=CONNECTION,
+        fine_tuning_file_id=files["training"],
+        validation_file_id=files["validation"],
+        model=base_model,
+        suffix="{{ dag_run.run_id }}",
+        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": N_EPOCHS}}},
+        seed=7,
+        deferrable=True,
+        poke_interval=2,
+        timeout=24 * 3600,
+    )
+    [base_model, estimate(examples)] >> files
+    models = models_to_compare(base_model, fine_tune.output)
+    comparison = compare(base_model, fine_tune.output, answer.expand(model=models))
+    promote(base_model, fine_tune.output, comparison)
+
+
+@task
+def models_to_compare(base_model: str, tuned_model: str):
+    return [base_model, tuned_model]
+
+
+fine_tuning()
