@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from include.chat_examples import CheckedFile, check_files
+from include.chat_examples import CheckedFile, Example, check_files, examples
 from include.openai_service import OpenAIService, describe, task_error
 from include.storage import stored_file
 
@@ -54,7 +55,21 @@ def example_file(url: str | None, bundled: Path) -> ExampleFile:
         raise AirflowFailException(str(error)) from None
     if not path.is_file():
         raise AirflowFailException(f"There is no file {url}.")
-    return ExampleFile(path.name, lambda: path.open("rb"))
+    return ExampleFile(path.name, lambda: cast(BinaryIO, path.open("rb")))  # type: ignore[no-untyped-call]
+
+
+def files_of_run(params: Mapping[str, Any]) -> tuple[ExampleFile, ExampleFile]:
+    """The training and the validation file that a run's params name."""
+    return (
+        example_file(params["training_file"], TRAINING),
+        example_file(params["validation_file"], VALIDATION),
+    )
+
+
+def evaluation_examples(params: Mapping[str, Any]) -> list[Example]:
+    """The first examples of the validation file, as many as the params say."""
+    with files_of_run(params)[1].open() as file:
+        return list(islice(examples(file), params["evaluation_size"]))
 
 
 async def preflight(service: OpenAIService) -> str:
@@ -132,7 +147,7 @@ def estimate(service: OpenAIService, tokens: int, n_epochs: int, budget_usd: flo
         if cost > budget_usd:
             raise AirflowFailException(
                 f"Training on about {trained:,} tokens ({n_epochs} epochs) would cost about ${cost:.2f}, more than "
-                f"the budget of ${budget_usd:.2f}. Nothing was spent. Raise budget_usd, or use fewer examples or epochs."
+                f"the budget of ${budget_usd:.2f}. Nothing was spent. Raise budget_usd, or take fewer examples."
             )
     return {"tokens": trained, "cost_usd": cost}
 
@@ -143,7 +158,7 @@ async def upload_once(service: OpenAIService, file: ExampleFile) -> str:
     The name at the provider says what the content is.
     """
     with file.open() as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
+        digest = hashlib.file_digest(cast(Any, content), "sha256").hexdigest()
         size = content.tell()
     name = f"{digest}.jsonl"
     async with service.client() as client:
@@ -166,5 +181,3 @@ async def _uploaded(client: AsyncOpenAI, name: str, size: int) -> str | None:
         if (each.filename, each.bytes) == (name, size) and each.status != "error" and each.expires_at is None
     ]
     return min(found, key=lambda each: (each.created_at, each.id)).id if found else None
-
-

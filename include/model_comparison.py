@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
+from include.charts import grouped_bar_chart
 from include.chat_examples import Example
 from include.openai_service import OpenAIService, task_error
-from include.storage import storage_path, write_artifact
+from include.storage import artifact_path, storage_path, write_artifact
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -70,6 +71,18 @@ def scores(answers: Sequence[str], expected: Sequence[str]) -> dict[str, float]:
         "exact": mean(_normal(answer) == _normal(wanted) for answer, wanted in pairs),
         "words": mean(word_f1(answer, wanted) for answer, wanted in pairs),
     }
+
+
+def write_comparison(run_id: str, examples: Sequence[Example], answers: dict[str, Sequence[str]]) -> dict[str, Any]:
+    """Score every model's answers; write a table and a chart of them, and return the scores and where these are."""
+    expected = [example.answer for example in examples]
+    by_model = {model: scores(given, expected) for model, given in answers.items()}
+    folder = artifact_path("fine_tuning", run_id, "")
+    summary = "".join(f"- {model}: exact {s['exact']:.2f}, words {s['words']:.2f}\n" for model, s in by_model.items())
+    write_artifact(folder / "comparison.md", f"{summary}\n{comparison_table(examples, answers)}")
+    write_artifact(folder / "scores.svg", grouped_bar_chart(f"{len(examples)} validation examples", by_model))
+    line = ", ".join(f"{model} {s['words']:.2f}" for model, s in by_model.items())
+    return {"scores": by_model, "artifacts": str(folder), "result": f"score on {len(examples)} examples: {line}"}
 
 
 def comparison_table(examples: Sequence[Example], answers: dict[str, Sequence[str]]) -> str:

@@ -7,6 +7,7 @@ that need a base model or a price ask. Where the connection does not exist, OPEN
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,9 @@ class OpenAIService:
         """A client that tries each call so many times again, where another try may help."""
         from openai import AsyncOpenAI
 
+        # A line per call is too much where a job is looked at for a day.
+        for name in ("httpx", "httpx2"):
+            logging.getLogger(name).setLevel(logging.WARNING)
         return AsyncOpenAI(api_key=self.key, base_url=self.url, max_retries=retries, timeout=CALL_TIMEOUT_S)
 
 
@@ -98,7 +102,7 @@ def openai_service(conn_id: str) -> OpenAIService:
 
 
 def is_passing(error: Exception) -> bool:
-    """Whether the same call may well succeed later: no connection, no answer in time, too many calls, a server error."""
+    """Whether the same call may succeed later: no connection, no answer in time, too many calls, a server error."""
     from openai import APIConnectionError, APIStatusError
 
     if isinstance(error, APIStatusError):

@@ -130,7 +130,7 @@ class JobApi(ABC):
 
     @abstractmethod
     async def find(self, key: str, since: float) -> list[Job]:
-        """The jobs with this key in their metadata, newest first, looking back to `since` if the service can't search."""
+        """The jobs with this key in their metadata, newest first, back to `since` where the service can't search."""
 
     @abstractmethod
     async def cancel(self, job_id: str) -> None:

@@ -26,11 +26,14 @@ def uses_embedded_model(environment: dict[str, str]) -> bool:
     return not (environment.get("AIRFLOW_CONN_PYDANTICAI_DEFAULT") or environment.get("OPENAI_API_KEY"))
 
 
-def airflow_environment(home: Path, api_port: int, model_url: str, log_ports: tuple[int, int]) -> dict[str, str]:
+def airflow_environment(
+    home: Path, api_port: int, model_url: str, openai_url: str, log_ports: tuple[int, int]
+) -> dict[str, str]:
     """All variables for the stack's Airflow processes.
 
     :param home: the stack's folder: database, logs, vectors and artifacts.
     :param model_url: base URL of the embedded model server, up to and with `/v1`.
+    :param openai_url: base URL of the emulator of OpenAI's fine-tuning API, likewise.
     :param log_ports: ports on which scheduler and triggerer serve the logs of running tasks.
     """
     user = user_environment()
@@ -64,6 +67,8 @@ def airflow_environment(home: Path, api_port: int, model_url: str, log_ports: tu
     }
     defaults = {
         "GENAI_STORAGE": (home / "artifacts").as_uri(),
+        # A key alone is no wish to train a model for money: that takes a connection.
+        "AIRFLOW_CONN_OPENAI_DEFAULT": _fine_tuning_connection(openai_url),
         "AIRFLOW_CONN_VECTOR_STORE_DEFAULT": json.dumps({"conn_type": "lancedb", "host": str(home / "lancedb")}),
     }
     if uses_embedded_model(user):
@@ -75,3 +80,8 @@ def airflow_environment(home: Path, api_port: int, model_url: str, log_ports: tu
 
 def _model_connection(url: str, model: str) -> str:
     return json.dumps({"conn_type": "pydanticai", "host": url, "password": "local", "extra": {"model": model}})
+
+
+def _fine_tuning_connection(url: str) -> str:
+    extra = {"model": CHAT_MODEL, "training_usd_per_million_tokens": 0}
+    return json.dumps({"conn_type": "openai", "host": url, "password": "local", "extra": extra})

@@ -1,4 +1,4 @@
-"""The Docker-free stack: a whole Airflow, and the embedded model server."""
+"""The Docker-free stack: a whole Airflow, the embedded model server, and the emulator of a fine-tuning service."""
 
 from __future__ import annotations
 
@@ -71,9 +71,11 @@ class Stack:
         require_free_port(self._api_port)
         self.home.mkdir(parents=True, exist_ok=True)
         self._port_file.write_text(str(self._api_port))
-        model_port, worker_logs, trigger_logs = free_ports(3)
-        model_url = f"http://127.0.0.1:{model_port}"
-        environment = airflow_environment(self.home, self._api_port, f"{model_url}/v1", (worker_logs, trigger_logs))
+        model_port, openai_port, worker_logs, trigger_logs = free_ports(4)
+        model_url, openai_url = (f"http://127.0.0.1:{port}" for port in (model_port, openai_port))
+        environment = airflow_environment(
+            self.home, self._api_port, f"{model_url}/v1", f"{openai_url}/v1", (worker_logs, trigger_logs)
+        )
         python = [sys.executable, "-m"]
         say(TINY_MODEL_NOTICE if uses_embedded_model(user_environment()) else OWN_MODEL_NOTICE)
         try:
@@ -83,10 +85,14 @@ class Stack:
                 environment,
                 PROJECT,
             )
+            emulator = [*python, "local.openai_emulator", "--port", str(openai_port)]
+            emulator += ["--folder", str(self.home / "openai_emulator"), "--upstream", f"{model_url}/v1"]
+            self.processes.spawn("openai-emulator", emulator, environment, PROJECT)
             self._migrate(environment, say)
             for name in ("api-server", "scheduler", "dag-processor", "triggerer"):
                 self.processes.spawn(name, [*python, "local.preloaded_airflow", name], environment, PROJECT)
             self._wait_for("model-server", f"{model_url}/health", deadline)
+            self._wait_for("openai-emulator", f"{openai_url}/health", deadline)
             self._wait_for("api-server", f"{self.api.url}/api/v2/version", deadline)
             say("model server and API server are ready")
             self.api.log_in()

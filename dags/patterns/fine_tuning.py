@@ -130,7 +130,9 @@ def fine_tuning():
 
         score, base_score = (comparison["scores"][model]["words"] for model in (tuned_model, base_model))
         if score < base_score + get_current_context()["params"]["margin"]:
-            raise AirflowSkipException(f"{tuned_model} is not promoted: it scores {score:.2f}, the base {base_score:.2f}.")
+            raise AirflowSkipException(
+                f"{tuned_model} is not promoted: it scores {score:.2f}, the base {base_score:.2f}."
+            )
         extra = {"model": tuned_model, "base_model": base_model, "score": score, "base_score": base_score}
         yield Metadata(TUNED_MODEL, extra)
 
@@ -151,14 +153,9 @@ def fine_tuning():
         timeout=24 * 3600,
     )
     [base_model, estimate(examples)] >> files
-    models = models_to_compare(base_model, fine_tune.output)
-    comparison = compare(base_model, fine_tune.output, answer.expand(model=models))
+    answers = answer.expand(model=[base_model, fine_tune.output])
+    comparison = compare(base_model, fine_tune.output, answers)
     promote(base_model, fine_tune.output, comparison)
-
-
-@task
-def models_to_compare(base_model: str, tuned_model: str):
-    return [base_model, tuned_model]
 
 
 fine_tuning()

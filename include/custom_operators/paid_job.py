@@ -109,9 +109,9 @@ class PaidJobOperator(BaseOperator):
 
     def execute(self, context: Context) -> Any:
         request = self.request()
-        self._key = JobKey(context["ti"])
+        key = self._key = JobKey(context["ti"])
         service = openai_service(self.conn_id)
-        job = asyncio.run(self._with_api(lambda api: one_job(api, self._key, request)))
+        job = asyncio.run(self._with_api(lambda api: one_job(api, key, request)))
         self._job_id = job.id
         ti, url = context["ti"], self.job_url(service, job)
         ti.xcom_push(key="job_id", value=job.id)
@@ -123,16 +123,14 @@ class PaidJobOperator(BaseOperator):
             return self._finish(context, Outcome(status="ended", job_id=job.id, job=job))
         now = time.time()
         deadline = job.created_at + self.timeout
-        wait = {
+        wait: dict[str, Any] = {
             "poke_interval": self.poke_interval,
             "deadline": deadline if deadline > now else now + self.timeout,
             "cancel_on_timeout": self.cancel_on_timeout,
         }
         if self.deferrable:
             self.defer(
-                trigger=self.trigger(
-                    conn_id=self.conn_id, job_id=job.id, cancel_on_kill=self.cancel_on_kill, **wait
-                ),
+                trigger=self.trigger(conn_id=self.conn_id, job_id=job.id, cancel_on_kill=self.cancel_on_kill, **wait),
                 method_name="execute_complete",
                 timeout=timedelta(seconds=wait["deadline"] - now + GRACE_S),
             )
@@ -176,14 +174,15 @@ class PaidJobOperator(BaseOperator):
 
     def on_kill(self) -> None:
         """Cancel the job when this process is told to stop, also if the answer to its creation has not come yet."""
-        if not self.cancel_on_kill or self._key is None:
+        key = self._key
+        if not self.cancel_on_kill or key is None:
             return
         with ThreadPoolExecutor(1) as pool:  # this may be a signal handler in the middle of a running event loop
-            pool.submit(asyncio.run, self._with_api(self._cancel)).result(KILL_TIMEOUT_S)
-        mark_killed(self._key.value)
+            pool.submit(asyncio.run, self._with_api(lambda api: self._cancel(api, key))).result(KILL_TIMEOUT_S)
+        mark_killed(key.value)
 
-    async def _cancel(self, api: JobApi) -> None:
-        found = await api.find(self._key.value, 0) if self._job_id is None else [await api.get(self._job_id)]
+    async def _cancel(self, api: JobApi, key: JobKey) -> None:
+        found = await api.find(key.value, 0) if self._job_id is None else [await api.get(self._job_id)]
         for job in found:
             if not job.has_ended:
                 await cancel(api, job.id)
@@ -207,11 +206,7 @@ class PaidJobOperator(BaseOperator):
             raise AirflowFailException(f"{where}: {outcome.message}.")
         if job.status == "failed":
             reason = job.detail.get("error") or "the provider gives no reason"
-            raise AirflowFailException(
-                f"{where}: job {job.id} failed: {reason}. Clear this task to start a new one."
-            )
+            raise AirflowFailException(f"{where}: job {job.id} failed: {reason}. Clear this task to start a new one.")
         if job.status == "cancelled":
-            raise AirflowFailException(
-                f"{where}: job {job.id} was cancelled. Clear this task to start a new one."
-            )
+            raise AirflowFailException(f"{where}: job {job.id} was cancelled. Clear this task to start a new one.")
         return self.result(context, job)

@@ -104,9 +104,10 @@ class PaidJobTrigger(BaseTrigger):
         from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
         from asgiref.sync import sync_to_async
 
-        ti = self.task_instance
+        ti: Any = self.task_instance
         states = await sync_to_async(RuntimeTaskInstance.get_task_states)(
             dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
         )
         name = ti.task_id if ti.map_index < 0 else f"{ti.task_id}_{ti.map_index}"
-        return states.get(ti.run_id, {}).get(name)
+        state: str | None = states.get(ti.run_id, {}).get(name)
+        return state

@@ -1,6 +1,8 @@
 """`/v1/models`, and the answers: of the server behind the emulator, and of models that jobs "made"."""
 
 import json
+import time
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -34,7 +36,7 @@ class Answers:
         self._upstream = httpx.Client(base_url=upstream, timeout=300)
         self._shown: dict[str, tuple[list[Example], Any]] = {}
         self.routes = [
-            Route("/v1/models", self.list),
+            Route("/v1/models", self.listing),
             Route("/v1/models/{model:path}", self.retrieve),
             Route("/v1/models/{model:path}", self.delete, methods=["DELETE"]),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
@@ -53,10 +55,10 @@ class Answers:
             return [DEFAULT_MODEL]
         return [model["id"] for model in answer["data"]]
 
-    async def list(self, request: Request) -> JSONResponse:
+    async def listing(self, request: Request) -> JSONResponse:
         """Base models and tuned ones."""
         base = await run_in_threadpool(self.base_models)
-        tuned = [job.tuned_model for job in self._store.jobs() if job.has_model()]
+        tuned = [job.tuned_model for job in self._store.jobs() if job.has_model(time.time())]
         return JSONResponse({"object": "list", "data": [_model(name) for name in [*base, *tuned]]})
 
     async def retrieve(self, request: Request) -> JSONResponse:
@@ -72,7 +74,7 @@ class Answers:
         job = self._maker(name)
         if job is None:
             raise _no_model(name)
-        self._store.save_job(job.without_model())
+        self._store.save_job(replace(job, model_deleted=True))
         return JSONResponse({"id": name, "object": "model", "deleted": True})
 
     async def embeddings(self, request: Request) -> Response:
@@ -99,7 +101,7 @@ class Answers:
 
     def _maker(self, model: str) -> Job | None:
         job = self._store.job_of_model(model)
-        return job if job and job.has_model() else None
+        return job if job and job.has_model(time.time()) else None
 
     def _nearest(self, job: Job, question: str) -> list[dict[str, str]]:
         """The nearest examples as turns, the nearest last."""
@@ -114,7 +116,10 @@ class Answers:
         return [
             {"role": role, "content": content}
             for index in best
-            for role, content in (("user", learned[index].question[-1]["content"]), ("assistant", learned[index].answer))
+            for role, content in (
+                ("user", learned[index].question[-1]["content"]),
+                ("assistant", learned[index].answer),
+            )
         ]
 
     def _embed(self, texts: list[str]) -> Any:

@@ -1,6 +1,5 @@
-"""The application: routes, and errors in OpenAI's shape."""
+"""The application: all routes behind the one door."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -10,53 +9,47 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from .answers import Answers
-from .controls import Controls, Middleware, Outcome
-from .errors import ApiError, parse
+from .controls import Controls
+from .door import Door
+from .errors import ApiError
 from .files import Files
-from .jobs import Jobs, find_job
-from .life import ENDED, as_openai
+from .jobs import Jobs
+from .models import Models
 from .store import Store
+from .upstream import Upstream
+
+EMBEDDING_MODEL = "wordllama-256"
+JOB_SECONDS = 6.0
 
 
-def create_app(folder: Path, upstream: str, job_seconds: float, token: str | None = None) -> ASGIApp:
-    """Build the application.
-
-    :param folder: where files and jobs are kept.
-    :param upstream: base URL of the server that answers questions.
-    :param job_seconds: how long a job takes.
-    :param token: the API key to ask for, if one is to be asked for.
-    """
+def create_app(
+    folder: Path, upstream: str | None, job_seconds: float, token: str | None, embedding_model: str
+) -> ASGIApp:
+    """Build the application on what is in the folder."""
     store = Store(folder)
-    controls = Controls()
-    answers = Answers(store, upstream)
-    jobs = Jobs(store, controls, job_seconds, answers.base_models)
+    controls = Controls(store)
+    models = Models(store, Upstream(upstream), embedding_model)
+    jobs = Jobs(store, controls, job_seconds, models.bases)
+    routes = [Route("/health", _health), *Files(store).routes, *jobs.routes, *models.routes, *controls.routes]
+    handlers = {ApiError: _refused, HTTPException: _no_such_route, Exception: _failed}
+    return Door(Starlette(routes=routes, exception_handlers=handlers), controls, token)
 
-    async def health(_: Request) -> JSONResponse:
-        return JSONResponse({"status": "ok"})
 
-    async def all_jobs(_: Request) -> JSONResponse:
-        now = jobs.now()
-        return JSONResponse({"data": [as_openai(job, now) for job in store.jobs()]})
+async def _health(_: Request) -> JSONResponse:
+    return JSONResponse({"status": "ok"})
 
-    async def change_job(request: Request) -> JSONResponse:
-        job = find_job(store, request)
-        change = await parse(Change, request)
-        now = jobs.now()
-        if change.error is not None:
-            job = replace(job, error=change.error)
-        job = replace(job, marks=(*job.marks, job.marked(now, change.status)))
-        store.save_job(job)
-        return JSONResponse(as_openai(job, now))
 
-    routes = [
-        Route("/health", health),
-        Route("/emulator/jobs", all_jobs),
-        Route("/emulator/jobs/{job}", change_job, methods=["POST"]),
-        *controls.routes,
-        *Files(store).routes,
-        *jobs.routes,
-        *answers.routes,
-    ]
-    app = Starlette(routes=routes, exception_handlers={ApiError: _refused, HTTPException: _no_route})
-    return Middleware(app, controls, token)
+async def _refused(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ApiError)  # noqa: S101
+    return JSONResponse(error.body(), error.status)
+
+
+async def _no_such_route(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)  # noqa: S101
+    problem = ApiError(f"{request.method} {request.url.path}: {error.detail}", status=error.status_code)
+    return JSONResponse(problem.body(), problem.status)
+
+
+async def _failed(_: Request, error: Exception) -> JSONResponse:
+    problem = ApiError("The emulator failed to answer; its log has the reason.", status=500)
+    return JSONResponse(problem.body(), problem.status)

@@ -1,78 +1,116 @@
-"""What tests and demonstrations ask of the emulator beside the API: outcomes of jobs, faults, and what was asked."""
+"""What tests and demonstrations ask for beside the API, under `/emulator`."""
 
-import asyncio
 import re
 import time
 from collections import deque
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
 from .errors import ApiError, parse
+from .life import ENDED, Job, as_openai
+from .store import Store
 
 _MOST_REQUESTS = 100_000
 
 
-class Outcome(BaseModel):
+class _Control(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class JobError(_Control):
+    """Why a job fails."""
+
+    code: str = "server_error"
+    message: str = "This failure was asked for."
+    param: str | None = None
+
+
+class Outcome(_Control):
     """What becomes of a job."""
 
-    model_config = ConfigDict(extra="forbid")
-
     status: Literal["succeeded", "failed", "cancelled"] | None = None
-    error: dict[str, Any] | None = None
+    error: JobError | None = None
     hold: str | None = None
 
+    def applied(self, job: Job) -> Job:
+        """The job that was just created, with this outcome."""
+        ending = self.status or ("failed" if self.error else job.ending)
+        if ending == "failed":
+            error = job.error if job.error and not self.error else (self.error or JobError()).model_dump()
+        else:
+            error = None
+        marks = (job.marked(job.created_at, self.hold),) if self.hold else job.marks
+        return replace(job, ending=ending, error=error, marks=marks)
 
-class NextOutcome(BaseModel):
+
+class NextOutcome(_Control):
     """The body of `POST /emulator/jobs`."""
-
-    model_config = ConfigDict(extra="forbid")
 
     outcome: Outcome
 
 
-class Fault(BaseModel):
-    """The body of `POST /emulator/faults`."""
+class Change(_Control):
+    """The body of `POST /emulator/jobs/{id}`."""
 
-    model_config = ConfigDict(extra="forbid")
+    status: str | None
+    error: JobError | None = None
+
+
+class Fault(_Control):
+    """The body of `POST /emulator/faults`."""
 
     method: str | None = None
     path: str = "/"
     times: Annotated[int, Field(ge=1)] = 1
-    status: int | None = None
+    status: Annotated[int, Field(ge=400, le=599)] | None = None
     code: str | None = None
     message: str = "This failure was asked for."
     retry_after: float | None = None
     drop: Literal["before", "after"] | None = None
-    delay: float = 0
-    delay_before: float = 0
+    delay_before: float | None = None
+    delay: float | None = None
+
+    @model_validator(mode="after")
+    def _one_of_four(self) -> Self:
+        if sum(each is not None for each in (self.status, self.drop, self.delay_before, self.delay)) != 1:
+            raise ValueError("there must be exactly one of status, drop, delay_before and delay")
+        try:
+            re.compile(self.path)
+        except re.error as error:
+            raise ValueError(f"path is no regular expression: {error}") from None
+        return self
 
     def meets(self, scope: Scope) -> bool:
-        """Whether this request is one of those that fail."""
+        """Whether it is meant for this request."""
         return self.method in (None, scope["method"]) and re.match(self.path, scope["path"]) is not None
 
 
 class Controls:
     """The outcomes and faults to come, and the requests that came."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: Store) -> None:
+        self._store = store
         self._outcomes: deque[Outcome] = deque()
         self._faults: list[Fault] = []
         self._requests: deque[dict[str, Any]] = deque(maxlen=_MOST_REQUESTS)
         self.routes = [
             Route("/emulator/jobs", self._add_outcome, methods=["POST"]),
+            Route("/emulator/jobs", self._list_jobs),
+            Route("/emulator/jobs/{job}", self._change_job, methods=["POST"]),
             Route("/emulator/faults", self._add_fault, methods=["POST"]),
             Route("/emulator/faults", self._clear_faults, methods=["DELETE"]),
             Route("/emulator/requests", self._list_requests),
         ]
 
-    def next_outcome(self) -> Outcome | None:
-        """What becomes of the job that is created now, if that was asked for."""
-        return self._outcomes.popleft() if self._outcomes else None
+    def next_outcome(self) -> Outcome:
+        """What becomes of the job that is created now."""
+        return self._outcomes.popleft() if self._outcomes else Outcome()
 
     def fault(self, scope: Scope) -> Fault | None:
         """The fault that this request meets."""
@@ -86,12 +124,27 @@ class Controls:
 
     def note(self, scope: Scope, status: int | None) -> None:
         """Remember a request."""
-        request = {"method": scope["method"], "path": scope["path"], "status": status, "time": time.time()}
-        self._requests.append(request)
+        self._requests.append({"method": scope["method"], "path": scope["path"], "status": status, "time": time.time()})
 
     async def _add_outcome(self, request: Request) -> JSONResponse:
         self._outcomes.append((await parse(NextOutcome, request)).outcome)
         return JSONResponse({"waiting": len(self._outcomes)})
+
+    async def _list_jobs(self, request: Request) -> JSONResponse:
+        now = time.time()
+        return JSONResponse({"object": "list", "data": [as_openai(job, now) for job in self._store.jobs()]})
+
+    async def _change_job(self, request: Request) -> JSONResponse:
+        change = await parse(Change, request)
+        job = self._store.job(request.path_params["job"])
+        now = time.time()
+        if job.status(now) in ENDED:
+            raise ApiError(f"Job {job.id} has ended: it is {job.status(now)}.", param="status")
+        if change.status == "failed":
+            job = replace(job, error=(change.error or JobError()).model_dump())
+        changed = replace(job, marks=(*job.marks, job.marked(now, change.status)))
+        self._store.save_job(changed)
+        return JSONResponse(as_openai(changed, now))
 
     async def _add_fault(self, request: Request) -> JSONResponse:
         self._faults.append(await parse(Fault, request))
@@ -102,70 +155,4 @@ class Controls:
         return JSONResponse({"waiting": 0})
 
     async def _list_requests(self, request: Request) -> JSONResponse:
-        return JSONResponse({"data": list(self._requests)})
-
-
-class Middleware:
-    """Notes each request to `/v1`, asks for the key, and lets the faults happen."""
-
-    def __init__(self, app: ASGIApp, controls: Controls, token: str | None) -> None:
-        self._app = app
-        self._controls = controls
-        self._token = token
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request."""
-        if scope["type"] != "http" or not scope["path"].startswith("/v1"):
-            await self._app(scope, receive, send)
-            return
-        status: int | None = None
-
-        async def noting(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._serve(scope, receive, noting)
-        except Dropped:
-            send.__self__.transport.abort()  # type: ignore[attr-defined]  # uvicorn's own connection
-            await asyncio.sleep(0)
-        finally:
-            self._controls.note(scope, status)
-
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._token and dict(scope["headers"]).get(b"authorization", b"").decode() != f"Bearer {self._token}":
-            await _refuse(ApiError("Incorrect API key provided.", code="invalid_api_key", status=401), scope, receive, send)
-            return
-        fault = self._controls.fault(scope)
-        if fault is None:
-            await self._app(scope, receive, send)
-            return
-        await asyncio.sleep(fault.delay_before)
-        if fault.drop == "before":
-            raise Dropped
-        if fault.status:
-            error = ApiError(fault.message, code=fault.code, status=fault.status)
-            headers = {} if fault.retry_after is None else {"retry-after": f"{fault.retry_after:g}"}
-            await JSONResponse(error.body(), fault.status, headers)(scope, receive, send)
-            return
-        held: list[Message] = []
-
-        async def hold(message: Message) -> None:
-            held.append(message)
-
-        await self._app(scope, receive, hold)
-        await asyncio.sleep(fault.delay)
-        if fault.drop == "after":
-            raise Dropped
-        for message in held:
-            await send(message)
-
-
-class Dropped(Exception):
-    """Ends a request without an answer."""
-
-
-async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
-    await JSONResponse(error.body(), error.status)(scope, receive, send)
+        return JSONResponse({"object": "list", "data": list(self._requests)})

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from .life import ENDED, STARTS, Job
+from .life import STARTS, Job
 
 FEW_EXAMPLES = 50
 
@@ -49,9 +49,7 @@ def _by_age(job: Job, now: float) -> Iterator[Event]:
         if step.valid_loss is not None:
             message += f", validation loss={step.valid_loss:.2f}"
         data = {"step": step.number, "total_steps": job.total_steps, "train_loss": step.train_loss}
-        yield Event(
-            f"step {step.number}", job.reached(at), message, data=data | {"valid_loss": step.valid_loss}
-        )
+        yield Event(f"step {step.number}", job.reached(at), message, data=data | {"valid_loss": step.valid_loss})
 
 
 def _by_mark(job: Job, now: float) -> Iterator[Event]:

@@ -32,7 +32,7 @@ class Files:
         self._store = store
         self.routes = [
             Route("/v1/files", self.create, methods=["POST"]),
-            Route("/v1/files", self.list),
+            Route("/v1/files", self.listing),
             Route("/v1/files/{file}", self.retrieve),
             Route("/v1/files/{file}", self.delete, methods=["DELETE"]),
             Route("/v1/files/{file}/content", self.content),
@@ -46,7 +46,7 @@ class Files:
         self._store.add_file(file)
         return JSONResponse(_as_openai(file))
 
-    async def list(self, request: Request) -> JSONResponse:
+    async def listing(self, request: Request) -> JSONResponse:
         """A page of files, the newest first unless told."""
         query = request.query_params
         limit = query_int(request, "limit", 10_000, most=10_000)
@@ -55,10 +55,7 @@ class Files:
             raise ApiError("order must be asc or desc.", param="order")
         files = self._store.files(query.get("purpose"), query.get("after"), order == "desc")
         there = (shown for file in files if (shown := self._there(file)))
-        try:
-            page = list(islice(there, limit + 1))
-        except KeyError:
-            raise ApiError(f"No such file: {query['after']}", param="after") from None
+        page = list(islice(there, limit + 1))
         return JSONResponse(as_page([_as_openai(file) for file in page], limit))
 
     async def retrieve(self, request: Request) -> JSONResponse:
@@ -140,7 +137,9 @@ async def _upload(request: Request, uploads: Path) -> AsyncIterator[tuple[str, s
 
 
 def _results(job: Job) -> bytes:
-    lines = [f"{step.number},{step.train_loss},{'' if step.valid_loss is None else step.valid_loss}" for step in job.steps]
+    lines = [
+        f"{step.number},{step.train_loss},{'' if step.valid_loss is None else step.valid_loss}" for step in job.steps
+    ]
     return "\n".join(["step,train_loss,valid_loss", *lines, ""]).encode()
 
 

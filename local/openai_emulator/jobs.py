@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from include.chat_examples import CheckedFile, check_files
 
-from .controls import Controls, Outcome
+from .controls import Controls
 from .errors import ApiError, parse, query_int
 from .events import job_events
 from .files import as_page
@@ -23,6 +23,7 @@ from .store import RESULTS, File, Store, new_id
 
 _MOST_LISTED = 1000
 _PROBLEMS_NAMED = 5
+_LEAST_SECONDS = 0.001
 _AUTO = {"n_epochs": 3, "batch_size": 1, "learning_rate_multiplier": 1.0}
 
 
@@ -82,9 +83,7 @@ class Jobs:
     :param base_models: names the models that can be tuned.
     """
 
-    def __init__(
-        self, store: Store, controls: Controls, seconds: float, base_models: Callable[[], list[str]]
-    ) -> None:
+    def __init__(self, store: Store, controls: Controls, seconds: float, base_models: Callable[[], list[str]]) -> None:
         self._store = store
         self._controls = controls
         self._seconds = seconds
@@ -92,7 +91,7 @@ class Jobs:
         path = "/v1/fine_tuning/jobs"
         self.routes = [
             Route(path, self.create, methods=["POST"]),
-            Route(path, self.list),
+            Route(path, self.listing),
             Route(path + "/{job}", self.retrieve),
             Route(path + "/{job}/events", self.events),
             Route(path + "/{job}/checkpoints", self.checkpoints),
@@ -111,19 +110,19 @@ class Jobs:
         if wanted.validation_file:
             files.append(self._file(wanted, "validation_file"))
         checked = await run_in_threadpool(self._check, files)
-        outcome = self._controls.next_outcome()
         now = time.time()
         problem = _problem(checked)
-        first = Mark(now, 0.0, None)
         job = Job(
             id=new_id("ftjob"),
             created_at=now,
-            seconds=self._seconds,
+            seconds=max(self._seconds, _LEAST_SECONDS),
             model=wanted.model,
+            method="supervised",
             suffix=wanted.suffix or "",
             training_file=wanted.training_file,
             validation_file=wanted.validation_file or None,
             result_file=new_id("file"),
+            method="supervised",
             **wanted.settled(),
             seed=secrets.randbelow(2**31) if wanted.seed is None else wanted.seed,
             metadata=wanted.metadata,
@@ -131,13 +130,13 @@ class Jobs:
             tokens=checked[0].tokens,
             ending="failed" if problem else "succeeded",
             error=problem,
-            marks=(first,),
+            marks=(Mark(now, 0.0, None),),
         )
-        job = _with_outcome(job, outcome, now)
+        job = self._controls.next_outcome().applied(job)
         self._store.add_job(job, File(job.result_file, "step_metrics.csv", RESULTS, 0, int(now), job.id))
         return JSONResponse(as_openai(job, now))
 
-    async def list(self, request: Request) -> JSONResponse:
+    async def listing(self, request: Request) -> JSONResponse:
         """A page of jobs, the newest first."""
         query = request.query_params
         limit = query_int(request, "limit", 20, _MOST_LISTED)
@@ -146,10 +145,7 @@ class Jobs:
             for name, value in query.multi_items()
             if name.startswith("metadata[") and name.endswith("]")
         }
-        try:
-            found = self._store.jobs(query.get("after"), wanted, query.get("metadata") == "null", limit + 1)
-        except KeyError:
-            raise ApiError(f"No such job: {query['after']}", param="after") from None
+        found = self._store.jobs(query.get("after"), wanted, query.get("metadata") == "null", limit + 1)
         now = time.time()
         return JSONResponse(as_page([as_openai(job, now) for job in found], limit))
 
@@ -200,7 +196,7 @@ class Jobs:
         return JSONResponse(as_openai(job, time.time()))
 
     def _job(self, request: Request) -> Job:
-        return find_job(self._store, request)
+        return self._store.job(request.path_params["job"])
 
     def _file(self, wanted: JobRequest, param: str) -> File:
         name = getattr(wanted, param)
@@ -225,7 +221,9 @@ def find_job(store: Store, request: Request) -> Job:
     name = request.path_params["job"]
     job = store.job(name)
     if job is None:
-        raise ApiError(f"Could not find fine tune: {name}", param="fine_tune_id", code="fine_tune_not_found", status=404)
+        raise ApiError(
+            f"Could not find fine tune: {name}", param="fine_tune_id", code="fine_tune_not_found", status=404
+        )
     return job
 
 
@@ -249,3 +247,14 @@ def _with_outcome(job: Job, outcome: Outcome | None, now: float) -> Job:
     if outcome.hold:
         job = replace(job, marks=(*job.marks, job.marked(now, outcome.hold)))
     return job
+
+
+def _problem(checked: list[CheckedFile]) -> dict[str, Any] | None:
+    """Why a job with these files fails: the first bad one and its first bad lines."""
+    for kind, file in zip(("training", "validation"), checked, strict=False):
+        if file.problem_count:
+            named = "; ".join(str(problem) for problem in file.problems[:_PROBLEMS_NAMED])
+            more = file.problem_count - _PROBLEMS_NAMED
+            message = f"The {kind} file is invalid. {named}" + (f"; and {more} more" if more > 0 else "")
+            return {"code": f"invalid_{kind}_file", "message": message, "param": f"{kind}_file"}
+    return None

@@ -1,7 +1,7 @@
 """The life of a job: what it is at any time follows from what was written down when it was created or changed."""
 
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -126,12 +126,20 @@ class Job:
         last = self.marks[-1]
         return last.wall if last.status is not None else self.reached(self._end)
 
+    def has_model(self, now: float) -> bool:
+        """Whether the model that it makes is there."""
+        return self.status(now) == "succeeded" and not self.model_deleted
+
     def marked(self, now: float, status: str | None) -> Mark:
         """The mark that gives it this status now."""
         age = self.age(now)
         if status in STARTS:
             age = max(age, STARTS[status] * self.seconds)
         return Mark(now, age, status)
+
+    def without_model(self) -> "Job":
+        """The job after its model was deleted."""
+        return replace(self, model_deleted=True)
 
     def record(self) -> dict[str, Any]:
         """For the database; `Job.of` is the way back."""

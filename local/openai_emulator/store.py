@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .errors import ApiError
 from .life import Job
 
 # The purpose of the files in which jobs leave their results.
@@ -119,23 +120,26 @@ class Store:
         self._database.execute("UPDATE jobs SET record = ? WHERE id = ?", [json.dumps(job.record()), job.id])
 
     def job(self, job: str) -> Job:
-        """The job of this id.
-
-        :raises KeyError: there is none.
-        """
+        """The job of this id; an `ApiError` if there is none."""
         for found in self._jobs("id = ?", [job]):
             return found
-        raise KeyError(job)
+        message = f"Could not find fine tune: {job}"
+        raise ApiError(message, param="fine_tuning_job_id", code="fine_tune_not_found", status=404)
 
     def job_of_model(self, model: str) -> Job | None:
         """The job that makes the model of this name."""
         return next(iter(self._jobs("tuned_model = ?", [model])), None)
 
     def jobs(
-        self, after: str | None = None, metadata: dict[str, str] | None = None, no_metadata: bool = False, most: int = -1
+        self,
+        after: str | None = None,
+        metadata: dict[str, str] | None = None,
+        no_metadata: bool = False,
+        most: int = -1,
     ) -> list[Job]:
         """Jobs, the newest first, after the one with this id; those with all of `metadata`, or those with none."""
-        where, values = ["number < ?"], [self._number("jobs", after, descending=True)]
+        where = ["number < ?"]
+        values: list[Any] = [self._number("jobs", after, descending=True)]
         for pair in (metadata or {}).items():
             where.append("EXISTS (SELECT 1 FROM json_each(metadata) WHERE key = ? AND value = ?)")
             values.extend(pair)
@@ -150,7 +154,7 @@ class Store:
             return start
         row = self._database.execute(f"SELECT number FROM {table} WHERE id = ?", [after]).fetchone()  # noqa: S608
         if row is None:
-            raise KeyError(after)
+            raise ApiError(f"There is no {after} in this list.", param="after")
         return int(row[0])
 
     def _files(self, where: str, values: list[Any], order: str) -> list[tuple[int, File]]:
