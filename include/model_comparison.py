@@ -12,7 +12,7 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from include.charts import grouped_bar_chart
-from include.chat_examples import Example
+from include.chat_examples import Example, estimate_tokens
 from include.openai_service import OpenAIService, task_error
 from include.storage import artifact_path, storage_path, write_artifact
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 # Calls in flight at a time, of one task.
 AT_ONCE = 4
-LONGEST_ANSWER = 200
+# How much longer than the longest expected answer one may be, in tokens: a model that rambles is cut, and scores low.
+SPARE_TOKENS = 8
 
 
 async def answer_all(service: OpenAIService, model: str, examples: Sequence[Example]) -> list[str]:
@@ -31,24 +32,27 @@ async def answer_all(service: OpenAIService, model: str, examples: Sequence[Exam
     pay for it again.
     """
     turn = asyncio.Semaphore(AT_ONCE)
+    longest = max(estimate_tokens(example.messages[-1:]) for example in examples) + SPARE_TOKENS
     async with service.client() as client:
 
         async def answer(example: Example) -> str:
             async with turn:
-                return await _answer(service, client, model, example.question)
+                return await _answer(service, client, model, example.question, longest)
 
         return await asyncio.gather(*map(answer, examples))
 
 
-async def _answer(service: OpenAIService, client: AsyncOpenAI, model: str, question: list[dict[str, str]]) -> str:
-    asked = json.dumps([service.public_url, model, question])
+async def _answer(
+    service: OpenAIService, client: AsyncOpenAI, model: str, question: list[dict[str, str]], longest: int
+) -> str:
+    asked = json.dumps([service.public_url, model, question, longest])
     path = storage_path("fine_tuning", "answers", f"{hashlib.sha256(asked.encode()).hexdigest()}.json")
     if path.exists():
         return str(json.loads(path.read_text())["answer"])
     messages: Any = question
     try:
         reply = await client.chat.completions.create(
-            model=model, messages=messages, max_completion_tokens=LONGEST_ANSWER, timeout=120
+            model=model, messages=messages, max_completion_tokens=longest, timeout=120
         )
     except Exception as error:
         raise task_error(service, f"asking the model {model!r}", error) from None

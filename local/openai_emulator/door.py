@@ -47,7 +47,7 @@ class Door:
         finally:
             if not controlled:
                 self._controls.note(scope, status)
-            log.info("%s %s %s", scope["method"], scope["path"], status or "dropped")
+            log.info("%s %s %s", scope["method"], scope["raw_path"].decode("latin-1"), status or "dropped")
 
     def _known(self, scope: Scope) -> bool:
         given = Headers(scope=scope).get("authorization", "")

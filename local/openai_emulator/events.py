@@ -29,18 +29,18 @@ def job_events(job: Job, now: float) -> list[dict[str, Any]]:
 def _by_age(job: Job, now: float) -> Iterator[Event]:
     validated, started = (STARTS[status] * job.seconds for status in ("queued", "running"))
     planned = [
-        (0.0, "created", f"Created fine-tuning job: {job.id}"),
-        (0.0, "validating", f"Validating training file: {job.training_file}"),
-        (validated, "validated", "Files validated, moving job to queued state"),
-        (started, "started", "Fine-tuning job started"),
+        (0.0, "created", "info", f"Created fine-tuning job: {job.id}"),
+        (0.0, "validating", "info", f"Validating training file: {job.training_file}"),
+        (validated, "validated", "info", "Files validated, moving job to queued state"),
+        (started, "started", "info", "Fine-tuning job started"),
     ]
-    age = job.age(now)
-    for at, key, message in planned:
-        if at <= age:
-            yield Event(key, job.reached(at), message)
-    if validated <= age and job.examples < FEW_EXAMPLES:
+    if job.examples < FEW_EXAMPLES:
         message = f"The training file has {job.examples} examples; at least {FEW_EXAMPLES} are recommended."
-        yield Event("few", job.reached(validated), message, level="warn")
+        planned.insert(3, (validated, "few", "warn", message))
+    age = job.age(now)
+    for at, key, level, message in planned:
+        if at <= age:
+            yield Event(key, job.reached(at), message, level)
     for step in job.steps:
         at = started + (job.seconds - started) * 0.98 * step.number / job.total_steps
         if at > age:

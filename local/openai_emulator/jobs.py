@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, Field, StringConstraints
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -27,12 +27,15 @@ _LEAST_SECONDS = 0.001
 _AUTO = {"n_epochs": 3, "batch_size": 1, "learning_rate_multiplier": 1.0}
 
 
-class Hyperparameters(BaseModel):
-    """How to learn; "auto" leaves it to the provider."""
+_Auto = BeforeValidator(lambda value: None if value == "auto" else value)
 
-    n_epochs: Literal["auto"] | Annotated[int, Field(ge=1, le=50)] = "auto"
-    batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = "auto"
-    learning_rate_multiplier: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
+
+class Hyperparameters(BaseModel):
+    """How to learn; "auto" and null leave it to the emulator."""
+
+    n_epochs: Annotated[int | None, _Auto, Field(ge=1, le=50)] = None
+    batch_size: Annotated[int | None, _Auto, Field(ge=1, le=256)] = None
+    learning_rate_multiplier: Annotated[float | None, _Auto, Field(gt=0)] = None
 
 
 class Supervised(BaseModel):
@@ -73,7 +76,7 @@ class JobRequest(BaseModel):
         """The hyperparameters, with a number for each "auto"; those of `method` come first."""
         given = self.method and self.method.supervised and self.method.supervised.hyperparameters
         wanted = (given or self.hyperparameters or Hyperparameters()).model_dump()
-        return {name: _AUTO[name] if value == "auto" else value for name, value in wanted.items()}
+        return {name: _AUTO[name] if value is None else value for name, value in wanted.items()}
 
 
 class Jobs:
@@ -117,7 +120,6 @@ class Jobs:
             created_at=now,
             seconds=max(self._seconds, _LEAST_SECONDS),
             model=wanted.model,
-            method="supervised",
             suffix=wanted.suffix or "",
             training_file=wanted.training_file,
             validation_file=wanted.validation_file or None,
@@ -214,39 +216,6 @@ class Jobs:
         finally:
             for _, stream in (training, *validation):
                 stream.close()
-
-
-def find_job(store: Store, request: Request) -> Job:
-    """The job that the path names."""
-    name = request.path_params["job"]
-    job = store.job(name)
-    if job is None:
-        raise ApiError(
-            f"Could not find fine tune: {name}", param="fine_tune_id", code="fine_tune_not_found", status=404
-        )
-    return job
-
-
-def _problem(checked: list[CheckedFile]) -> dict[str, Any] | None:
-    """The error of a job whose files were checked; of the training file, if both are bad."""
-    for param, file in zip(("training_file", "validation_file"), checked, strict=False):
-        if file.problems:
-            named = "; ".join(str(problem) for problem in file.problems[:_PROBLEMS_NAMED])
-            message = f"The job failed due to an invalid {param.replace('_', ' ')}. {named}"
-            return {"code": f"invalid_{param}", "message": message, "param": param}
-    return None
-
-
-def _with_outcome(job: Job, outcome: Outcome | None, now: float) -> Job:
-    if outcome is None:
-        return job
-    if outcome.status:
-        job = replace(job, ending=outcome.status)
-    if outcome.error:
-        job = replace(job, error={"code": None, "message": None, "param": None} | outcome.error)
-    if outcome.hold:
-        job = replace(job, marks=(*job.marks, job.marked(now, outcome.hold)))
-    return job
 
 
 def _problem(checked: list[CheckedFile]) -> dict[str, Any] | None:

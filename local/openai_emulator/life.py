@@ -1,9 +1,9 @@
 """The life of a job: what it is at any time follows from what was written down when it was created or changed."""
 
 import random
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
-from itertools import pairwise
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 # Where in a job's time each status starts, as a share of the whole.
@@ -67,7 +67,7 @@ class Job:
     @property
     def tuned_model(self) -> str:
         """The name of the model that it makes."""
-        return f"ft:{self.model}:local:{self.suffix}:{self.id.removeprefix('ftjob-')[:8]}"
+        return f"ft:{self.model}:emulator:{self.suffix}:{self.id.removeprefix('ftjob-')[:8]}"
 
     @property
     def hyperparameters(self) -> dict[str, float]:
@@ -110,8 +110,7 @@ class Job:
 
     def reached(self, age: float) -> float:
         """Unix time at which it was (or will be) this old."""
-        for mark, following in pairwise([*self.marks, None]):
-            assert mark is not None  # noqa: S101
+        for mark, following in zip_longest(self.marks, self.marks[1:]):
             if age <= mark.age:
                 return mark.wall
             at = mark.wall + age - mark.age
@@ -136,10 +135,6 @@ class Job:
         if status in STARTS:
             age = max(age, STARTS[status] * self.seconds)
         return Mark(now, age, status)
-
-    def without_model(self) -> "Job":
-        """The job after its model was deleted."""
-        return replace(self, model_deleted=True)
 
     def record(self) -> dict[str, Any]:
         """For the database; `Job.of` is the way back."""

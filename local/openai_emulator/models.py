@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -25,7 +26,7 @@ class Models:
         self._embedding_model = embedding_model
         self._shots = Shots(store, upstream, embedding_model)
         self.routes = [
-            Route("/v1/models", self.list),
+            Route("/v1/models", self.listing),
             Route("/v1/models/{model:path}", self.retrieve),
             Route("/v1/models/{model:path}", self.delete, methods=["DELETE"]),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
@@ -36,10 +37,10 @@ class Models:
         """The models that can be tuned."""
         return [model for model in self._upstream.models() if model != self._embedding_model]
 
-    async def list(self, request: Request) -> JSONResponse:
+    async def listing(self, request: Request) -> JSONResponse:
         """Those of the server behind, and the tuned ones."""
         names = await run_in_threadpool(self._upstream.models)
-        tuned = [_tuned(job) for job in self._store.jobs() if _is_there(job)]
+        tuned = [_tuned(job) for job in self._store.jobs() if job.has_model(time.time())]
         return JSONResponse({"object": "list", "data": [*(_as_openai(name, 0, "upstream") for name in names), *tuned]})
 
     async def retrieve(self, request: Request) -> JSONResponse:
@@ -59,7 +60,7 @@ class Models:
             if name in await run_in_threadpool(self._upstream.models):
                 raise ApiError(f"{name} is not a tuned model.", param="model", status=403)
             raise _not_found(name)
-        self._store.save_job(job.without_model())
+        self._store.save_job(replace(job, model_deleted=True))
         return JSONResponse({"id": name, "object": "model", "deleted": True})
 
     async def chat(self, request: Request) -> Response:
@@ -78,7 +79,7 @@ class Models:
         reply = await self._pass_on("/chat/completions", json.dumps(shown | {"model": job.model}).encode())
         if reply.status_code != 200:
             return reply
-        return JSONResponse(json.loads(reply.body) | {"model": name})
+        return JSONResponse(json.loads(bytes(reply.body)) | {"model": name})
 
     async def embeddings(self, request: Request) -> Response:
         """Vectors."""
@@ -91,11 +92,7 @@ class Models:
     def _job(self, model: str) -> Job | None:
         """The job that made this model."""
         job = self._store.job_of_model(model)
-        return job if job and _is_there(job) else None
-
-
-def _is_there(job: Job) -> bool:
-    return job.status(time.time()) == "succeeded" and not job.model_deleted
+        return job if job and job.has_model(time.time()) else None
 
 
 def _object(raw: bytes) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The training examples that a tuned model's base is shown with a question, in place of any learning."""
 
 import threading
+from array import array
 from functools import lru_cache
 from itertools import islice, pairwise
 from operator import itemgetter, mul
@@ -24,7 +25,7 @@ class Shot(NamedTuple):
 
     question: str
     answer: str
-    vector: list[float]
+    vector: array[float]
 
 
 class Shots:
@@ -68,7 +69,7 @@ class Shots:
         for start in range(0, len(pairs), _EMBEDDED_AT_ONCE):
             texts = [question for question, _ in pairs[start : start + _EMBEDDED_AT_ONCE]]
             vectors += self._upstream.embed(self._embedding_model, texts)
-        return [Shot(*pair, vector) for pair, vector in zip(pairs, vectors, strict=True)]
+        return [Shot(*pair, array("f", vector)) for pair, vector in zip(pairs, vectors, strict=True)]
 
 
 def _last_question(messages: Any) -> str | None:

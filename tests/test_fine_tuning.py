@@ -1,0 +1,194 @@
+"""The fine-tuning DAG, and the steps around its job."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+
+from include import fine_tuning as steps
+from include.fine_tuning import ExampleFile, check_examples, estimate, example_file, preflight, upload_once
+from include.model_comparison import comparison_table, scores, word_f1
+from include.openai_service import OpenAIService, openai_service
+from tests.conftest import KEY, chat_requests
+from tests.emulator import BASE_MODEL, JOBS, Emulator
+from tests.test_chat_examples import conversation, file_of, lines
+
+
+@pytest.fixture
+def provider(llm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
+    from local.openai_emulator import serve
+
+    upstream = llm.env()["OPENAI_BASE_URL"]
+    with serve(tmp_path / "emulator", upstream=upstream, job_seconds=0.3, token=KEY) as url:
+        emulator = Emulator(url, KEY)
+        monkeypatch.setenv("AIRFLOW_CONN_OPENAI_DEFAULT", emulator.connection())
+        yield emulator
+
+
+def service(**extra: Any) -> OpenAIService:
+    real = openai_service("openai_default")
+    return OpenAIService(real.conn_id, real.base_url, real.key, {**real.extra, **extra})
+
+
+def write(storage: Path, name: str, parts: list[bytes]) -> str:
+    storage.mkdir(parents=True, exist_ok=True)
+    (storage / name).write_bytes(b"\n".join(parts))
+    return f"{storage.as_uri()}/{name}"
+
+
+def test_a_run_trains_once_and_compares_both_models_but_promotes_no_model_that_is_not_better(provider, llm, run_dag):
+    llm.reply("accounts / P3 / adjust roles", times=None)
+    result = run_dag("fine_tuning", {"evaluation_size": 2})
+    assert result.state == "success"
+    assert result.states()["promote"] == "skipped"
+    (job,) = provider.jobs()
+    assert result.xcom("fine_tune") == job["fine_tuned_model"]
+    assert result.xcom("fine_tune", "cost_usd") == pytest.approx(result.xcom("estimate")["cost_usd"], rel=0.01)
+    comparison = result.xcom("compare")
+    assert set(comparison["scores"]) == {BASE_MODEL, job["fine_tuned_model"]}
+    folder = Path(comparison["artifacts"].removeprefix("file://"))
+    assert (folder / "scores.svg").read_text().lstrip().startswith("<?xml")
+    assert "adjust roles" in (folder / "comparison.md").read_text()
+    assert len(provider.client().files.list(purpose="fine-tune").data) == 2
+
+    # Another run: the same files, and the base model's answers, are not paid for again.
+    asked = len(chat_requests(llm))
+    run_dag("fine_tuning", {"evaluation_size": 2})
+    assert len(provider.client().files.list(purpose="fine-tune").data) == 2
+    assert len(chat_requests(llm)) == asked + 2
+    assert len(provider.jobs()) == 2
+
+
+def test_one_bad_line_stops_the_run_before_anything_is_uploaded(provider, run_dag, storage, logged):
+    bad = write(storage, "bad.jsonl", [*lines(), b"{}", b"nonsense"])
+    result = run_dag("fine_tuning", {"training_file": bad})
+    assert result.state == "failed"
+    assert result.states()["validate"] == "failed"
+    assert provider.requests("POST", "/v1/files") == []
+    output = logged()
+    assert "bad.jsonl, line 13: messages: Field required" in output
+    assert "bad.jsonl, line 14: Invalid JSON" in output
+    assert "2 problems with the examples; nothing was uploaded" in output
+
+
+def test_the_budget_stops_the_run_before_anything_is_uploaded(provider, run_dag):
+    result = run_dag("fine_tuning", {"budget_usd": 0.01})
+    assert result.states()["estimate"] == "failed"
+    assert provider.requests("POST", "/v1/files") == []
+    assert provider.jobs() == []
+
+
+def test_a_file_is_only_read_from_the_projects_storage(storage):
+    with pytest.raises(AirflowFailException, match="is not a file on this project's storage"):
+        example_file("file:///etc/passwd", steps.TRAINING)
+    with pytest.raises(AirflowFailException, match="There is no file"):
+        example_file(f"{storage.as_uri()}/none.jsonl", steps.TRAINING)
+    assert example_file(None, steps.TRAINING).name == "training_data.jsonl"
+
+
+def test_of_many_bad_lines_the_error_shows_fifty_and_counts_the_rest():
+    many = ExampleFile("many.jsonl", lambda: file_of([b"{}"] * 80))
+    fine = ExampleFile("fine.jsonl", lambda: file_of(lines()))
+    with pytest.raises(AirflowFailException) as raised:
+        check_examples(many, fine)
+    message = str(raised.value)
+    assert message.count("many.jsonl, line") == 50
+    assert "and 30 more" in message
+
+
+def test_the_estimate_is_tokens_times_epochs_times_price():
+    priced = OpenAIService("c", None, "k", {"training_usd_per_million_tokens": 3})
+    assert estimate(priced, 1_000_000, 3, None) == {"tokens": 3_000_000, "cost_usd": 9.0}
+    assert estimate(priced, 1_000_000, 3, 9.0)["cost_usd"] == 9.0
+    with pytest.raises(AirflowFailException, match=r"about \$9.00, more than the budget of \$8.99"):
+        estimate(priced, 1_000_000, 3, 8.99)
+    free = OpenAIService("c", None, "k", {})
+    assert estimate(free, 10, 3, None)["cost_usd"] is None
+    with pytest.raises(AirflowFailException, match="states no price.*training_usd_per_million_tokens"):
+        estimate(free, 10, 3, 5.0)
+
+
+def test_a_file_of_the_same_content_is_uploaded_once_whatever_its_name(provider):
+    one, same = (ExampleFile(name, lambda: file_of(lines())) for name in ("one.jsonl", "two.jsonl"))
+    other = ExampleFile("one.jsonl", lambda: file_of(lines(13)))
+    first = asyncio.run(upload_once(service(), one))
+    assert asyncio.run(upload_once(service(), same)) == first
+    assert asyncio.run(upload_once(service(), other)) != first
+    provider.client().files.delete(first)
+    assert asyncio.run(upload_once(service(), one)) != first
+
+
+def test_an_upload_whose_answer_was_lost_is_found_again(provider):
+    provider.fault("POST", "/v1/files", times=4, drop="after")
+    file = ExampleFile("one.jsonl", lambda: file_of(lines()))
+    with pytest.raises(AirflowException, match="uploading one.jsonl failed"):
+        asyncio.run(upload_once(service(), file))
+    sent = len(provider.requests("POST", "/v1/files"))
+    assert asyncio.run(upload_once(service(), file)).startswith("file-")
+    assert len(provider.requests("POST", "/v1/files")) == sent
+
+
+def test_the_preflight_names_a_model_that_is_gone_and_what_there_is(provider):
+    assert asyncio.run(preflight(service())) == BASE_MODEL
+    with pytest.raises(
+        AirflowFailException, match=r"does not offer the base model 'gpt-4o-mini'.*It offers: .*smollm2"
+    ):
+        asyncio.run(preflight(service(model="gpt-4o-mini")))
+    with pytest.raises(AirflowFailException, match="names no base model"):
+        asyncio.run(preflight(service(model="")))
+
+
+def test_the_preflight_says_when_the_account_may_not_fine_tune_and_what_to_use_instead(provider):
+    provider.fault("GET", f"{JOBS}$", times=1, status=403, code="fine_tuning_disabled")
+    with pytest.raises(AirflowFailException, match="offers no fine-tuning to this account.*another service"):
+        asyncio.run(preflight(service()))
+
+
+def test_the_preflight_knows_that_openai_takes_no_jobs_from_january_2027(monkeypatch):
+    monkeypatch.setattr(steps, "OPENAI_ENDS", steps.OPENAI_CLOSED_TO_NEW)
+    with pytest.raises(AirflowFailException, match="OpenAI takes no new fine-tuning jobs since"):
+        asyncio.run(preflight(OpenAIService("openai_default", None, "k", {"model": "gpt-4.1-mini"})))
+
+
+def test_without_a_connection_and_a_key_the_error_says_what_to_create(airflow_db, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(AirflowFailException, match="no Airflow connection 'openai_default'.*type openai"):
+        openai_service("openai_default")
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    found = openai_service("openai_default")
+    assert (found.is_openai, found.key) == (True, KEY)
+
+
+def test_a_url_with_a_password_is_shown_without_it():
+    assert OpenAIService("c", "https://u:p@llm.example.com/v1?k=1", "k", {}).public_url == "https://llm.example.com/v1"
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "score"),
+    [
+        ("a / P3 / b", "A / p3 / B", 1.0),
+        ("", "a", 0.0),
+        ("a a a", "a", 0.5),
+        ("a b c d", "a b", 2 / 3),
+        ("x", "a", 0.0),
+    ],
+)
+def test_the_score_is_the_f1_of_the_words(answer, expected, score):
+    assert word_f1(answer, expected) == pytest.approx(score)
+
+
+def test_exact_answers_are_counted_apart_from_those_with_the_right_words():
+    assert scores(["a / b", "b / a"], ["A /  b", "a / b"]) == {"exact": 0.5, "words": 1.0}
+
+
+def test_a_hostile_answer_stays_in_its_cell():
+    from include.chat_examples import Example
+
+    example = Example.model_validate(conversation(1))
+    (row,) = comparison_table([example], {"m": ["| a |\n# x <script> `rm`"]}).splitlines()[2:]
+    assert row == "| Question 1? | Answer 1 | \\| a \\| # x &lt;script> \\`rm\\` |"
