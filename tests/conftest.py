@@ -194,3 +194,38 @@ def chat_requests(llm: Any) -> list[dict[str, Any]]:
 def embedding_requests(llm: Any) -> list[dict[str, Any]]:
     """The bodies of the embedding requests that the scripted server got, in order."""
     return [request.body for request in llm.requests if request.path.endswith("/embeddings")]
+
+
+@pytest.fixture(scope="session")
+def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A running stack with the project's DAGs, and with `asset_or_time` at every minute as `asset_or_minute`."""
+    from local.processes import free_ports
+    from tests.stack import RunningAirflow, local, wait_until
+
+    home = tmp_path_factory.mktemp("airflow")
+    more_dags = tmp_path_factory.mktemp("more-dags")
+    code = (PROJECT / "dags" / "scheduling" / "asset_or_time.py").read_text()
+    every_minute = code.replace('"0 6 * * *"', '"* * * * *"').replace("asset_or_time()", "asset_or_minute()")
+    assert every_minute.count("asset_or_minute") == 2
+    (more_dags / "asset_or_minute.py").write_text(every_minute)
+    bundle = "airflow.dag_processing.bundles.local.LocalDagBundle"
+    bundles = [
+        {"name": "dags-folder", "classpath": bundle, "kwargs": {}},
+        {"name": "more-dags", "classpath": bundle, "kwargs": {"path": str(more_dags)}},
+    ]
+    settings = {
+        "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles),
+        # A triggerer takes over from one that was killed after this many seconds, not after 30.
+        "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "6",
+        "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "2",
+    }
+    (port,) = free_ports(1)
+    try:
+        started = local("stack", "start", home=home, port=port, **settings)
+        assert started.returncode == 0, started.stdout + started.stderr
+        running = RunningAirflow(f"http://127.0.0.1:{port}", home)
+        wanted = {path.stem for path in (PROJECT / "dags").rglob("*.py")} | {"asset_or_minute"}
+        wait_until(lambda: wanted <= running.dag_ids("genai"), timeout=90)
+        yield running
+    finally:
+        local("stack", "stop", home=home)

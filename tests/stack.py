@@ -72,6 +72,10 @@ class RunningAirflow(AirflowAPI):
         """The answer to a POST, whatever its status."""
         return self._http.post(f"/api/v2/{path}", json=body)
 
+    def patch(self, path: str, body: Any) -> Any:
+        """The answer to a PATCH, whatever its status."""
+        return self._http.patch(f"/api/v2/{path}", json=body)
+
     def get(self, path: str, **params: Any) -> Any:
         return self._json("GET", f"/api/v2/{path}", params=params)
 

@@ -109,7 +109,7 @@ def test_the_estimate_is_tokens_times_epochs_times_price():
         estimate(priced, 1_000_000, 3, 8.99)
     free = OpenAIService("c", None, "k", {})
     assert estimate(free, 10, 3, None)["cost_usd"] is None
-    with pytest.raises(AirflowFailException, match="states no price.*training_usd_per_million_tokens"):
+    with pytest.raises(AirflowFailException, match=r"states no price.*training_usd_per_million_tokens"):
         estimate(free, 10, 3, 5.0)
 
 
@@ -126,7 +126,7 @@ def test_a_file_of_the_same_content_is_uploaded_once_whatever_its_name(provider)
 def test_an_upload_whose_answer_was_lost_is_found_again(provider):
     provider.fault("POST", "/v1/files", times=4, drop="after")
     file = ExampleFile("one.jsonl", lambda: file_of(lines()))
-    with pytest.raises(AirflowException, match="uploading one.jsonl failed"):
+    with pytest.raises(AirflowException, match=r"uploading one\.jsonl failed"):
         asyncio.run(upload_once(service(), file))
     sent = len(provider.requests("POST", "/v1/files"))
     assert asyncio.run(upload_once(service(), file)).startswith("file-")
@@ -145,7 +145,7 @@ def test_the_preflight_names_a_model_that_is_gone_and_what_there_is(provider):
 
 def test_the_preflight_says_when_the_account_may_not_fine_tune_and_what_to_use_instead(provider):
     provider.fault("GET", f"{JOBS}$", times=1, status=403, code="fine_tuning_disabled")
-    with pytest.raises(AirflowFailException, match="offers no fine-tuning to this account.*another service"):
+    with pytest.raises(AirflowFailException, match=r"offers no fine-tuning to this account.*another service"):
         asyncio.run(preflight(service()))
 
 
@@ -157,7 +157,7 @@ def test_the_preflight_knows_that_openai_takes_no_jobs_from_january_2027(monkeyp
 
 def test_without_a_connection_and_a_key_the_error_says_what_to_create(airflow_db, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with pytest.raises(AirflowFailException, match="no Airflow connection 'openai_default'.*type openai"):
+    with pytest.raises(AirflowFailException, match=r"no Airflow connection 'openai_default'.*type openai"):
         openai_service("openai_default")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     found = openai_service("openai_default")

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,35 +18,7 @@ import pytest
 
 from local.processes import free_ports
 from tests.conftest import PROJECT
-from tests.stack import RunningAirflow, local, now, wait_until
-
-BUNDLE = "airflow.dag_processing.bundles.local.LocalDagBundle"
-
-
-@pytest.fixture(scope="session")
-def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningAirflow]:
-    """A running stack with the project's DAGs, and with `asset_or_time` at every minute as `asset_or_minute`."""
-    home = tmp_path_factory.mktemp("scheduling")
-    more_dags = tmp_path_factory.mktemp("more-dags")
-    code = (PROJECT / "dags" / "scheduling" / "asset_or_time.py").read_text()
-    every_minute = code.replace('"0 6 * * *"', '"* * * * *"').replace("asset_or_time()", "asset_or_minute()")
-    assert every_minute.count("asset_or_minute") == 2
-    (more_dags / "asset_or_minute.py").write_text(every_minute)
-    bundles = [
-        {"name": "dags-folder", "classpath": BUNDLE, "kwargs": {}},
-        {"name": "more-dags", "classpath": BUNDLE, "kwargs": {"path": str(more_dags)}},
-    ]
-    settings = {"AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles)}
-    (port,) = free_ports(1)
-    try:
-        started = local("stack", "start", home=home, port=port, **settings)
-        assert started.returncode == 0, started.stdout + started.stderr
-        running = RunningAirflow(f"http://127.0.0.1:{port}", home)
-        wanted = {path.stem for path in (PROJECT / "dags").rglob("*.py")} | {"asset_or_minute"}
-        wait_until(lambda: wanted <= running.dag_ids("genai"), timeout=90)
-        yield running
-    finally:
-        local("stack", "stop", home=home)
+from tests.stack import RunningAirflow, now, wait_until
 
 
 @pytest.fixture(scope="session")
