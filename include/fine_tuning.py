@@ -159,7 +159,7 @@ async def upload_once(service: OpenAIService, file: ExampleFile) -> str:
     """
     with file.open() as content:
         digest = hashlib.file_digest(cast(Any, content), "sha256").hexdigest()
-        size = content.tell()
+        size = content.seek(0, 2)
     name = f"{digest}.jsonl"
     async with service.client() as client:
         try:

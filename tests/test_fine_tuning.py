@@ -15,8 +15,10 @@ from include.fine_tuning import ExampleFile, check_examples, estimate, example_f
 from include.model_comparison import comparison_table, scores, word_f1
 from include.openai_service import OpenAIService, openai_service
 from tests.conftest import KEY, chat_requests
-from tests.emulator import BASE_MODEL, JOBS, Emulator
+from tests.emulator import JOBS, Emulator
 from tests.test_chat_examples import conversation, file_of, lines
+
+BASE_MODEL = "gpt-4o-mini"  # the scripted LLM has this one
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def provider(llm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     upstream = llm.env()["OPENAI_BASE_URL"]
     with serve(tmp_path / "emulator", upstream=upstream, job_seconds=0.3, token=KEY) as url:
         emulator = Emulator(url, KEY)
-        monkeypatch.setenv("AIRFLOW_CONN_OPENAI_DEFAULT", emulator.connection())
+        monkeypatch.setenv("AIRFLOW_CONN_OPENAI_DEFAULT", emulator.connection(model=BASE_MODEL))
         yield emulator
 
 
@@ -136,9 +138,9 @@ def test_an_upload_whose_answer_was_lost_is_found_again(provider):
 def test_the_preflight_names_a_model_that_is_gone_and_what_there_is(provider):
     assert asyncio.run(preflight(service())) == BASE_MODEL
     with pytest.raises(
-        AirflowFailException, match=r"does not offer the base model 'gpt-4o-mini'.*It offers: .*smollm2"
+        AirflowFailException, match=r"does not offer the base model 'gpt-5-mini'.*It offers: .*gpt-4o-mini"
     ):
-        asyncio.run(preflight(service(model="gpt-4o-mini")))
+        asyncio.run(preflight(service(model="gpt-5-mini")))
     with pytest.raises(AirflowFailException, match="names no base model"):
         asyncio.run(preflight(service(model="")))
 

@@ -25,7 +25,7 @@ class Shot(NamedTuple):
 
     question: str
     answer: str
-    vector: array[float]
+    vector: "array[float]"
 
 
 class Shots:

@@ -13,6 +13,7 @@ FALLBACK_MODEL = "smollm2-135m-instruct"
 _TIMEOUT_S = 300.0
 _MODELS_TIMEOUT_S = 2.0
 _MODELS_KNOWN_FOR_S = 30.0
+_AWAY_FOR_S = 1.0
 
 
 class Reply(NamedTuple):
@@ -33,18 +34,19 @@ class Upstream:
         self._url = urlsplit(url or "")
         self._lock = threading.Lock()
         self._models: list[str] = []
-        self._asked_at = -_MODELS_KNOWN_FOR_S
+        self._ask_again_at = 0.0
 
     def models(self) -> list[str]:
         """Its models, as they were at most half a minute ago; the fixed name if it has never been reached."""
         with self._lock:
-            if time.monotonic() - self._asked_at >= _MODELS_KNOWN_FOR_S:
+            if time.monotonic() >= self._ask_again_at:
                 try:
                     listed = json.loads(self._ask("GET", "/models", None, _MODELS_TIMEOUT_S).body)
                     self._models = [model["id"] for model in listed["data"]]
-                    self._asked_at = time.monotonic()
+                    known_for = _MODELS_KNOWN_FOR_S
                 except (ApiError, ValueError, LookupError, TypeError):
-                    pass
+                    known_for = _AWAY_FOR_S
+                self._ask_again_at = time.monotonic() + known_for
             return self._models or [FALLBACK_MODEL]
 
     def pass_on(self, path: str, body: bytes) -> Reply:
@@ -61,7 +63,9 @@ class Upstream:
         return [item["embedding"] for item in sorted(items, key=lambda item: int(item["index"]))]
 
     def _ask(self, method: str, path: str, body: bytes | None, timeout: float) -> Reply:
-        connection = HTTPConnection(self._url.hostname or "", self._url.port or 80, timeout=timeout)
+        if not self._url.hostname:
+            raise ApiError("The emulator was started without a server of models.", code="no_upstream", status=503)
+        connection = HTTPConnection(self._url.hostname, self._url.port or 80, timeout=timeout)
         try:
             connection.request(method, self._url.path.rstrip("/") + path, body, {"content-type": "application/json"})
             response = connection.getresponse()
