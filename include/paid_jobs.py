@@ -111,7 +111,8 @@ class JobApi(ABC):
     async def client(self) -> AsyncOpenAI:
         """A client for single calls: who calls decides whether to call again."""
         if self._client is None:
-            self._client = (await self.service()).client(retries=0)
+            # Its imports and certificates take half a second, which would hold up every other trigger.
+            self._client = await asyncio.to_thread((await self.service()).client, retries=0)
         return self._client
 
     async def close(self) -> None:

@@ -15,7 +15,7 @@ from tests.emulator import JOBS, Emulator
 from tests.stack import RunningAirflow, processes_of, wait_until
 
 DAG = "fine_tuning"
-SHORT = {"evaluation_size": 1}
+SHORT = {"evaluation_size": 1, "margin": 0}
 
 
 def started_with(airflow: RunningAirflow, *words: str) -> psutil.Process:
@@ -34,9 +34,9 @@ def kill(process: psutil.Process) -> tuple[list[str], dict[str, str]]:
     return command, environment
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def restarted(airflow: RunningAirflow) -> Iterator[Any]:
-    """Kill a process and start it again."""
+    """Kill a process and start it again, for the rest of the session: other tests use the same stack."""
     children = []
 
     def restart(*words: str) -> None:
@@ -73,7 +73,7 @@ def test_worker_triggerer_and_provider_are_killed_and_there_is_one_job_and_its_m
     # The worker, between the creating call and its answer.
     wait_until(lambda: jobs_of(provider, run_id), timeout=60)
     scheduler = started_with(airflow, "local.preloaded_airflow", "scheduler")
-    (worker,) = [p for p in scheduler.children(recursive=True) if p.ppid() != scheduler.pid and not p.children()]
+    (worker,) = [p for p in scheduler.children(recursive=True) if _talks_to(p, provider)]
     worker.kill()
     wait_until(lambda: state(airflow, run_id) == "deferred", timeout=90)
     (job,) = jobs_of(provider, run_id)
@@ -124,6 +124,11 @@ def _answers(provider: Emulator) -> bool:
         return bool(provider.jobs())
     except httpx.TransportError:
         return False
+
+
+def _talks_to(process: psutil.Process, provider: Emulator) -> bool:
+    port = httpx.URL(provider.url).port
+    return any(line.raddr and line.raddr.port == port for line in process.net_connections("tcp"))
 
 
 def _try_number(airflow: RunningAirflow, run_id: str) -> int:

@@ -70,10 +70,6 @@ class Store:
         self._database = sqlite3.connect(folder / "emulator.db", isolation_level=None, check_same_thread=False)
         self._database.executescript(_TABLES)
 
-    def close(self) -> None:
-        """The folder may be used by another one now."""
-        self._database.close()
-
     def content(self, file: str) -> Path:
         """Where the bytes of an uploaded file are."""
         return self._kept / file
