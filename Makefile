@@ -49,9 +49,10 @@ lint: $(READY)  ## check format, style and types
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
-bench: $(READY)  ## measure the cost of parsing each DAG file, the wait for an answer, and the embedded model
+bench: $(READY)  ## measure the cost of parsing, the wait for an answer, jobs that wait, and the embedded model
 	@$(BIN)/python -m benchmarks.parse_cost
 	@$(BIN)/python -m benchmarks.on_demand_latency
+	@$(BIN)/python -m benchmarks.deferred_jobs
 	@$(BIN)/python -m benchmarks.model_quality
 
 lock: $(READY)  ## resolve the pinned requirements anew into the stack's lock

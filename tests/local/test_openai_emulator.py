@@ -23,6 +23,7 @@ import pytest
 
 from local.openai_emulator import files as emulator_files
 from local.openai_emulator import serve
+from tests.stack import wait_until
 
 BASE = "smollm2-135m-instruct"
 ROOT = Path(__file__).parents[2]
@@ -412,9 +413,10 @@ def test_requests_are_listed_and_logged_without_what_they_say(slow: Emulator, ca
     with caplog.at_level(logging.INFO, "local.openai_emulator"):
         slow.create(metadata={"secret": "xylophone"})
         list(slow.jobs.list(metadata={"secret": "xylophone"}))
-    logged = [record.getMessage() for record in caplog.records if record.name == "local.openai_emulator"]
-    path = "/v1/fine_tuning/jobs"
-    assert logged == ["POST /v1/files 200", f"POST {path} 200", f"GET {path} 200"]
+        path = "/v1/fine_tuning/jobs"
+        expected = ["POST /v1/files 200", f"POST {path} 200", f"GET {path} 200"]
+        # A request is noted when its answer is on its way, and so perhaps after it has come.
+        wait_until(lambda: [r.getMessage() for r in caplog.records if r.name == "local.openai_emulator"] == expected)
     assert "xylophone" not in caplog.text
     requests = slow.control("GET", "requests")["data"]
     assert requests[-1] | {"time": 0} == {"method": "GET", "path": path, "status": 200, "time": 0}

@@ -1,0 +1,128 @@
+"""Many fine-tuning jobs that wait on one triggerer: what they cost it, and how late their tasks end.
+
+    python -m benchmarks.deferred_jobs [--jobs 500]
+
+Starts a local stack and a DAG with a mapped `OpenAIFineTuneOperator`, whose jobs the emulator (a fake) holds until all
+wait. Then it measures the triggerer's CPU and memory for a while, and lets one job after the other succeed, at a pace
+that the scheduler of a small machine can follow. Starting and ending the tasks takes most of the time, about a second
+each on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from datetime import datetime
+from pathlib import Path
+
+import httpx
+import psutil
+
+from local.processes import free_ports
+from local.stack import Stack
+
+DAG_ID = "deferred_jobs"
+DAG_FILE = """
+from airflow.sdk import dag, task
+from include.custom_operators.gpt_fine_tune import OpenAIFineTuneOperator
+
+@dag(schedule=None, tags=["benchmark"], max_active_tasks=64)
+def deferred_jobs():
+    @task
+    def names():
+        return [f"job-{n}" for n in range(JOBS)]
+
+    @task
+    def upload():
+        import asyncio
+        from include.fine_tuning import TRAINING, example_file, upload_once
+        from include.openai_service import openai_service
+        return asyncio.run(upload_once(openai_service("openai_default"), example_file(None, TRAINING)))
+
+    OpenAIFineTuneOperator.partial(
+        task_id="fine_tune", fine_tuning_file_id=upload(), poke_interval=5, retries=2
+    ).expand(suffix=names())
+
+deferred_jobs()
+"""
+BUNDLE = "airflow.dag_processing.bundles.local.LocalDagBundle"
+WATCHED_S = 30.0
+PAUSE_S = 1.5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.deferred_jobs", description=__doc__)
+    parser.add_argument("--jobs", type=int, default=500, help="how many wait at once (default: %(default)s)")
+    jobs = parser.parse_args().jobs
+    with tempfile.TemporaryDirectory() as home:
+        dags = Path(home) / "dags"
+        dags.mkdir()
+        (dags / "deferred_jobs.py").write_text(DAG_FILE.replace("JOBS", str(jobs)))
+        bundles = [{"name": "benchmark", "classpath": BUNDLE, "kwargs": {"path": str(dags)}}]
+        os.environ["AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST"] = json.dumps(bundles)
+        os.environ["AIRFLOW__API__MAXIMUM_PAGE_LIMIT"] = "1000"
+        stack = Stack(Path(home), free_ports(1)[0])
+        try:
+            stack.start(say=print)
+            _measure(stack, jobs)
+        finally:
+            stack.stop()
+
+
+def _measure(stack: Stack, jobs: int) -> None:
+    emulator = _command(stack, "openai-emulator")
+    url = f"http://127.0.0.1:{emulator[emulator.index('--port') + 1]}/emulator/jobs"
+    for _ in range(jobs):
+        httpx.post(url, json={"outcome": {"hold": "running"}}).raise_for_status()
+    while DAG_ID not in stack.api.dag_ids("benchmark"):
+        time.sleep(0.5)
+    run_id = stack.api.trigger(DAG_ID)
+    started = time.monotonic()
+    while (waiting := _states(stack, run_id).count("deferred")) < jobs:
+        print(f"{time.monotonic() - started:5.0f} s  {waiting} of {jobs} jobs wait", flush=True)
+        time.sleep(10)
+
+    triggerer = [_process(stack, "triggerer")]
+    triggerer += triggerer[0].children(recursive=True)
+    before = sum(sum(process.cpu_times()[:2]) for process in triggerer)
+    time.sleep(WATCHED_S)
+    used = sum(sum(process.cpu_times()[:2]) for process in triggerer) - before
+    memory = sum(process.memory_full_info().pss for process in triggerer) / 2**20
+    print(f"{jobs} jobs wait: the triggerer uses {100 * used / WATCHED_S:.0f} % of a core and {memory:.0f} MB")
+
+    succeeded = {}
+    for job in httpx.get(url).json()["data"]:
+        httpx.post(f"{url}/{job['id']}", json={"status": "succeeded"}).raise_for_status()
+        succeeded[job["id"]] = time.time()
+        time.sleep(PAUSE_S)
+    while stack.api.run(DAG_ID, run_id)["state"] not in ("success", "failed"):
+        time.sleep(2)
+    delays = []
+    for task in stack.api.task_instances(DAG_ID, run_id):
+        if task["task_id"] == "fine_tune":
+            job_id = stack.api.xcom(DAG_ID, run_id, "fine_tune", "job_id", task["map_index"])
+            delays.append(datetime.fromisoformat(task["end_date"]).timestamp() - succeeded[job_id])
+    delays.sort()
+    p95 = delays[min(len(delays) - 1, int(0.95 * len(delays)))]
+    print(f'from "succeeded" to the task\'s end: median {statistics.median(delays):.1f} s, p95 {p95:.1f} s')
+
+
+def _states(stack: Stack, run_id: str) -> list[str]:
+    return [str(task["state"]) for task in stack.api.task_instances(DAG_ID, run_id)]
+
+
+def _process(stack: Stack, name: str) -> psutil.Process:
+    pid, _ = json.loads((stack.home / "processes.json").read_text())[name]
+    return psutil.Process(pid)
+
+
+def _command(stack: Stack, name: str) -> list[str]:
+    return _process(stack, name).cmdline()
+
+
+if __name__ == "__main__":
+    main()
