@@ -2,9 +2,10 @@
 
 For machines where no fine-tuning provider can be had. Files are kept, jobs live through their statuses by the clock,
 and their events and results look like real ones, but **the losses are made up** and no weights exist. A model that a
-job "made" is the base model of the server behind it, shown the `SHOTS` training examples whose user message is nearest
-to the question, as turns before the question's own (the nearest last). Examples of weight 0 are not shown, and of a
-long file only the first `MOST_EXAMPLES` are. The rest is passed on to that server unchanged.
+job "made", `ft:<base>:emulator:<suffix>:<start of the job's id>`, is the base model of the server behind it, shown the
+4 training examples whose user message is nearest to the question (by that server's embeddings), as turns before the
+question's own: the nearest last, the start of each user message, the whole answer. Examples of weight 0 are not shown,
+and of a long file only the first 2,000 are. Questions to other models are passed on to that server unchanged.
 
 What is real: training and validation files are checked as `include.chat_examples` does, and a job with a bad one
 fails and says which lines. `trained_tokens` are the file's tokens times the epochs. Files and jobs are in a folder,

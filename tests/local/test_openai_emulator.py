@@ -294,7 +294,7 @@ def test_many_jobs_created_at_once_are_all_kept(slow: Emulator) -> None:
 
 
 def test_a_tuned_model_shows_its_nearest_examples_to_the_base_model(quick: Emulator) -> None:
-    examples = [example(question, f"the {question}") for question in QUESTIONS]
+    examples = [example(f"{question}{' and so on' * 20}", f"the {question}") for question in QUESTIONS]
     hidden = example("red boat plane", "hidden", weight=0)
     hidden["messages"][1:1] = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "weight": 1}]
     model = quick.wait(quick.create(training_file=quick.upload(lines([*examples, hidden]))).id).fine_tuned_model
@@ -308,7 +308,8 @@ def test_a_tuned_model_shows_its_nearest_examples_to_the_base_model(quick: Emula
     assert [turn["role"] for turn in turns] == ["user", "assistant"] * 4
     shown = [turn["content"] for turn in turns]
     assert all(len({"red", "boat", "plane"} & set(question.split())) == 2 for question in shown[::2])
-    assert shown[1::2] == [f"the {question}" for question in shown[::2]]
+    assert shown[1::2] == [f"the {' '.join(question.split()[:2])}" for question in shown[::2]]
+    assert all(len(question) == 100 for question in shown[::2])
 
 
 def test_the_base_model_is_passed_on_unchanged_and_a_deleted_model_is_gone(quick: Emulator) -> None:
