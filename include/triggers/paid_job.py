@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import suppress
 from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -15,6 +16,7 @@ from include.paid_jobs import JobApi, cancel, wait_for_job
 # In these states a task instance needs its job no more. A cleared one is in none of them: it takes the job up again.
 GIVEN_UP = frozenset({"failed", "success", "skipped", "upstream_failed", "removed"})
 HAS_ON_KILL = hasattr(BaseTrigger, "on_kill")
+LONGEST_CANCEL_S = 30.0
 
 
 class PaidJobTrigger(BaseTrigger):
@@ -76,7 +78,7 @@ class PaidJobTrigger(BaseTrigger):
             )
         except asyncio.CancelledError:
             if not HAS_ON_KILL:
-                await self._cancel_if_given_up()
+                await _to_the_end(self._cancel_if_given_up())
             raise
         finally:
             await api.close()
@@ -84,7 +86,7 @@ class PaidJobTrigger(BaseTrigger):
 
     async def on_kill(self) -> None:
         """Somebody has acted on the deferred task. Source: `BaseTrigger.on_kill` of Airflow 3.3."""
-        await self._cancel_if_given_up()
+        await _to_the_end(self._cancel_if_given_up())
 
     async def _cancel_if_given_up(self) -> None:
         if not self.cancel_on_kill:
@@ -111,3 +113,11 @@ class PaidJobTrigger(BaseTrigger):
         name = ti.task_id if ti.map_index < 0 else f"{ti.task_id}_{ti.map_index}"
         state: str | None = states.get(ti.run_id, {}).get(name)
         return state
+
+
+async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Do the work although this is cancelled: Airflow cancels a trigger anew every second until it has ended."""
+    task = asyncio.ensure_future(asyncio.wait_for(work, LONGEST_CANCEL_S))
+    while not task.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.shield(task)
