@@ -10,10 +10,11 @@ from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
+from local.api_error import ApiError
+
 from .chat import CHAT_MODEL, Chat
 from .embedder import EMBEDDING_MODEL, Embedder
 from .engine import Engine
-from .errors import ApiError
 from .wire import ChatRequest, EmbeddingRequest, parse
 
 LARGEST_BODY = 4 * 1024 * 1024

@@ -7,10 +7,11 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
+from local.api_error import ApiError
+
 from .choice import Chooser
 from .conversation import Conversation, from_messages, rejections, tool_result_is_back
 from .engine import SAMPLING, Engine
-from .errors import ApiError
 from .hints import describe_fields, describe_tools, schema_in_text
 from .schema import Node, Schema
 from .wire import ChatRequest, ResponseFormat, Tool, ToolChoice

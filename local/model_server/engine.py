@@ -14,7 +14,7 @@ from typing import Any
 
 import xllamacpp
 
-from .errors import ApiError
+from local.api_error import ApiError
 
 CONTEXT = 8192
 SLOTS = 2

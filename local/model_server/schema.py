@@ -5,7 +5,7 @@ from typing import Any
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from jsonschema.exceptions import SchemaError  # type: ignore[import-untyped]
 
-from .errors import ApiError
+from local.api_error import ApiError
 
 Node = dict[str, Any]
 UNSUPPORTED = (

@@ -9,9 +9,10 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from local.api_error import ApiError
+
 from .controls import Controls
 from .door import Door
-from .errors import ApiError
 from .files import Files
 from .jobs import Jobs
 from .models import Models

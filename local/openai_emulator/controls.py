@@ -12,8 +12,10 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.types import Scope
 
-from .errors import ApiError, parse
+from local.api_error import ApiError
+
 from .life import ENDED, Job, as_openai
+from .reading import parse
 from .store import Store
 
 _MOST_REQUESTS = 100_000

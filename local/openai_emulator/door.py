@@ -9,8 +9,9 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from local.api_error import ApiError
+
 from .controls import Controls, Fault
-from .errors import ApiError
 
 log = logging.getLogger("local.openai_emulator")
 

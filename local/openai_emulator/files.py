@@ -16,8 +16,10 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from .errors import ApiError, query_int
+from local.api_error import ApiError
+
 from .life import Job
+from .reading import query_int
 from .store import File, Store, new_id
 
 LARGEST_FILE = 512 * 1024 * 1024

@@ -13,12 +13,13 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from include.chat_examples import CheckedFile, check_files
+from local.api_error import ApiError
 
 from .controls import Controls
-from .errors import ApiError, parse, query_int
 from .events import job_events
 from .files import as_page
 from .life import ENDED, Job, Mark, as_openai
+from .reading import parse, query_int
 from .store import RESULTS, File, Store, new_id
 
 _MOST_LISTED = 1000

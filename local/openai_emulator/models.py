@@ -10,8 +10,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from .errors import ApiError, read_body
+from local.api_error import ApiError
+
 from .life import Job
+from .reading import read_body
 from .shots import Shots
 from .store import Store
 from .upstream import Upstream

@@ -8,8 +8,8 @@ from operator import itemgetter, mul
 from typing import Any, NamedTuple
 
 from include.chat_examples import examples
+from local.api_error import ApiError
 
-from .errors import ApiError
 from .life import Job
 from .store import Store
 from .upstream import Upstream

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import ApiError
+from local.api_error import ApiError
+
 from .life import Job
 
 # The purpose of the files in which jobs leave their results.

@@ -7,7 +7,7 @@ from http.client import HTTPConnection, HTTPException
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from .errors import ApiError
+from local.api_error import ApiError
 
 FALLBACK_MODEL = "smollm2-135m-instruct"
 _TIMEOUT_S = 300.0

@@ -1,35 +1,15 @@
-"""The one error type of the emulator, in the shape that OpenAI clients read, and the reading of request bodies."""
+"""The reading of requests."""
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
+from local.api_error import ApiError
+
 LARGEST_BODY = 4 * 1024 * 1024
 
 Body = TypeVar("Body", bound=BaseModel)
-
-
-class ApiError(Exception):
-    """A request that can't be served. As in `local.model_server`, whose import would load the language model.
-
-    :param message: what is wrong, in words for the caller.
-    :param param: path of the field at fault, or None.
-    :param code: machine-readable reason, for example ``model_not_found``, or None.
-    :param status: HTTP status code, 400 unless told.
-    """
-
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None, status: int = 400) -> None:
-        super().__init__(message)
-        self.message = message
-        self.param = param
-        self.code = code
-        self.status = status
-
-    def body(self) -> dict[str, Any]:
-        """Return ``{"error": {"message", "type", "param", "code"}}``."""
-        kind = "server_error" if self.status >= 500 else "invalid_request_error"
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
 async def read_body(request: Request) -> bytes:

@@ -1,4 +1,4 @@
-"""The one error type of the server, in the shape that OpenAI clients read."""
+"""The one error type of the local servers, in the shape that OpenAI clients read."""
 
 from typing import Any
 
