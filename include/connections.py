@@ -2,40 +2,114 @@
 
 A connection for a model has the service's base URL as its host, the API key as its password and
 `{"model": "<provider>:<name>"}` as its extra; the provider is one of pydantic-ai's (`openai-chat`, `ollama`,
-`azure`, `anthropic`, ...). Every other key of the extra goes to that provider (`api_version` for Azure).
-Where the connection does not exist, OPENAI_API_KEY alone is enough.
+`azure`, `anthropic`, ...). Where the connection does not exist, OPENAI_API_KEY alone is enough.
+
+The extra may also tell what the account allows and what the model costs:
+
+- `"requests_per_minute"`, `"tokens_per_minute"`: the account's limits, with `"pool_slots"`: the number of slots of
+  the pool `llm_pool`. Each task gets the share of the limits that its slots are of the pool, so that all of them
+  together keep the limits.
+- `"usd_per_million_tokens": {"input": 0.15, "output": 0.6}`: for models that are in no price list.
+
+Every other key goes to the provider (`api_version` for Azure).
 """
 
 from __future__ import annotations
 
+import inspect
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowNotFoundException
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 if TYPE_CHECKING:
+    from httpx2 import AsyncClient
+    from pydantic_ai.messages import ModelResponse
     from pydantic_ai.providers import Provider
 
 
+class Price(BaseModel):
+    """US dollars per million tokens."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    input: float
+    output: float
+
+
+class Account(BaseModel):
+    """What a connection's extra tells of the account: see the module."""
+
+    requests_per_minute: PositiveFloat | None = None
+    tokens_per_minute: PositiveFloat | None = None
+    pool_slots: PositiveInt | None = None
+    usd_per_million_tokens: Price | None = None
+
+    @model_validator(mode="after")
+    def _limits_are_shared(self) -> Account:
+        if (self.requests_per_minute or self.tokens_per_minute) and not self.pool_slots:
+            raise ValueError('limits per minute need "pool_slots", the number of slots of the pool llm_pool')
+        return self
+
+    def share(self, slots: int) -> tuple[float | None, float | None]:
+        """Requests and tokens per minute for a task that has so many of the pool's slots."""
+        part = slots / (self.pool_slots or slots)
+        return (
+            self.requests_per_minute and self.requests_per_minute * part,
+            self.tokens_per_minute and self.tokens_per_minute * part,
+        )
+
+
 class ModelSource(NamedTuple):
-    """Where a model comes from: its id as pydantic-ai reads it, and the arguments for its provider."""
+    """Where a model comes from: its id as pydantic-ai reads it, the arguments for its provider, and the account."""
 
     model_id: str
     provider_args: dict[str, Any]
+    account: Account
 
-    def provider(self, name: str) -> Provider[Any]:
-        """The pydantic-ai provider `name`, pointed at this source (a `provider_factory`)."""
+    def provider(self, name: str, http_client: AsyncClient | None = None) -> Provider[Any]:
+        """The pydantic-ai provider `name`, pointed at this source (a `provider_factory`).
+
+        :param http_client: to use for its requests, where the provider is one of the many that take it.
+        """
         from pydantic_ai.providers import infer_provider, infer_provider_class
 
-        if not self.provider_args:
-            return infer_provider(name)
-        return infer_provider_class(name)(**self.provider_args)
+        arguments = dict(self.provider_args)
+        provider = infer_provider_class(name)
+        accepted = inspect.signature(provider).parameters.get("http_client")
+        if http_client and accepted and accepted.annotation != "httpx.AsyncClient | None":
+            arguments["http_client"] = http_client
+        return provider(**arguments) if arguments else infer_provider(name)
+
+    @property
+    def has_price(self) -> bool:
+        """Whether the cost of an answer will be known, as far as the model's name tells."""
+        from genai_prices import Usage, calc_price
+
+        if self.account.usd_per_million_tokens:
+            return True
+        try:
+            calc_price(Usage(input_tokens=1, output_tokens=1), self.model_id.split(":")[-1])
+        except LookupError:
+            return False
+        return True
+
+    def cost(self, response: ModelResponse) -> float | None:
+        """What the answer cost in US dollars; None if its price is unknown (as for a local model)."""
+        if price := self.account.usd_per_million_tokens:
+            usage = response.usage
+            return (usage.input_tokens * price.input + usage.output_tokens * price.output) / 1e6
+        try:
+            return float(response.cost().total_price)
+        except (LookupError, ValueError, AssertionError):
+            return None
 
 
 def model_source(conn_id: str, default_model: str) -> ModelSource:
     """Read the connection `conn_id`, or fall back to `default_model` at OpenAI if only OPENAI_API_KEY is set.
 
-    :raises AirflowFailException: neither is there, or the connection names no model.
+    :raises AirflowFailException: neither is there, the connection names no model, or an account that makes no sense.
     """
     from airflow.sdk import Connection
 
@@ -43,7 +117,7 @@ def model_source(conn_id: str, default_model: str) -> ModelSource:
         conn = Connection.get(conn_id)
     except AirflowNotFoundException:
         if os.environ.get("OPENAI_API_KEY"):
-            return ModelSource(default_model, {})
+            return ModelSource(default_model, {}, Account())
         raise AirflowFailException(
             f"No model to call: there is no Airflow connection {conn_id!r} and OPENAI_API_KEY is not set. "
             f"Set OPENAI_API_KEY, or create the connection {conn_id!r} "
@@ -56,5 +130,11 @@ def model_source(conn_id: str, default_model: str) -> ModelSource:
             f'Connection {conn_id!r} names no model: set its extra to {{"model": "<provider>:<name>"}}, '
             f'for example {{"model": "{default_model}"}}.'
         )
+    known = {key: extra.pop(key) for key in list(extra) if key in Account.model_fields}
+    try:
+        account = Account.model_validate(known)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, each['loc'])) or 'limits'}: {each['msg']}" for each in error.errors()]
+        raise AirflowFailException(f"Connection {conn_id!r}, extra: {'; '.join(problems)}.") from None
     provider_args = {"base_url": conn.host, "api_key": conn.password, **extra}
-    return ModelSource(model_id, {key: value for key, value in provider_args.items() if value})
+    return ModelSource(model_id, {key: value for key, value in provider_args.items() if value}, account)

@@ -1,7 +1,8 @@
 """A pydantic-ai model that is an Airflow connection.
 
-It costs nothing at parse: the connection is read and the real model built at the first call. Every call's usage
-goes to XCom, and every error says which connection it came from and whether a retry can mend it.
+It costs nothing at parse: the connection is read and the real model built at the first call. Every call keeps the
+account's limits and heeds the provider's pauses, its usage goes to XCom, and every error says which connection it
+came from and whether a retry can mend it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 from pydantic_ai.models import Model
 from pydantic_ai.models.wrapper import WrapperModel
 
-from include.connections import model_source
+from include.connections import ModelSource, model_source
+from include.rate_limit import RateLimit
 from include.usage import UsageRecorder
 
 if TYPE_CHECKING:
@@ -33,34 +35,85 @@ CALL_TIMEOUT_S = 90.0
 LONGEST_WAIT_S = 600.0
 MOST_WAITS = 2
 
+# Connections that are kept open, and the most that there may be.
+KEPT_CONNECTIONS = 100
+MOST_CONNECTIONS = 1_000
+CONNECT_TIMEOUT_S = 10.0
+
 log = logging.getLogger(__name__)
+
+
+class RequestRefused(AirflowFailException):
+    """The provider refuses what was asked, and would again: it is invalid, too long, or against its rules."""
+
+
+class TextTooLong(RequestRefused):
+    """It does not fit the model's context window."""
 
 
 class ConnectionModel(WrapperModel):
     """The model of the Airflow connection `conn_id`.
 
     :param conn_id: see `include.connections` for what the connection holds.
+    :param usage_recorder: gets every answered call.
+    :param at_once: the most calls in flight.
     """
 
-    def __init__(self, conn_id: str) -> None:
+    def __init__(self, conn_id: str, usage_recorder: UsageRecorder | None = None, at_once: int = MOST_CONNECTIONS):
         Model.__init__(self)  # WrapperModel's own would build the model now
         self.conn_id = conn_id
-        self.usage_recorder = UsageRecorder()
+        self.usage_recorder = usage_recorder or UsageRecorder()
+        self._at_once = at_once
+        self._built: tuple[asyncio.AbstractEventLoop | None, Model] | None = None
 
     def __repr__(self) -> str:
         return f"ConnectionModel({self.conn_id!r})"
 
     @cached_property
+    def source(self) -> ModelSource:
+        """What the connection holds."""
+        return model_source(self.conn_id, DEFAULT_MODEL)
+
+    @cached_property
+    def rate_limit(self) -> RateLimit:
+        """This task's share of the account's limits."""
+        from airflow.sdk import get_current_context
+
+        try:
+            slots = get_current_context()["task"].pool_slots
+        except RuntimeError:  # outside a task
+            slots = 1
+        return RateLimit(*self.source.account.share(slots), at_once=self._at_once)
+
+    @property
     def wrapped(self) -> Model:  # type: ignore[override]
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            loop = None
+        # An HTTP client's connections belong to the event loop in which they were made.
+        if self._built is None or loop not in (None, self._built[0]):
+            self._built = (loop, self._build())
+        return self._built[1]
+
+    def _build(self) -> Model:
+        from httpx2 import AsyncClient, Limits, Timeout
         from pydantic_ai.exceptions import UserError
         from pydantic_ai.models import infer_model
 
-        source = model_source(self.conn_id, DEFAULT_MODEL)
+        http_client = AsyncClient(
+            timeout=Timeout(CALL_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+            limits=Limits(max_connections=MOST_CONNECTIONS, max_keepalive_connections=KEPT_CONNECTIONS),
+            event_hooks=self.rate_limit.hooks,
+            follow_redirects=True,
+        )
         try:
-            return infer_model(source.model_id, provider_factory=source.provider)
+            return infer_model(
+                self.source.model_id, provider_factory=lambda name: self.source.provider(name, http_client)
+            )
         except (UserError, ValueError, ImportError, TypeError) as error:
             raise AirflowFailException(
-                f"Connection {self.conn_id!r} names the model {source.model_id!r}, "
+                f"Connection {self.conn_id!r} names the model {self.source.model_id!r}, "
                 f"which cannot be built: {error} Set the connection's extra "
                 '{"model": "<provider>:<name>"}, its host (base URL) and its password (API key).'
             ) from error
@@ -84,7 +137,8 @@ class ConnectionModel(WrapperModel):
         waits: list[float] = []
         while True:
             try:
-                response = await self.wrapped.request(messages, settings, model_request_parameters)
+                async with self.rate_limit.places:
+                    response = await self.wrapped.request(messages, settings, model_request_parameters)
                 break
             except ModelAPIError as error:
                 wait = error.retry_after or 0
@@ -97,7 +151,7 @@ class ConnectionModel(WrapperModel):
                 waits.append(wait)
                 await asyncio.sleep(wait)
         log.debug("Answer: %s", response)
-        self.usage_recorder.record(response, time.monotonic() - started)
+        self.usage_recorder.record(response, time.monotonic() - started, self.source.cost(response))
         return response
 
     def _task_error(self, error: Exception) -> AirflowException:
@@ -117,8 +171,10 @@ class ConnectionModel(WrapperModel):
                 )
             case e.ModelQuotaExceededError():
                 return AirflowFailException(f"{where}: the account's quota is used up. {_provider_says(error)}")
+            case e.ModelContextWindowExceededError():
+                return TextTooLong(f"{where}: the text is too long for the model. {_provider_says(error)}")
             case e.ModelRequestRejectedError():
-                return AirflowFailException(f"{where}: the request is invalid. {_provider_says(error)}")
+                return RequestRefused(f"{where}: the request is invalid. {_provider_says(error)}")
             case e.ModelTimeoutError():
                 return AirflowException(f"{where}: no answer within {CALL_TIMEOUT_S:.0f} s.")
             case e.ModelConnectionError():

@@ -7,8 +7,10 @@ sees.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 from urllib.parse import quote
 
 if TYPE_CHECKING:
@@ -42,10 +44,16 @@ def stored_file(url: str) -> ObjectStoragePath:
     return ObjectStoragePath(url)
 
 
-def write_artifact(path: ObjectStoragePath, content: str | bytes) -> str:
-    """Write `path` whole or not at all, over what an earlier try left, and return its URL."""
-    data = content.encode() if isinstance(content, str) else content
+@contextmanager
+def new_artifact(path: ObjectStoragePath) -> Iterator[IO[bytes]]:
+    """A file to write, which replaces `path` when the block ends without an error, and leaves no trace otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.fs.transaction, path.fs.open(path.path, "wb") as file:
-        file.write(data)
+        yield file
+
+
+def write_artifact(path: ObjectStoragePath, content: str | bytes) -> str:
+    """Write `path` whole or not at all, over what an earlier try left, and return its URL."""
+    with new_artifact(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
     return str(path)

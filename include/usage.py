@@ -36,11 +36,11 @@ class UsageRecorder:
     def __init__(self) -> None:
         self._totals: dict[str, LLMUsage] = {}
 
-    def record(self, response: ModelResponse, seconds: float) -> None:
+    def record(self, response: ModelResponse, seconds: float, cost_usd: float | None) -> None:
         """Count one answered call. Outside a task it is only logged."""
         from airflow.sdk import get_current_context
 
-        call = _usage_of(response, seconds)
+        call = usage_of(response, seconds, cost_usd)
         log.info(
             "Model %s answered in %.2f s (%d input and %d output tokens).",
             call["model"],
@@ -53,23 +53,25 @@ class UsageRecorder:
         except RuntimeError:
             return
         total = self._totals.get(str(ti.id))
-        total = _add(total, call) if total else call
+        total = add(total, call) if total else call
         self._totals[str(ti.id)] = total
         ti.xcom_push(key=USAGE_XCOM_KEY, value=total)
 
 
-def _usage_of(response: ModelResponse, seconds: float) -> LLMUsage:
+def usage_of(response: ModelResponse, seconds: float, cost_usd: float | None) -> LLMUsage:
+    """What one call used."""
     return {
         "model": response.model_name or "unknown",
         "requests": 1,
         "input_tokens": response.usage.input_tokens,
         "output_tokens": response.usage.output_tokens,
         "seconds": round(seconds, 3),
-        "cost_usd": _cost(response),
+        "cost_usd": cost_usd,
     }
 
 
-def _add(total: LLMUsage, call: LLMUsage) -> LLMUsage:
+def add(total: LLMUsage, call: LLMUsage) -> LLMUsage:
+    """Both together."""
     costs = (total["cost_usd"], call["cost_usd"])
     return {
         "model": call["model"],
@@ -79,10 +81,3 @@ def _add(total: LLMUsage, call: LLMUsage) -> LLMUsage:
         "seconds": round(total["seconds"] + call["seconds"], 3),
         "cost_usd": None if costs[0] is None or costs[1] is None else costs[0] + costs[1],
     }
-
-
-def _cost(response: ModelResponse) -> float | None:
-    try:
-        return float(response.cost().total_price)
-    except (LookupError, ValueError, AssertionError):
-        return None

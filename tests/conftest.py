@@ -200,7 +200,7 @@ def embedding_requests(llm: Any) -> list[dict[str, Any]]:
 def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A running stack with the project's DAGs, and with `asset_or_time` at every minute as `asset_or_minute`."""
     from local.processes import free_ports
-    from tests.stack import RunningAirflow, local, wait_until
+    from tests.stack import RunningAirflow, local, now, wait_until
 
     home = tmp_path_factory.mktemp("airflow")
     more_dags = tmp_path_factory.mktemp("more-dags")
@@ -220,10 +220,11 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "2",
     }
     (port,) = free_ports(1)
+    started = now()
     try:
-        started = local("stack", "start", home=home, port=port, **settings)
-        assert started.returncode == 0, started.stdout + started.stderr
-        running = RunningAirflow(f"http://127.0.0.1:{port}", home)
+        start = local("stack", "start", home=home, port=port, **settings)
+        assert start.returncode == 0, start.stdout + start.stderr
+        running = RunningAirflow(f"http://127.0.0.1:{port}", home, started)
         wanted = {path.stem for path in (PROJECT / "dags").rglob("*.py")} | {"asset_or_minute"}
         wait_until(lambda: wanted <= running.dag_ids("genai"), timeout=90)
         yield running

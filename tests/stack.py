@@ -61,11 +61,13 @@ class RunningAirflow(AirflowAPI):
     """The REST API of a running stack.
 
     :param home: the stack's folder.
+    :param started: the moment before it was started.
     """
 
-    def __init__(self, url: str, home: Path) -> None:
+    def __init__(self, url: str, home: Path, started: str) -> None:
         super().__init__(url)
         self.home = home
+        self.started = started
         self.log_in()
 
     def post(self, path: str, body: Any) -> Any:

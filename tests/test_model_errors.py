@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import time
@@ -16,6 +17,7 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 
 from include import llm_model
 from include.llm_model import ConnectionModel
+from include.rate_limit import RateLimit
 from tests.conftest import KEY, chat_requests, model_connection
 from tests.test_prompt_chaining import ANALYSIS, REPLY, script
 
@@ -155,7 +157,8 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     async def sleep(duration: float) -> None:
         seconds.append(duration)
 
-    monkeypatch.setattr(llm_model, "asyncio", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(llm_model, "asyncio", SimpleNamespace(sleep=sleep, get_running_loop=asyncio.get_running_loop))
+    monkeypatch.setattr(RateLimit, "_pause", lambda *_: None)  # it would hold back the next call just as long
     return seconds
 
 
@@ -194,7 +197,7 @@ def test_all_waits_of_a_call_together_are_no_longer_than_the_longest(llm, waits)
         (403, None, "Set the connection's password (or OPENAI_API_KEY)"),
         (404, "model_not_found", 'Set the connection\'s extra {"model": ...} or its host'),
         (400, None, "the request is invalid"),
-        (400, "context_length_exceeded", "the request is invalid"),
+        (400, "context_length_exceeded", "the text is too long for the model"),
         (429, "insufficient_quota", "quota is used up"),
     ],
 )

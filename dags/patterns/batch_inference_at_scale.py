@@ -1,0 +1,118 @@
+"""
+### Batch inference at scale: as fast as the account allows, each row paid once
+
+For thousands of rows, where a task per row (`batch_inference`) would cost more in Airflow than in tokens. The rows of
+a CSV, JSON lines or Parquet file are cut into chunks, a few tasks share them, and each has many rows in flight.
+
+**A row that was answered is not paid again**: its answer is on object storage before it counts, so that a retry, a
+cleared task or a worker that was killed goes on where it stopped. A row that fails keeps its error and its number, and
+loses no other. All tasks together stay within the account's requests and tokens per minute, which the connection
+`pydanticai_default` tells, and `budget_usd` ends the run before it costs more.
+"""
+
+from datetime import timedelta
+from typing import Literal
+
+from airflow.sdk import Param, dag, get_current_context, task
+from pydantic import Field
+
+from include.ai import BaseModel
+from include.task_defaults import DEFAULT_ARGS, LLM_TASK
+
+# Together these tasks have as many slots as the pool: all that the account allows.
+TASKS = 4
+POOL_SLOTS = 2
+ROWS_AT_ONCE = 16
+
+PROMPT = "Classify a customer review of the fleet-tracking product Kestrel."
+
+
+class ReviewLabels(BaseModel):
+    sentiment: Literal["positive", "negative", "neutral"] = Field(
+        description="positive: satisfied. negative: unhappy. neutral: balanced, or facts only."
+    )
+    topic: Literal["device", "app", "price", "support", "other"] = Field(description="What the review is mostly about.")
+
+
+@dag(
+    dag_display_name="Batch inference at scale: label a file of reviews",
+    schedule=None,
+    default_args=DEFAULT_ARGS,
+    tags=["genai", "pattern", "llm", "mapping"],
+    doc_md=__doc__,
+    params={
+        "input": Param(
+            None,
+            type=["null", "string"],
+            title="Input",
+            description="URL of a .csv, .jsonl or .parquet file on the project's storage; empty: the sample reviews.",
+        ),
+        "text_column": Param(
+            "review", type="string", minLength=1, title="Text column", description="What the model gets of each row."
+        ),
+        "id_column": Param(
+            "review_id",
+            type=["null", "string"],
+            title="Id column",
+            description="What to call the rows in the results; empty: their numbers.",
+        ),
+        "limit": Param(
+            24,
+            type=["null", "integer"],
+            minimum=1,
+            title="Limit",
+            description="Only the first rows, to try a prompt; empty: all.",
+        ),
+        "budget_usd": Param(
+            None,
+            type=["null", "number"],
+            minimum=0,
+            title="Budget",
+            description="What the rows may cost in US dollars, over all tries. Empty: no limit.",
+        ),
+        "allowed_failures": Param(
+            0.05,
+            type="number",
+            minimum=0,
+            maximum=1,
+            title="Allowed failures",
+            description="The run fails if a larger share of the rows ends without an answer.",
+        ),
+        "job": Param(
+            None,
+            type=["null", "string"],
+            title="Job",
+            description="Runs of the same name pay once for the same rows, prompt and model. Empty: a name of its own.",
+        ),
+        "output_format": Param("parquet", enum=["parquet", "jsonl"], title="Results", description="Form of the file."),
+    },
+)
+def batch_inference_at_scale():
+    @task
+    def plan():
+        return batch().plan(TASKS)
+
+    @task(
+        **LLM_TASK | {"execution_timeout": timedelta(hours=24)},  # of a day's rows; it goes on from there at a retry
+        pool_slots=POOL_SLOTS,
+        map_index_template="{{ progress }}",
+    )
+    def answer(chunks: list[int]):
+        progress = batch().answer(chunks, ROWS_AT_ONCE)
+        return {"rows": progress.done, "failed": progress.errors.total()}
+
+    @task(trigger_rule="all_done")
+    def report():
+        return batch().report()
+
+    answer.expand(chunks=plan()) >> report()
+
+
+def batch():
+    from include.batch_job import Batch
+
+    context = get_current_context()
+    return Batch(context["run_id"], context["params"], PROMPT, ReviewLabels)
+
+
+batch_inference_at_scale()

@@ -1,0 +1,159 @@
+"""The rows of a batch on object storage, in chunks: what is to be answered, what happened so far, and the results.
+
+A chunk's folder is named by what is in it: its rows, the prompt, the form of the answer and the model. So whoever asks
+the same again finds what was paid for, and whoever changes anything starts anew. It holds
+
+- `rows.jsonl`: the rows,
+- `journal/`: a line when a row is about to be asked, and one with its result, each there before it counts,
+- `results.jsonl`: the results in the order of the rows, once all are there; the journal is gone then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from include.batch_rows import Row
+from include.storage import write_artifact
+
+if TYPE_CHECKING:
+    from airflow.sdk import ObjectStoragePath
+
+CHUNK_ROWS = 500
+LEAST_CHUNK_ROWS = 10
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a row: an answer, or an error and its class.
+
+    :param input_tokens: of all calls for the row, as are output_tokens, calls and cost_usd (None: no known price).
+    :param lost_calls: calls whose answers nobody saw, as a process ended meanwhile; they may have been paid, too.
+    """
+
+    row: int
+    id: str
+    answer: dict[str, Any] | None = None
+    error: str = ""
+    error_class: str = ""
+    calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: float | None = 0.0
+    lost_calls: int = 0
+
+
+class Chunk:
+    """The chunk in this folder."""
+
+    def __init__(self, folder: ObjectStoragePath) -> None:
+        self.folder = folder
+        self.open_results: dict[int, Result] = {}
+        self._starts: Counter[int] = Counter()
+        self._lines: list[str] = []
+        self._lock = asyncio.Lock()
+        self._failure: Exception | None = None
+        self._writer = uuid4().hex  # another process may write to the same journal
+        self._written = 0
+
+    def rows(self) -> list[Row]:
+        """All rows, in order."""
+        return [Row(*json.loads(line)) for line in (self.folder / "rows.jsonl").read_text().splitlines()]
+
+    def results(self) -> list[Result] | None:
+        """The results in the order of the rows; None as long as some are missing."""
+        try:
+            lines = (self.folder / "results.jsonl").read_text().splitlines()
+        except FileNotFoundError:
+            return None
+        return [Result(**json.loads(line)) for line in lines]
+
+    def recall(self) -> list[Result]:
+        """Read the journal: what is known so far of a chunk that has no results yet."""
+        journal = self.folder / "journal"
+        if journal.is_dir():
+            for content in journal.fs.cat([path.path for path in journal.iterdir()]).values():
+                for line in content.decode().splitlines():
+                    self._recall_line(line)
+        return list(self.open_results.values())
+
+    def _recall_line(self, line: str) -> None:
+        try:
+            entry = json.loads(line)
+        except ValueError:  # the process was killed while it wrote: the row does not count
+            return
+        if isinstance(entry, int):
+            self._starts[abs(entry)] += 1 if entry > 0 else -1
+        else:
+            self.open_results.setdefault(entry["row"], Result(**entry))
+
+    async def note(self, *entries: Result | int) -> None:
+        """Put entries into the journal; they are on the storage when this returns.
+
+        A number is that of a row that is about to be asked; its negative, that of one whose calls all came back with
+        errors, at no cost. What others have to note meanwhile is written in one go.
+        """
+        for entry in entries:
+            if isinstance(entry, int):
+                self._starts[abs(entry)] += 1 if entry > 0 else -1
+        mine = self._lines
+        mine += [json.dumps(asdict(e) if isinstance(e, Result) else e, ensure_ascii=False) for e in entries]
+        async with self._lock:
+            if self._failure:
+                raise self._failure
+            if mine is self._lines:  # else whoever had the lock has written them
+                self._lines = []
+                self._written += 1
+                path = self.folder / "journal" / f"{self._writer}-{self._written:06}.jsonl"
+                try:
+                    await asyncio.to_thread(_write, path, "".join(f"{line}\n" for line in mine))
+                except Exception as error:
+                    self._failure = error
+                    raise
+        self.open_results |= {entry.row: entry for entry in entries if isinstance(entry, Result)}
+
+    def complete(self, rows: Sequence[Row]) -> None:
+        """Write the results of all rows, and drop the journal."""
+        lines = []
+        for row in rows:
+            result = self.open_results[row.number]
+            answered = 1 if row.text is not None else 0
+            result = replace(result, lost_calls=max(0, self._starts[row.number] - answered))
+            lines.append(json.dumps(asdict(result), ensure_ascii=False))
+        write_artifact(self.folder / "results.jsonl", "".join(f"{line}\n" for line in lines))
+        journal = self.folder / "journal"
+        if journal.is_dir():
+            journal.fs.rm(journal.path, recursive=True)
+        self.open_results = {}
+
+
+def write_chunks(
+    rows: Iterable[Row], settings: str, folder: ObjectStoragePath, tasks: int
+) -> Iterator[tuple[str, int]]:
+    """Write the rows in chunks below the folder; yield the name and the number of rows of each.
+
+    Few rows are cut into as many chunks as there are tasks to share them.
+
+    :param settings: all that decides an answer besides the row itself.
+    """
+    rows = iter(rows)
+    first = list(islice(rows, tasks * CHUNK_ROWS))
+    size = min(CHUNK_ROWS, max(LEAST_CHUNK_ROWS, -(-len(first) // tasks)))
+    rows = chain(first, rows)
+    while lines := [json.dumps(row, ensure_ascii=False) for row in islice(rows, size)]:
+        content = "".join(f"{line}\n" for line in lines)
+        name = hashlib.sha256(f"{settings}\0{content}".encode()).hexdigest()[:32]
+        write_artifact(folder / name / "rows.jsonl", content)
+        yield name, len(lines)
+
+
+def _write(path: ObjectStoragePath, content: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)

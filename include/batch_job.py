@@ -1,0 +1,176 @@
+"""A batch from its file to its report: cut the rows into chunks, share these among tasks, answer, put together."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from urllib.parse import quote
+
+from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.sdk import get_current_context
+
+from include.ai import LLM_CONN_ID
+from include.batch_answers import Answering, Progress
+from include.batch_chunks import Chunk, Result, write_chunks
+from include.batch_results import results_writer
+from include.batch_rows import read_rows
+from include.charts import bar_chart
+from include.connections import model_source
+from include.llm_model import DEFAULT_MODEL
+from include.sample_data import FOLDER as SAMPLE_DATA
+from include.storage import artifact_path, new_artifact, storage_path, stored_file, write_artifact
+from include.usage import USAGE_XCOM_KEY
+
+if TYPE_CHECKING:
+    from airflow.sdk import ObjectStoragePath
+    from pydantic import BaseModel
+
+FOLDER = "batch_inference"
+UNANSWERED = "unanswered"
+
+log = logging.getLogger(__name__)
+
+
+class Batch:
+    """The batch of a DAG run.
+
+    :param run_id: the run.
+    :param params: the run's params: `input`, `text_column`, `id_column`, `limit`, `job`, `budget_usd`,
+        `allowed_failures` and `output_format`.
+    :param system_prompt: tells the model what to do with each row's text.
+    :param output_type: the form of an answer.
+    """
+
+    def __init__(self, run_id: str, params: Mapping[str, Any], system_prompt: str, output_type: type[BaseModel]):
+        self._params = params
+        self._system_prompt = system_prompt
+        self._output_type = output_type
+        self._job = params["job"] or run_id
+        self._folder = storage_path(FOLDER, quote(self._job, safe=""))
+        self._artifacts = artifact_path(FOLDER, run_id, "")
+
+    def plan(self, tasks: int) -> list[list[int]]:
+        """Read all rows, write them in chunks, and return for each task which chunks are its own: from, and up to.
+
+        :raises AirflowFailException: the file is not as it should be, or there is a budget and no price.
+        """
+        source = model_source(LLM_CONN_ID, DEFAULT_MODEL)
+        if self._params["budget_usd"] is not None and not source.has_price:
+            raise AirflowFailException(
+                f"Connection {LLM_CONN_ID!r}: the price of {source.model_id!r} is not known, so the budget cannot be "
+                'kept. Set the extra {"usd_per_million_tokens": {"input": ..., "output": ...}}, or set no budget_usd.'
+            )
+        settings = json.dumps([source.model_id, self._system_prompt, self._output_type.model_json_schema()])
+        rows = read_rows(self._input(), self._params["text_column"], self._params["id_column"])
+        chunks = list(write_chunks(islice(rows, self._params["limit"]), settings, self._folder, tasks))
+        write_artifact(self._artifacts / "chunks.json", json.dumps(chunks))
+        log.info("%d rows in %d chunks, below %s.", sum(n for _, n in chunks), len(chunks), self._folder)
+        most = -(-len(chunks) // tasks)
+        return [[start, min(start + most, len(chunks))] for start in range(0, len(chunks), most)]
+
+    def answer(self, share: Sequence[int], at_once: int) -> Progress:
+        """Answer the rows of these chunks. The mapped task is named by its progress, however it ends.
+
+        :raises AirflowException: see `Answering.run`.
+        """
+        chunks = self._chunks()
+        mine = chunks[slice(*share)]
+        rows, budget = sum(n for _, n in mine), self._params["budget_usd"]
+        answering = Answering(
+            [Chunk(self._folder / name) for name, _ in mine],
+            rows,
+            system_prompt=self._system_prompt,
+            output_type=self._output_type,
+            at_once=at_once,
+            budget_usd=None if budget is None else budget * rows / sum(n for _, n in chunks),
+        )
+        context: Any = get_current_context()
+        try:
+            asyncio.run(answering.run())
+        finally:
+            context["progress"] = str(answering.progress)
+            context["ti"].xcom_push(key=USAGE_XCOM_KEY, value=answering.progress.usage)
+        return answering.progress
+
+    def report(self) -> dict[str, Any]:
+        """Write the results in the order of the input, a chart for each field with few values, and the counts.
+
+        :raises AirflowFailException: more rows failed, or are without an answer, than is allowed.
+        """
+        outcome: Counter[str] = Counter()
+        totals: Counter[str] = Counter()
+        values = {name: Counter(dict.fromkeys(few, 0)) for name, few in _few_values(self._output_type).items()}
+        cost: float | None = 0.0
+        results = self._artifacts / f"results.{self._params['output_format']}"
+        with new_artifact(results) as file, results_writer(results.suffix, self._output_type, file) as write:
+            for chunk in self._results():
+                write(chunk)
+                for result in chunk:
+                    outcome[result.error_class or "answered"] += 1
+                    for name in ("calls", "input_tokens", "output_tokens", "lost_calls"):
+                        totals[name] += getattr(result, name)
+                    cost = None if None in (cost, result.cost_usd) else cost + result.cost_usd  # type: ignore[operator]
+                    for name, counts in values.items():
+                        if result.answer:
+                            counts[str(result.answer[name])] += 1
+        rows, failed = outcome.total(), outcome.total() - outcome["answered"]
+        counted = {"rows": rows, "outcome": outcome, **totals, "cost_usd": cost, "values": values}
+        write_artifact(self._artifacts / "report.json", json.dumps(counted, indent=2))
+        for name, counts in values.items():
+            write_artifact(self._artifacts / f"{name}.svg", bar_chart(f"{name} of {outcome['answered']} rows", counts))
+        summary = self._summary(outcome, cost, totals["lost_calls"])
+        if failed > self._params["allowed_failures"] * rows:
+            raise AirflowFailException(
+                f"{failed} of {rows} rows are without an answer, more than the allowed share of "
+                f"{self._params['allowed_failures']:g}: {summary}. The results, with the reason for each, are in "
+                f"{results}. To go on with those that were not asked, trigger the DAG with job={self._job!r} and, "
+                "if it was the budget, a higher budget_usd: what was answered is not paid again."
+            )
+        return {"artifacts": str(self._artifacts), "results": str(results), "result": summary}
+
+    def _input(self) -> ObjectStoragePath:
+        from airflow.sdk import ObjectStoragePath
+
+        url = self._params["input"]
+        try:
+            return stored_file(url) if url else ObjectStoragePath((SAMPLE_DATA / "reviews.csv").as_uri())
+        except ValueError as error:
+            raise AirflowFailException(str(error)) from None
+
+    def _chunks(self) -> list[tuple[str, int]]:
+        try:
+            listed = (self._artifacts / "chunks.json").read_text()
+        except FileNotFoundError:
+            raise AirflowFailException("There is nothing to report: the task that reads the rows failed.") from None
+        return [(name, rows) for name, rows in json.loads(listed)]
+
+    def _results(self) -> Iterator[list[Result]]:
+        """The results of each chunk, in the order of the input."""
+        for name, _ in self._chunks():
+            chunk = Chunk(self._folder / name)
+            results = chunk.results()
+            if results is None:
+                known = {result.row: result for result in chunk.recall()}
+                results = [
+                    known.get(row.number) or Result(row.number, row.id, error="not answered", error_class=UNANSWERED)
+                    for row in chunk.rows()
+                ]
+            yield results
+
+    def _summary(self, outcome: Counter[str], cost: float | None, lost: int) -> str:
+        parts = [f"{count:,} {name}" for name, count in outcome.most_common()]
+        parts.append("cost unknown" if cost is None else f"${cost:.4f}")
+        if lost:
+            parts.append(f"at most {lost} calls paid twice")
+        return f"{outcome.total():,} rows: {', '.join(parts)}"
+
+
+def _few_values(output_type: type[BaseModel]) -> dict[str, tuple[str, ...]]:
+    """The fields that have one of a few values, with these."""
+    fields = output_type.model_fields.items()
+    return {name: get_args(field.annotation) for name, field in fields if get_origin(field.annotation) is Literal}
