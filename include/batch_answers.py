@@ -129,6 +129,8 @@ class Answering:
         :raises AirflowFailException: the provider refuses the key, the model or the account.
         :raises AirflowException: rows are left without an answer; a retry goes on with them.
         """
+        for name in ("httpx", "httpx2"):  # a line for each call is too much
+            logging.getLogger(name).setLevel(logging.WARNING)
         queue = self._rows_to_ask()
         ticker = asyncio.create_task(self._report())
         await asyncio.gather(*(self._work(queue) for _ in range(self._at_once)))

@@ -15,6 +15,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
@@ -129,7 +130,7 @@ class Chunk:
             lines.append(json.dumps(asdict(result), ensure_ascii=False))
         write_artifact(self.folder / "results.jsonl", "".join(f"{line}\n" for line in lines))
         journal = self.folder / "journal"
-        if journal.is_dir():
+        with suppress(OSError):  # another process may still write there; nobody reads it any more
             journal.fs.rm(journal.path, recursive=True)
         self.open_results = {}
 

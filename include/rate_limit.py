@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # The provider refuses because of the load: too many requests, unavailable, overloaded (Anthropic).
 REFUSED_FOR_LOAD = (429, 503, 529)
 LONGEST_PAUSE_S = 600.0
+# The share of the limits that is used: requests that are late, and so closer together, must not overfill a minute.
+USED = 0.98
 CHARACTERS_PER_TOKEN = 4
 
 log = logging.getLogger(__name__)
@@ -41,8 +43,8 @@ class RateLimit:
     def __init__(
         self, requests_per_minute: float | None = None, tokens_per_minute: float | None = None, at_once: int = 1_000
     ) -> None:
-        self._request_gap = 60 / requests_per_minute if requests_per_minute else 0.0
-        self._token_gap = 60 / tokens_per_minute if tokens_per_minute else 0.0
+        self._request_gap = 60 / (USED * requests_per_minute) if requests_per_minute else 0.0
+        self._token_gap = 60 / (USED * tokens_per_minute) if tokens_per_minute else 0.0
         self._at_once = at_once
         # Holds a place for each call, from before its first request until its answer.
         self.places = anyio.CapacityLimiter(at_once)

@@ -1,0 +1,178 @@
+"""A fake of a model's server, for tests and benchmarks: it answers at once, or as late and as badly as it is told.
+
+    python -m tests.scripted_model --port 8100 --latency 0.3
+
+It speaks OpenAI's chat API. Each answer is decided by the last number in the row's text, so that an answer can be
+told from another row's: with number n the call of the output tool has the (n mod k)-th of the k values that each of
+its fields may have. Words in the text make it misbehave: REFUSE (400), TOOLONG (400, context length), NONSENSE (a value
+that is not allowed), DOWN (503, always).
+
+`GET /seen` tells every request: when it came (seconds since the epoch), its row's text, and the status of its answer,
+None as long as it has none. `POST /script` takes `latency` (seconds) and `refuse` (the share of requests that get a
+429 with `Retry-After: 1`, evenly spread), and forgets what was seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from local.processes import free_ports
+from tests.conftest import KEY, PROJECT
+from tests.stack import wait_until
+
+ERRORS = {
+    "REFUSE": (400, "content_policy_violation"),
+    "TOOLONG": (400, "context_length_exceeded"),
+    "DOWN": (503, "server_error"),
+}
+
+
+class ScriptedModel:
+    """The server's state and its endpoints."""
+
+    def __init__(self, latency: float = 0.0, refuse: float = 0.0) -> None:
+        self.latency, self.refuse = latency, refuse
+        self._seen: list[dict[str, Any]] = []
+        self._refusals = 0.0
+        self.app = Starlette(
+            routes=[
+                Route("/v1/chat/completions", self._answer, methods=["POST"]),
+                Route("/seen", self._list_seen),
+                Route("/script", self._script, methods=["POST"]),
+            ]
+        )
+
+    async def _answer(self, request: Request) -> JSONResponse:
+        body = await request.json()
+        text = _last_text(body["messages"])
+        seen = {"time": time.time(), "text": text, "status": None}
+        self._seen.append(seen)
+        await asyncio.sleep(self.latency)
+        response = self._response(body, text)
+        seen["status"] = response.status_code
+        return response
+
+    def _response(self, body: dict[str, Any], text: str) -> JSONResponse:
+        self._refusals += self.refuse
+        if self._refusals >= 1:
+            self._refusals -= 1
+            return JSONResponse(_error("rate_limit_exceeded"), 429, {"Retry-After": "1"})
+        for word, (status, code) in ERRORS.items():
+            if word in text:
+                return JSONResponse(_error(code), status)
+        (tool,) = body["tools"]
+        numbers = re.findall(r"\d+", text) or ["0"]
+        arguments = {
+            name: "nonsense" if "NONSENSE" in text else schema["enum"][int(numbers[-1]) % len(schema["enum"])]
+            for name, schema in tool["function"]["parameters"]["properties"].items()
+        }
+        call = {"name": tool["function"]["name"], "arguments": json.dumps(arguments)}
+        message = {"role": "assistant", "tool_calls": [{"id": "call", "type": "function", "function": call}]}
+        return JSONResponse(
+            {
+                "id": "chatcmpl-scripted",
+                "object": "chat.completion",
+                "created": int(time.time()),
+                "model": body["model"],
+                "choices": [{"index": 0, "message": message, "finish_reason": "tool_calls"}],
+                "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
+            }
+        )
+
+    async def _list_seen(self, request: Request) -> JSONResponse:
+        return JSONResponse(self._seen)
+
+    async def _script(self, request: Request) -> JSONResponse:
+        script = await request.json()
+        self.latency, self.refuse = script.get("latency", self.latency), script.get("refuse", self.refuse)
+        self._seen, self._refusals = [], 0.0
+        return JSONResponse({})
+
+
+def _last_text(messages: list[dict[str, Any]]) -> str:
+    content = next(message["content"] for message in messages if message["role"] == "user")
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
+def _error(code: str) -> dict[str, Any]:
+    return {"error": {"code": code, "message": "This was asked for.", "type": "scripted"}}
+
+
+class ScriptedServer:
+    """The client of a running server.
+
+    :param url: without `/v1`.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def script(self, **script: Any) -> None:
+        """Set how the server behaves from now on, and forget what it has seen."""
+        httpx.post(f"{self.url}/script", json={"latency": 0, "refuse": 0} | script).raise_for_status()
+
+    def seen(self) -> list[dict[str, Any]]:
+        """Every request since then, oldest first."""
+        return list(httpx.get(f"{self.url}/seen").raise_for_status().json())
+
+    def calls(self) -> Counter[str]:
+        """How often each text was asked."""
+        return Counter(each["text"] for each in self.seen())
+
+    def connection(self, **extra: Any) -> str:
+        """A connection to it as JSON, for AIRFLOW_CONN_*; a call costs CALL_USD."""
+        extra = {"model": "openai-chat:scripted", "usd_per_million_tokens": {"input": 1.0, "output": 10.0}} | extra
+        host = f"{self.url}/v1"
+        return json.dumps({"conn_type": "pydanticai", "host": host, "password": KEY, "extra": extra})
+
+
+CALL_USD = (100 * 1.0 + 10 * 10.0) / 1e6
+
+
+@contextmanager
+def running() -> Iterator[ScriptedServer]:
+    """A server in a process of its own."""
+    (port,) = free_ports(1)
+    with subprocess.Popen([sys.executable, "-m", "tests.scripted_model", "--port", str(port)], cwd=PROJECT) as process:
+        try:
+            server = ScriptedServer(f"http://127.0.0.1:{port}")
+            wait_until(lambda: _answers(server))
+            yield server
+        finally:
+            process.terminate()
+
+
+def _answers(server: ScriptedServer) -> bool:
+    try:
+        return server.seen() is not None
+    except httpx.TransportError:
+        return False
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.scripted_model", description=__doc__)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer")
+    arguments = parser.parse_args()
+    uvicorn.run(ScriptedModel(arguments.latency).app, host="127.0.0.1", port=arguments.port, log_level="warning")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""Rows answered many at once: kept rates, refused calls, a killed worker, two workers, a provider that is down."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowException
+
+from include import batch_answers
+from include.ai import BaseModel
+from include.batch_answers import Answering
+from include.batch_chunks import Chunk, Result, write_chunks
+from include.batch_rows import Row
+from include.storage import storage_path
+from tests.conftest import PROJECT
+from tests.scripted_model import ScriptedServer, running
+from tests.stack import wait_until
+
+pytestmark = pytest.mark.one_stack
+
+SENTIMENTS = ("positive", "negative", "neutral")
+AT_ONCE = 8
+
+
+class Labels(BaseModel):
+    sentiment: Literal["positive", "negative", "neutral"]
+
+
+def work(rows: int, text: str = "review", folder: str = "rows") -> tuple[Answering, list[Chunk]]:
+    """A worker's work on so many rows, and its chunks."""
+    texts = [Row(n + 1, str(n + 1), f"{text} {n}") for n in range(rows)]
+    chunks = [Chunk(storage_path(folder) / name) for name, _ in write_chunks(texts, "", storage_path(folder), 1)]
+    answering = Answering(chunks, rows, system_prompt="Label.", output_type=Labels, at_once=AT_ONCE, budget_usd=None)
+    return answering, chunks
+
+
+def answer(rows: int, text: str = "review") -> list[Result]:
+    """Answer so many rows in this process, and return the results in order."""
+    answering, chunks = work(rows, text)
+    asyncio.run(answering.run())
+    return [result for chunk in chunks for result in chunk.results() or []]
+
+
+def assert_right(results: list[Result], rows: int) -> None:
+    assert [(result.row, result.answer) for result in results] == [
+        (n + 1, {"sentiment": SENTIMENTS[n % 3]}) for n in range(rows)
+    ]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ScriptedServer]:
+    with running() as server:
+        yield server
+
+
+@pytest.fixture
+def model(server: ScriptedServer, storage: Path, monkeypatch: pytest.MonkeyPatch) -> ScriptedServer:
+    server.script()
+    monkeypatch.setenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT", server.connection())
+    return server
+
+
+# Paid once
+
+
+@pytest.mark.parametrize("after", [1, 100])
+def test_a_killed_worker_goes_on_where_it_stopped_and_at_most_the_calls_in_flight_are_paid_twice(model, after):
+    model.script(latency=0.02)
+    settings = {name: os.environ[name] for name in ("AIRFLOW_CONN_PYDANTICAI_DEFAULT", "GENAI_STORAGE")}
+    code = f"import os; from tests.test_batch_answers import answer; os.environ |= {settings}; answer(150)"
+    with subprocess.Popen([sys.executable, "-W", "ignore", "-c", code], cwd=PROJECT) as worker:
+        wait_until(lambda: len(model.seen()) >= after)
+        worker.kill()
+    results = answer(150)
+
+    assert_right(results, 150)
+    calls = model.calls()
+    twice = sum(count - 1 for count in calls.values())
+    lost = sum(result.lost_calls for result in results)
+    assert len(calls) == 150
+    assert twice <= lost <= AT_ONCE
+    assert answer(150) == results
+    assert model.calls() == calls, "what was finished is not paid again"
+
+
+def test_a_line_that_a_kill_has_cut_short_does_not_count(model):
+    answering, (chunk,) = work(10)
+    journal = chunk.folder / "journal"
+    journal.mkdir(parents=True)
+    (journal / "killed.jsonl").write_text(
+        '1\n2\n{"row": 1, "id": "1", "answer": {"sentiment": "neutral"}}\n{"row": 2, "an'
+    )
+    asyncio.run(answering.run())
+
+    results = chunk.results() or []
+    assert results[0].answer == {"sentiment": "neutral"}, "a stored answer is not asked for again"
+    assert results[1].answer == {"sentiment": "negative"}
+    assert [result.lost_calls for result in results] == [0, 1] + [0] * 8
+    assert "review 0" not in model.calls()
+
+
+def test_two_workers_on_the_same_rows_at_once_do_no_harm(model):
+    model.script(latency=0.01)
+    (one, chunks), (two, _) = work(60), work(60)
+
+    async def both() -> None:
+        await asyncio.gather(one.run(), two.run())
+
+    asyncio.run(both())
+    assert_right(chunks[0].results() or [], 60)
+
+
+def test_a_storage_that_fails_ends_the_try_and_nothing_is_asked_that_was_not_noted(model, monkeypatch):
+    from include import batch_chunks
+
+    written, write = [], batch_chunks._write
+
+    def full(path, content):
+        if len(written) == 5:
+            raise OSError("no space left")
+        written.append(content)
+        write(path, content)
+
+    monkeypatch.setattr(batch_chunks, "_write", full)
+    answering, _ = work(60)
+    with pytest.raises(OSError, match="no space left"):
+        asyncio.run(answering.run())
+
+    noted = {f"review {int(line) - 1}" for content in written for line in content.split() if line.isdigit()}
+    assert set(model.calls()) <= noted
+
+
+# Rates
+
+
+def most_within(times: list[float], seconds: float) -> int:
+    return max(sum(start <= each < start + seconds for each in times) for start in times)
+
+
+def test_all_tasks_together_keep_the_accounts_requests_per_minute(model, monkeypatch):
+    connection = model.connection(requests_per_minute=1200, pool_slots=2)
+    monkeypatch.setenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT", connection)
+
+    async def tasks() -> None:  # each with one of the two slots
+        await asyncio.gather(*(work(50, folder=name)[0].run() for name in ("one", "two")))
+
+    asyncio.run(tasks())
+    times = [each["time"] for each in model.seen()]
+    assert len(times) == 100
+    assert most_within(times, 3.0) <= 60 + 4  # some are late
+    assert max(times) - min(times) < 10, "much slower than allowed"
+
+
+def test_tokens_per_minute_are_kept_once_an_answer_has_told_its_tokens(model, monkeypatch):
+    ten_calls_a_second = model.connection(tokens_per_minute=10 * 110 * 60, pool_slots=1)
+    monkeypatch.setenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT", ten_calls_a_second)
+    answer(50)
+
+    times = sorted(each["time"] for each in model.seen())
+    assert most_within(times[10:], 1.0) <= 10 + 3
+    assert times[-1] - times[0] < 10, "much slower than allowed"
+
+
+def test_limits_without_the_number_of_slots_that_share_them_are_refused(model, monkeypatch):
+    monkeypatch.setenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT", model.connection(requests_per_minute=60))
+    with pytest.raises(AirflowException, match=r"'pydanticai_default', extra: .*need \"pool_slots\""):
+        answer(1)
+
+
+def test_refused_calls_are_waited_out_and_none_is_lost(model):
+    model.script(refuse=0.1, latency=0.01)
+    assert_right(answer(100), 100)
+
+    seen = model.seen()
+    refused = [each["time"] for each in seen if each["status"] == 429]
+    assert len(refused) >= 10
+    for refusal in refused:  # those in flight come through; then nothing for the second that Retry-After asks for
+        assert [e for e in seen if refusal + 0.2 < e["time"] < refusal + 0.9] == []
+
+
+def test_a_provider_that_is_down_fails_the_try_soon_and_pays_nothing_twice_when_it_is_back(model, monkeypatch):
+    monkeypatch.setattr(batch_answers, "PAUSES_S", ())
+    with pytest.raises(AirflowException, match=r"10 rows in a row got no answer; the last: .*503.* A retry goes on"):
+        answer(60, "review DOWN")
+    assert len(model.calls()) < 30
+
+
+def test_a_row_that_the_provider_cannot_answer_is_left_for_the_retry_and_the_others_are_kept(model, monkeypatch):
+    monkeypatch.setattr(batch_answers, "PAUSES_S", ())
+    texts = [Row(n, str(n), "review DOWN" if n == 3 else f"review {n}") for n in range(1, 12)]
+    ((name, rows),) = write_chunks(texts, "", storage_path("rows"), 1)
+
+    for _ in range(2):
+        chunk = Chunk(storage_path("rows") / name)
+        answering = Answering([chunk], rows, system_prompt="Label.", output_type=Labels, at_once=4, budget_usd=None)
+        with pytest.raises(AirflowException, match="1 rows are without an answer"):
+            asyncio.run(answering.run())
+        assert {result.row for result in Chunk(chunk.folder).recall()} == set(range(1, 12)) - {3}
+    assert {count for text, count in model.calls().items() if "DOWN" not in text} == {1}
+
+
+def test_a_refused_key_ends_the_try_at_once(model, monkeypatch, llmock):
+    llmock.fail(401, times=None)
+    connection = json.loads(model.connection()) | {"host": llmock.base_url()}
+    monkeypatch.setenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT", json.dumps(connection))
+    with pytest.raises(AirflowException, match="the key was refused"):
+        answer(60)
+    assert len(llmock.requests) <= AT_ONCE

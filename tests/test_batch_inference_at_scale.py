@@ -1,0 +1,274 @@
+"""The DAG `batch_inference_at_scale`: every row answered and paid once, whatever ends its tasks early."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.conftest import KEY
+from tests.scripted_model import CALL_USD, ScriptedServer, running
+
+DAG = "batch_inference_at_scale"
+SENTIMENTS = ("positive", "negative", "neutral")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ScriptedServer]:
+    with running() as server:
+        yield server
+
+
+@pytest.fixture
+def model(server: ScriptedServer, storage: Path, monkeypatch: pytest.MonkeyPatch) -> ScriptedServer:
+    server.script()
+    monkeypatch.setenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT", server.connection())
+    return server
+
+
+@pytest.fixture
+def batch(run_dag: Callable[..., Any], model: ScriptedServer, storage: Path) -> Callable[..., Any]:
+    """Run the DAG over texts, or over a file of this name and content."""
+
+    def run(
+        texts: list[Any] | None = None,
+        file: str = "rows.jsonl",
+        content: bytes | None = None,
+        dag_options: dict[str, Any] | None = None,
+        **conf: Any,
+    ) -> Any:
+        storage.mkdir(exist_ok=True)
+        if content is None:
+            content = "".join(
+                json.dumps({"name": f"r{n}", "text": t}) + "\n" for n, t in enumerate(texts or [])
+            ).encode()
+        (storage / file).write_bytes(content)
+        conf = {"input": (storage / file).as_uri(), "text_column": "text", "id_column": "name", "limit": None} | conf
+        return run_dag(DAG, {"output_format": "jsonl"} | conf, **(dag_options or {}))
+
+    return run
+
+
+def results(storage: Path, run: Any = None) -> list[dict[str, Any]]:
+    name = "*" if run is None else run.run.run_id.replace(":", "%3A").replace("+", "%2B")
+    (file,) = storage.glob(f"batch_inference/{name}/results.jsonl")
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def texts(count: int) -> list[str]:
+    return [f"This is review {n}" for n in range(count)]
+
+
+# Results
+
+
+def test_each_row_gets_its_own_answer_in_the_order_of_the_input(batch, model, storage):
+    run = batch(texts(120))
+
+    assert run.state == "success"
+    rows = results(storage)
+    assert [row["row"] for row in rows] == list(range(1, 121))
+    assert [row["id"] for row in rows] == [f"r{n}" for n in range(120)]
+    assert [row["answer"]["sentiment"] for row in rows] == [SENTIMENTS[n % 3] for n in range(120)]
+    assert set(model.calls().values()) == {1}
+    report = json.loads(next(storage.glob("batch_inference/*/report.json")).read_text())
+    assert report["outcome"] == {"answered": 120}
+    assert report["values"]["sentiment"] == dict.fromkeys(SENTIMENTS, 40)
+    assert report["cost_usd"] == pytest.approx(120 * CALL_USD)
+    assert run.xcom("report")["result"] == f"120 rows: 120 answered, ${120 * CALL_USD:.4f}"
+    (chart,) = storage.glob("batch_inference/*/sentiment.svg")
+    assert ElementTree.fromstring(chart.read_bytes()).tag.endswith("svg")  # noqa: S314
+
+
+def test_progress_is_in_the_names_of_the_tasks_and_usage_in_their_xcoms(batch):
+    run = batch(texts(40))
+
+    names = {run.task_instance("answer", n).rendered_map_index for n in range(4)}
+    assert names == {f"10 of 10 rows, ${10 * CALL_USD:.4f}"}
+    assert run.xcom("answer", "llm_usage", map_index=0)["requests"] == 10
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+def test_csv_json_lines_and_parquet_give_the_same_results(batch, storage, form, tmp_path):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    rows = [{"name": f"r{n}", "text": f'Ünï, "quoted"\nreview {n}', "more": n} for n in range(12)]
+    file = tmp_path / f"rows.{form}"
+    if form == "csv":
+        with file.open("w", newline="", encoding="utf-8-sig") as out:
+            writer = csv.DictWriter(out, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    elif form == "jsonl":
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        parquet.write_table(pa.Table.from_pylist(rows), file)
+    batch(file=file.name, content=file.read_bytes(), output_format="parquet")
+
+    (found,) = storage.glob("batch_inference/*/results.parquet")
+    table = parquet.read_table(found).to_pylist()
+    assert [(row["row"], row["id"], row["answer"]["sentiment"]) for row in table] == [
+        (n + 1, f"r{n}", SENTIMENTS[n % 3]) for n in range(12)
+    ]
+
+
+def test_the_xcoms_stay_small_however_many_rows_there_are(batch):
+    run = batch(texts(600))
+
+    assert run.state == "success"
+    assert len(json.dumps(run.xcom("plan"))) < 100
+    assert len(json.dumps(run.xcom("report"))) < 1000
+
+
+# Rows that fail
+
+
+def test_a_row_that_fails_keeps_its_number_and_reason_and_loses_no_other(batch, model, storage):
+    bad = {
+        3: ("REFUSE 3", "refused"),
+        4: ("TOOLONG 4", "too long"),
+        5: ("NONSENSE 5", "invalid answer"),
+        6: ("  ", "empty"),
+        7: (7, "not a text"),
+        8: (None, "not a text"),
+        9: ("x" * 200_001, "too long"),
+        10: ("half \ud83d", "not a text"),
+    }
+    run = batch([bad[n][0] if n in bad else f"review {n}" for n in range(20)], allowed_failures=0.4)
+
+    assert run.state == "success"
+    rows = results(storage)
+    assert {row["row"] - 1: row["error_class"] for row in rows if row["error_class"]} == {
+        n: expected for n, (_, expected) in bad.items()
+    }
+    assert all(row["error"] and row["answer"] is None for row in rows if row["error_class"])
+    assert sum(row["answer"] is not None for row in rows) == 12
+    assert model.calls()["NONSENSE 5"] == 2, "an answer of the wrong form is asked for once more"
+    assert "3 too long" not in run.xcom("report")["result"]
+    assert "2 too long" in run.xcom("report")["result"]
+
+
+def test_more_failures_than_are_allowed_fail_the_run_and_keep_the_results(batch, storage, logged):
+    run = batch(["REFUSE 1", *texts(9)], allowed_failures=0.05)
+
+    assert run.state == "failed"
+    assert "1 of 10 rows are without an answer, more than the allowed share of 0.05" in logged()
+    assert len(results(storage)) == 10
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("rows.csv", b"", "is empty"),
+        ("rows.csv", b"name,text\n", "has no rows"),
+        ("rows.csv", b"name,body\na,b\n", "has no column 'text'. It has: 'name', 'body'"),
+        ("rows.csv", b"text\nhello\n", "has no column 'name'"),
+        ("rows.csv", b"PK\x03\x04\x00\x00binary", "line 1, holds a NUL byte: it is no CSV"),
+        ("rows.csv", b"name,text\na,\xff\xfe\n", "line 2, byte 3, is not UTF-8"),
+        ("rows.csv", b'name,text\na,"never closed\n' + b"b,c\n" * 400_000, "is no CSV"),
+        ("rows.jsonl", b"", "has no rows"),
+        ("rows.jsonl", b"name,text\na,b\n", "is no JSON lines: line 1"),
+        ("rows.jsonl", b'["a"]\n', "has no column 'text'"),
+        ("rows.jsonl", b'{"text": "' + b"x" * 1_000_001, "line 1, is longer than"),
+        ("rows.parquet", b"no parquet", "is no Parquet file"),
+        ("rows.xlsx", b"PK", r"its name must end in .csv, .jsonl, .parquet"),
+    ],
+)
+def test_a_file_that_is_not_as_it_should_be_is_named_before_anything_is_paid(
+    batch, model, logged, file, content, message
+):
+    run = batch(file=file, content=content)
+
+    assert run.state == "failed"
+    assert run.states()["plan"] == "failed"
+    assert run.task_instance("plan").try_number == 1, "no retry mends a file"
+    log = logged()
+    assert message in log
+    assert file in log
+    assert "There is nothing to report" in log
+    assert model.seen() == []
+
+
+def test_a_file_elsewhere_or_nowhere_is_refused(batch, run_dag, model, storage, logged):
+    run = run_dag(DAG, {"input": "file:///etc/passwd"})
+    assert run.state == "failed"
+    run = run_dag(DAG, {"input": (storage / "no.csv").as_uri()})
+    assert run.state == "failed"
+    log = logged()
+    assert "'file:///etc/passwd' is not a file on this project's storage" in log
+    assert "There is no file" in log
+
+
+def test_lines_of_the_wrong_shape_are_rows_that_failed(batch, storage):
+    run = batch(file="rows.csv", content=b"name,text\na,one 1\nb\nc,two 2,more\nd,three 3\n", allowed_failures=1)
+
+    assert run.state == "success"
+    assert [row["error"] for row in results(storage)] == [
+        "",
+        "line 3 has 1 fields, the header 2",
+        "line 4 has 3 fields, the header 2",
+        "",
+    ]
+
+
+# Money
+
+
+def test_a_budget_ends_the_run_before_it_costs_more_and_a_second_run_goes_on(batch, model, logged):
+    budget = 50 * CALL_USD
+    first = batch(texts(200), job="labels", budget_usd=budget)
+
+    assert first.state == "failed"
+    assert "The budget of this task's rows" in logged()
+    paid = len(model.seen())
+    assert 0 < paid * CALL_USD <= budget + 4 * 16 * CALL_USD, "at most the calls in flight are above it"
+    second = batch(texts(200), job="labels", budget_usd=1.0)
+    assert second.state == "success"
+    assert set(model.calls().values()) == {1}
+    assert len(model.seen()) == 200
+
+
+def test_a_budget_without_a_known_price_is_refused_before_anything_is_paid(batch, model, monkeypatch, logged):
+    monkeypatch.setenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT", model.connection(usd_per_million_tokens=None))
+    run = batch(texts(3), budget_usd=1.0)
+
+    assert run.state == "failed"
+    assert "the price of 'openai-chat:scripted' is not known" in logged()
+    assert model.seen() == []
+
+
+def test_runs_share_results_only_if_they_name_the_same_job(batch, model):
+    batch(texts(10), job="a")
+    batch(texts(10), job="a")
+    assert len(model.seen()) == 10
+    batch(texts(10), job="b")
+    batch(texts(10))
+    assert len(model.seen()) == 30
+
+
+def test_a_cleared_run_pays_for_nothing_again_and_reports_the_same(batch, model, storage):
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    first, second = (batch(texts(30), dag_options={"logical_date": moment, "run_after": moment}) for _ in range(2))
+
+    assert first.run.run_id == second.run.run_id
+    assert second.xcom("report")["result"].startswith("30 rows: 30 answered")
+    assert len(model.seen()) == 30
+
+
+# Logs
+
+
+def test_the_prompts_and_the_key_are_in_no_log(batch, logged):
+    batch(["a text that nobody may read 1", "REFUSE a text that nobody may read 2"])
+
+    log = logged()
+    assert "2 of 2 rows" in log
+    assert "nobody may read" not in log
+    assert KEY not in log
