@@ -12,6 +12,8 @@ import pytest
 from include.chat_examples import LONGEST_LINE, MOST_PROBLEMS, check_file, check_files, estimate_tokens, examples
 from include.fine_tuning import TRAINING, VALIDATION
 
+pytestmark = pytest.mark.one_stack
+
 
 def conversation(n: int, **changes: Any) -> dict[str, Any]:
     roles = {"system": "Triage.", "user": f"Question {n}?", "assistant": f"Answer {n}"} | changes

@@ -9,6 +9,8 @@ import pytest
 from include.company_research import CompanyName, Topic, financial_figures, search_market_facts
 from include.sample_data import companies
 
+pytestmark = pytest.mark.one_stack
+
 
 def test_financial_figures_are_those_of_the_data_with_growth_and_margin():
     assert financial_figures("Kestrel Fleet")[:2] == [

@@ -9,6 +9,8 @@ import pytest
 from include import documents
 from include.documents import CHUNK_CHARACTERS, Document, read_documents, split_document
 
+pytestmark = pytest.mark.one_stack
+
 ALL = list(read_documents())
 
 

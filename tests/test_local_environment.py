@@ -10,6 +10,8 @@ import pytest
 from local import environment
 from local.environment import airflow_environment, uses_embedded_model
 
+pytestmark = pytest.mark.one_stack
+
 MODEL_URL = "http://127.0.0.1:7777/v1"
 OWN_MODEL = '{"conn_type": "pydanticai", "host": "http://127.0.0.1:11434/v1", "extra": {"model": "ollama:qwen3"}}'
 

@@ -9,6 +9,8 @@ import pytest
 from include.charts import bar_chart
 from include.review_report import summarize_reviews
 
+pytestmark = pytest.mark.one_stack
+
 
 def answers(*sentiments):
     return [sentiment and {"sentiment": sentiment, "summary": "..."} for sentiment in sentiments]

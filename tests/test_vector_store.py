@@ -13,6 +13,8 @@ from include.documents import Chunk, Document, split_document
 from include.vector_store import open_vector_store
 from include.vector_store.lancedb_store import LanceDBStore
 
+pytestmark = pytest.mark.one_stack
+
 
 @pytest.fixture
 def uri(tmp_path: Path) -> str:

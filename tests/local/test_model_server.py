@@ -30,6 +30,8 @@ from pydantic_ai.providers.openai import OpenAIProvider
 
 from local.model_server import serve
 
+pytestmark = pytest.mark.one_stack
+
 CHAT = "smollm2-135m-instruct"
 EMBEDDING = "wordllama-256"
 ROOT = Path(__file__).parents[2]

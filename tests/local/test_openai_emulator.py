@@ -25,6 +25,8 @@ from local.openai_emulator import files as emulator_files
 from local.openai_emulator import serve
 from tests.stack import wait_until
 
+pytestmark = pytest.mark.one_stack
+
 BASE = "smollm2-135m-instruct"
 ROOT = Path(__file__).parents[2]
 WORDS = ("red", "green", "blue", "car", "boat", "plane")
