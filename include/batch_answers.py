@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
@@ -16,6 +13,7 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 from include.ai import LLM_CONN_ID, untrusted
 from include.ai_output import as_json
 from include.batch_chunks import Chunk, Result
+from include.batch_progress import Progress
 from include.batch_rows import Row
 from include.llm_model import ConnectionModel, RequestRefused, TextTooLong
 from include.usage import LLMUsage, UsageRecorder, add, usage_of
@@ -46,45 +44,6 @@ class RowUsage(UsageRecorder):
 
 class BudgetReached(AirflowFailException):
     """What the rows may cost is spent. What was answered is kept."""
-
-
-@dataclass
-class Progress:
-    """Counts over the rows of a task; `known` of them were done before its present try.
-
-    `cost_usd` is None as soon as the price of one call is unknown.
-    """
-
-    rows: int
-    done: int = 0
-    known: int = 0
-    errors: Counter[str] = field(default_factory=Counter)
-    unanswered: int = 0
-    cost_usd: float | None = 0.0
-    usage: LLMUsage | None = None
-    started: float = field(default_factory=time.monotonic)
-
-    def add(self, result: Result) -> None:
-        """Count a row that is done."""
-        self.done += 1
-        if result.error_class:
-            self.errors[result.error_class] += 1
-        self.cost_usd = None if None in (self.cost_usd, result.cost_usd) else self.cost_usd + result.cost_usd  # type: ignore[operator]
-
-    def __str__(self) -> str:
-        """As it stands in the log and in the UI."""
-        text = f"{self.done:,} of {self.rows:,} rows"
-        if failed := self.errors.total():
-            text += f", {failed:,} failed"
-        if self.cost_usd:
-            text += f", ${self.cost_usd:.4f}"
-        return text
-
-    def speed(self) -> str:
-        """Rows per second of this try, and the time that is left at that."""
-        per_second = (self.done - self.known) / (time.monotonic() - self.started)
-        left = f", about {(self.rows - self.done) / per_second:.0f} s left" if per_second else ""
-        return f"{per_second:.1f} rows/s{left}"
 
 
 class Answering:
@@ -159,11 +118,11 @@ class Answering:
 
     async def _work(self, queue: Iterator[tuple[Chunk, list[Row], Row]]) -> None:
         while not self._stop and not self._over_budget():
-            if (item := next(queue, None)) is None:
-                return
-            chunk, rows, row = item
             self._in_flight += 1
             try:
+                if (item := next(queue, None)) is None:
+                    return
+                chunk, rows, row = item
                 if result := await self._result(chunk, row):
                     await chunk.note(result)
                     self.progress.add(result)
@@ -194,7 +153,8 @@ class Answering:
                 await asyncio.sleep(pause)
         self._unanswered_in_a_row = 0
         used = _sum(calls)
-        self.progress.usage = add(self.progress.usage, used) if self.progress.usage and used else used
+        if used:
+            self.progress.usage = add(self.progress.usage, used) if self.progress.usage else used
         return Result(
             row.number,
             row.id,

@@ -15,8 +15,9 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk import get_current_context
 
 from include.ai import LLM_CONN_ID
-from include.batch_answers import Answering, Progress
+from include.batch_answers import Answering
 from include.batch_chunks import Chunk, Result, write_chunks
+from include.batch_progress import Progress
 from include.batch_results import results_writer
 from include.batch_rows import read_rows
 from include.charts import bar_chart
