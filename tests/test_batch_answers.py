@@ -162,11 +162,11 @@ def test_all_tasks_together_keep_the_accounts_requests_per_minute(model, monkeyp
 def test_tokens_per_minute_are_kept_once_an_answer_has_told_its_tokens(model, monkeypatch):
     ten_calls_a_second = model.connection(tokens_per_minute=10 * 110 * 60, pool_slots=1)
     monkeypatch.setenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT", ten_calls_a_second)
-    answer(50)
+    answer(60)
 
     times = sorted(each["time"] for each in model.seen())
-    assert most_within(times[10:], 1.0) <= 10 + 3
-    assert times[-1] - times[0] < 10, "much slower than allowed"
+    assert most_within(times[10:], 3.0) <= 30 + 5  # some are late
+    assert times[-1] - times[0] < 12, "much slower than allowed"
 
 
 def test_limits_without_the_number_of_slots_that_share_them_are_refused(model, monkeypatch):
