@@ -30,7 +30,7 @@ from local.stack import Stack
 from tests.scripted_model import ScriptedServer, running
 
 AT_SCALE, PER_ROW = "batch_inference_at_scale", "batch_inference"
-AT_ONCE = 64  # as many as the DAG's four tasks have in flight
+AT_ONCE = 64  # as many as the DAG's two tasks have in flight
 REQUESTS_PER_MINUTE = 1200
 LATENCY_S = 0.3
 

@@ -87,9 +87,9 @@ def test_each_row_gets_its_own_answer_in_the_order_of_the_input(batch, model, st
 
 
 def test_progress_is_in_the_names_of_the_tasks_and_usage_in_their_xcoms(batch):
-    run = batch(texts(40))
+    run = batch(texts(20))
 
-    names = {run.task_instance("answer", n).rendered_map_index for n in range(4)}
+    names = {run.task_instance("answer", n).rendered_map_index for n in range(2)}
     assert names == {f"10 of 10 rows, ${10 * CALL_USD:.4f}"}
     assert run.xcom("answer", "llm_usage", map_index=0)["requests"] == 10
 
@@ -228,7 +228,7 @@ def test_a_budget_ends_the_run_before_it_costs_more_and_a_second_run_goes_on(bat
     assert first.state == "failed"
     assert "The budget of this task's rows" in logged()
     paid = len(model.seen())
-    assert 0 < paid * CALL_USD <= budget + 4 * 16 * CALL_USD, "at most the calls in flight are above it"
+    assert 0 < paid * CALL_USD <= budget + 2 * 32 * CALL_USD, "at most the calls in flight are above it"
     second = batch(texts(200), job="labels", budget_usd=1.0)
     assert second.state == "success"
     assert set(model.calls().values()) == {1}

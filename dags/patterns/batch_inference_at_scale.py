@@ -20,9 +20,9 @@ from include.ai import BaseModel
 from include.task_defaults import DEFAULT_ARGS, LLM_TASK
 
 # Together these tasks have as many slots as the pool: all that the account allows.
-TASKS = 4
-POOL_SLOTS = 2
-ROWS_AT_ONCE = 16
+TASKS = 2
+POOL_SLOTS = 4
+ROWS_AT_ONCE = 32
 
 PROMPT = "Classify a customer review of the fleet-tracking product Kestrel."
 
