@@ -82,6 +82,22 @@ class AirflowAPI:
         response.raise_for_status()
         return response.json()["value"]
 
+    def open_requests(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+        """The human-in-the-loop requests of a run that nobody has answered: `subject`, `body`, `params`, ..."""
+        query = {"response_received": False, "limit": 100}
+        page = self._json("GET", f"{self._run(dag_id, run_id)}/hitlDetails", params=query)
+        requests: list[dict[str, Any]] = page["hitl_details"]
+        return requests
+
+    def answer_request(self, request: dict[str, Any], option: str, fields: dict[str, Any]) -> None:
+        """Answer one of `open_requests`.
+
+        :param fields: the values of the request's form.
+        """
+        ti = request["task_instance"]
+        path = f"{self._run(ti['dag_id'], ti['dag_run_id'])}/taskInstances/{ti['task_id']}/{ti['map_index']}"
+        self._json("PATCH", f"{path}/hitlDetails", json={"chosen_options": [option], "params_input": fields})
+
     def log(self, dag_id: str, run_id: str, task_id: str, try_number: int, map_index: int = -1) -> list[str]:
         """The lines of a task's log; of an exception its type and message, without the stack."""
         path = f"{self._run(dag_id, run_id)}/taskInstances/{task_id}/logs/{try_number}"

@@ -19,6 +19,7 @@ from include.usage import USAGE_XCOM_KEY
 from local.airflow_api import AirflowAPI
 from local.environment import PROJECT
 from local.processes import StackError, interrupt_on_signals
+from local.reviewer import Reviewer
 from local.stack import Stack, stack_arguments
 
 TAG = "genai"
@@ -29,6 +30,7 @@ POLL_S = 0.5
 LOG_LINES = 20
 
 ENDED = ("success", "failed")
+WAITING = ("deferred", "awaiting_input")  # perhaps for a person, who is not there in the demo
 COLOURS = {"success": "green", "skipped": "yellow", "failed": "red", "upstream_failed": "red"}
 
 
@@ -54,6 +56,7 @@ class Demo:
     def __init__(self, api: AirflowAPI, console: Console) -> None:
         self.api = api
         self.console = console
+        self._reviewer = Reviewer(api)
         self._started = time.monotonic()
         self._reported: set[tuple[str, str, int]] = set()
 
@@ -127,6 +130,9 @@ class Demo:
             name = f"{dag_id}.{_name(task)}"
             if task["state"] == "running":
                 at_work.append(name)
+            elif task["state"] in WAITING:
+                for answer in self._reviewer.answer(dag_id, run_id):
+                    self.say(escape(answer))
             elif task["state"] in COLOURS and key not in self._reported:
                 self._reported.add(key)
                 colour = COLOURS[task["state"]]

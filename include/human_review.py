@@ -1,0 +1,88 @@
+"""Drafts that a person decides on: the form that is shown, the delivery of what was approved, and the report."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from airflow.providers.common.compat.sdk import AirflowSkipException
+from airflow.sdk import Param
+from airflow.sdk.definitions.param import ParamsDict
+
+from include.storage import artifact_path, write_artifact
+
+APPROVE = "Approve"
+REJECT = "Reject"
+
+
+def review_form(ticket: Mapping[str, str], draft: str) -> tuple[str, str, ParamsDict]:
+    """Subject, body (Markdown) and fields of the request to review a draft; its only field, `reply`, can be edited.
+
+    On Airflow 3.1 the form would also show the DAG's own params: these fields take their place.
+    """
+    field = Param(
+        draft,
+        type="string",
+        format="multiline",
+        minLength=1,
+        title="Reply",
+        description="Edit it if need be. What stands here is sent.",
+    )
+    return f"Send this reply to ticket {ticket['ticket_id']}?", verbatim(ticket["text"]), ParamsDict({"reply": field})
+
+
+def verbatim(text: str) -> str:
+    """Text from outside as Markdown that shows these very characters: no link, no image, no heading."""
+    longest = max((len(ticks) for ticks in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{text}\n{fence}"
+
+
+def send_once(run_id: str, ticket: Mapping[str, str], draft: str, decision: Mapping[str, Any]) -> dict[str, Any]:
+    """Deliver an approved reply to the outbox on storage, unless an earlier try has.
+
+    :param decision: what the review returned: `chosen_options`, `params_input`, `responded_by_user`, `responded_at`.
+    :raises AirflowSkipException: the draft was not approved.
+    """
+    if decision["chosen_options"] != [APPROVE]:
+        raise AirflowSkipException(f"Ticket {ticket['ticket_id']}: the draft was rejected.")
+    reply = (decision["params_input"] or {}).get("reply", draft)
+    person = decision["responded_by_user"]
+    record = {
+        "ticket_id": ticket["ticket_id"],
+        "reply": reply,
+        "edited": reply != draft,
+        "approved_by": person and person["name"],
+        "approved_at": str(decision["responded_at"]),
+    }
+    path = artifact_path("approved", run_id, f"{quote(ticket['ticket_id'], safe='')}.json")
+    if not path.exists():
+        write_artifact(path, json.dumps(record, indent=2, ensure_ascii=False))
+    return {"file": str(path), "edited": record["edited"]}
+
+
+def summarize(
+    tickets: Sequence[Mapping[str, str]],
+    decisions: Sequence[Mapping[str, Any] | None],
+    sent: Sequence[Mapping[str, Any] | None],
+) -> str:
+    """How many replies were sent, and how many of them edited; how many drafts were rejected; which tickets failed.
+
+    :param decisions: for each ticket what its review returned, or None if it failed.
+    :param sent: for each ticket what `send_once` returned, or None.
+    """
+    rejected = late = 0
+    failed = []
+    for ticket, decision, delivery in zip(tickets, decisions, sent, strict=True):
+        if decision and REJECT in decision["chosen_options"]:
+            rejected += 1
+            late += decision["responded_by_user"] is None
+        elif delivery is None:
+            failed.append(ticket["ticket_id"])
+    done = [delivery for delivery in sent if delivery]
+    text = f"{len(done)} sent ({sum(delivery['edited'] for delivery in done)} edited)"
+    text += f", {rejected} rejected ({late} as nobody answered in time)"
+    return text + (f", failed: {', '.join(failed)}" if failed else "")

@@ -1,0 +1,50 @@
+"""A stand-in for the people whom a DAG asks, for the demo, in which nobody is there to answer.
+
+It approves, edits and rejects in turn, so that each of the three is seen, over the REST API that a person's browser
+uses. It reads nothing of what it decides on: it is no example of a review.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import cycle
+from typing import Any
+
+from include.human_review import APPROVE, REJECT
+from local.airflow_api import AirflowAPI
+
+# An answer in the same instant as the question can reach Airflow before it has noted that the task waits. The task is
+# then retried, and asks again. No person is that fast.
+THINKING_TIME = timedelta(seconds=8)
+
+ADDITION = "\n\nThis line was added in the review."
+
+
+class Reviewer:
+    """Answers the requests of runs.
+
+    :param api: a logged-in client of the stack.
+    """
+
+    def __init__(self, api: AirflowAPI) -> None:
+        self.api = api
+        self._ways = cycle(["approve", "edit", "reject"])
+
+    def answer(self, dag_id: str, run_id: str) -> Iterator[str]:
+        """Answer each open request of the run that is not brand-new, and say how."""
+        asked_before = datetime.now(UTC) - THINKING_TIME
+        requests = self.api.open_requests(dag_id, run_id)
+        for request in sorted(requests, key=lambda request: request["task_instance"]["map_index"]):
+            if datetime.fromisoformat(request["created_at"]) < asked_before:
+                option, fields = self.decide(request)
+                self.api.answer_request(request, option, fields)
+                yield f"{request['subject']} {option}, says the demo: nobody is here to decide"
+
+    def decide(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """The option to choose, and the values of the form's fields."""
+        way = next(self._ways)
+        fields = {name: param["value"] for name, param in request["params"].items()}
+        if way == "edit":
+            fields = {name: value + ADDITION for name, value in fields.items()}
+        return REJECT if way == "reject" else APPROVE, fields
