@@ -34,10 +34,6 @@ def compose_services() -> dict[str, dict[str, Any]]:
     return read_yaml("docker-compose.override.yml")["services"]
 
 
-def published_ports() -> list[str]:
-    return [port for service in compose_services().values() for port in service.get("ports", [])]
-
-
 def airflow_settings() -> dict[str, list[dict[str, Any]]]:
     return read_yaml("airflow_settings.yaml")["airflow"]
 
@@ -59,47 +55,6 @@ both_images = pytest.mark.parametrize("folder", [".", "common-ai"])
 def requirements(folder: str) -> list[str]:
     lines = (line.split("#")[0].strip() for line in (ROOT / folder / "requirements.txt").read_text().splitlines())
     return [line for line in lines if line]
-
-
-def test_every_port_of_the_compose_file_is_open_to_this_machine_only() -> None:
-    assert published_ports()
-    for port in published_ports():
-        assert re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port), port
-
-
-def test_no_service_takes_a_port_that_the_astro_cli_takes() -> None:
-    ports = [port.split(":")[1] for port in published_ports()]
-    assert len(ports) == len(set(ports))
-    assert not {"8080", "5432"} & set(ports)
-
-
-def test_every_service_is_on_airflows_network_and_starts_without_a_profile() -> None:
-    for name, service in compose_services().items():
-        assert service["networks"] == ["airflow"], name
-        assert "profiles" not in service, name
-
-
-def test_every_service_has_a_health_check() -> None:
-    for name, service in compose_services().items():
-        assert service["healthcheck"]["test"], name
-
-
-def test_every_image_is_pinned_to_a_full_version() -> None:
-    for name, service in compose_services().items():
-        assert re.search(r":\d+\.\d+\.\d+$", service["image"]), name
-
-
-def test_every_named_volume_is_declared() -> None:
-    compose = read_yaml("docker-compose.override.yml")
-    mounted = {volume.split(":")[0] for service in compose["services"].values() for volume in service["volumes"]}
-    assert mounted == set(compose["volumes"])
-
-
-def test_kafka_tells_each_side_an_address_that_it_can_reach() -> None:
-    kafka = compose_services()["kafka"]
-    advertised = kafka["environment"]["KAFKA_ADVERTISED_LISTENERS"].split(",")
-    published = kafka["ports"][0].rsplit(":", 1)[0]
-    assert advertised == ["INSIDE://kafka:9092", f"OUTSIDE://{published}"]
 
 
 def test_airflow_settings_have_only_keys_that_the_astro_cli_reads() -> None:

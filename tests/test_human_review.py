@@ -103,14 +103,14 @@ def test_the_report_tells_a_late_rejection_and_a_failure_apart():
 
 
 class Person(Reviewer):
-    """Answers by ticket; a list of answers is given one after the other, as the question comes again."""
+    """Answers by index of the ticket; a list of answers is given one after the other, as the question comes again."""
 
-    def __init__(self, api: Any, answers: dict[str, list[tuple[str, str | None]]]) -> None:
+    def __init__(self, api: Any, answers: dict[int, list[tuple[str, str | None]]]) -> None:
         super().__init__(api)
         self.answers = answers
 
     def decide(self, request: dict[str, Any]) -> tuple[str, dict[str, str]]:
-        answers = self.answers[request["task_instance"]["rendered_map_index"]]
+        answers = self.answers[request["task_instance"]["map_index"]]
         option, text = answers.pop(0) if len(answers) > 1 else answers[0]
         return option, {"reply": request["params"]["reply"]["value"] if text is None else text}
 
@@ -121,10 +121,10 @@ def test_on_a_real_airflow_drafts_are_approved_edited_rejected_and_rejected_by_t
     person = Person(
         airflow,
         {
-            "line 1": [("Approve", None)],
-            "line 2": [("Approve", "You get your money back.")],
-            "line 3": [("Reject", None)],
-            "line 4": [("Approve", ""), ("Reject", None)],
+            0: [("Approve", None)],
+            1: [("Approve", "You get your money back.")],
+            2: [("Reject", None)],
+            3: [("Approve", ""), ("Reject", None)],
         },
     )
     wait_until(
