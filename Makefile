@@ -24,7 +24,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/installed-from-lock
 
 .DEFAULT_GOAL := help
-.PHONY: help demo start stop test lint bench lock clean
+.PHONY: help demo start stop copy test lint bench lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,10 @@ start: $(READY)  ## start Airflow and the embedded parts, UI on http://127.0.0.1
 
 stop: $(READY)  ## stop what `make start` started
 	@$(BIN)/python -m local.stack stop --home $(DATA)
+
+copy: $(READY)  ## copy a DAG and all it needs into your Astro project: make copy PATTERN=rag_pipeline TO=path
+	@test -n "$(PATTERN)" && test -n "$(TO)" || { echo "Say which DAG, and where to: make copy PATTERN=rag_pipeline TO=path/of/an/astro/project"; exit 1; }
+	@$(BIN)/python -m local.copy_pattern "$(PATTERN)" "$(TO)"
 
 test: $(READY)  ## run the tests
 	@$(BIN)/python -m pytest
