@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -175,7 +176,7 @@ def _data_of(module: Path, tree: ast.Module) -> Iterator[Path]:
 
 def _requirements(imported: Iterable[str]) -> list[str]:
     """The lines of requirements.txt for these modules, without their comments."""
-    distributions = packages_distributions()
+    distributions = _distributions()
     names = set()
     for module in imported:
         top = module.split(".")[0]
@@ -187,6 +188,9 @@ def _requirements(imported: Iterable[str]) -> list[str]:
     lines = (PROJECT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     pins = [match[0] for line in lines if (match := REQUIREMENT.match(line))]
     return [pin for pin in pins if _name(pin).replace("_", "-") in {name.replace("_", "-") for name in names}]
+
+
+_distributions = cache(packages_distributions)  # it reads what every installed package brings
 
 
 def _name(requirement: str) -> str:

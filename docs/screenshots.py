@@ -1,0 +1,166 @@
+"""Take the pictures of the docs anew, from a stack that runs: each DAG's graph with its last run, and the UI.
+
+    make start && make demo
+    .venv/bin/python docs/screenshots.py
+
+It drives a headless Chromium, which must be installed (`apt install chromium`), and is part of no test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+from PIL import Image
+from websockets.sync.client import connect
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+from local.airflow_api import AirflowAPI  # noqa: E402
+
+IMAGES = PROJECT / "docs" / "images"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+TIMEOUT_S = 60
+MARGIN = 16
+
+# Where the nodes of the graph are, together.
+GRAPH = """(() => {
+  const boxes = [...document.querySelectorAll('.react-flow__node')].map(node => node.getBoundingClientRect());
+  if (!boxes.length) return null;
+  const left = Math.min(...boxes.map(b => b.left)), top = Math.min(...boxes.map(b => b.top));
+  return {x: left, y: top, width: Math.max(...boxes.map(b => b.right)) - left,
+          height: Math.max(...boxes.map(b => b.bottom)) - top};
+})()"""
+WHOLE = "document.querySelector({0!r}) && {{x: 0, y: 0, width: innerWidth, height: innerHeight}}"
+
+
+class Browser:
+    """A headless Chromium with one page, driven by its debugging protocol."""
+
+    def __init__(self, width: int, height: int) -> None:
+        program = next(filter(None, map(shutil.which, BROWSERS)), None)
+        if program is None:
+            sys.exit(f"No browser is found ({', '.join(BROWSERS)}). On Debian: apt install chromium")
+        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        flags = ["--headless", "--no-sandbox", "--hide-scrollbars", "--remote-debugging-port=0"]
+        self._process = subprocess.Popen(
+            [program, *flags, f"--window-size={width},{height}", f"--user-data-dir={self._folder.name}", "about:blank"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        port_file = Path(self._folder.name) / "DevToolsActivePort"
+        port = self._until(lambda: port_file.exists() and port_file.read_text().split("\n")[0])
+        pages = self._until(lambda: httpx.get(f"http://127.0.0.1:{port}/json").json())
+        page = next(page for page in pages if page["type"] == "page")
+        self._socket = connect(page["webSocketDebuggerUrl"], max_size=None)
+        self._calls = 0
+
+    def __enter__(self) -> Browser:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+        self._process.terminate()
+        self._process.wait()
+        self._folder.cleanup()
+
+    def call(self, method: str, **params: Any) -> Any:
+        self._calls += 1
+        self._socket.send(json.dumps({"id": self._calls, "method": method, "params": params}))
+        while (answer := json.loads(self._socket.recv(timeout=TIMEOUT_S))).get("id") != self._calls:
+            pass
+        return answer["result"]
+
+    def value(self, expression: str) -> Any:
+        """The value of a JavaScript expression in the page."""
+        return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+
+    def open(self, url: str) -> None:
+        self.call("Page.navigate", url=url)
+
+    def picture(self, where: str, path: Path, settle_s: float = 3) -> None:
+        """Wait until the expression `where` gives a rectangle, then write what is in it as a small PNG."""
+        self._until(lambda: self.value(where))
+        time.sleep(settle_s)  # animations
+        box = self.value(where)
+        clip = {"x": box["x"] - MARGIN, "y": box["y"] - MARGIN, "scale": 1}
+        clip |= {"width": box["width"] + 2 * MARGIN, "height": box["height"] + 2 * MARGIN}
+        data = self.call("Page.captureScreenshot", format="png", clip=clip)["data"]
+        image = Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB").quantize(64)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path, optimize=True)
+        print(f"{path.relative_to(PROJECT)}: {image.width} x {image.height}, {path.stat().st_size // 1024} kB")
+
+    def _until(self, condition: Any) -> Any:
+        deadline = time.monotonic() + TIMEOUT_S
+        while True:
+            try:
+                if found := condition():
+                    return found
+            except httpx.HTTPError:
+                pass
+            if time.monotonic() > deadline:
+                raise TimeoutError("The page did not show what the picture is of.")
+            time.sleep(0.2)
+
+
+def last_run(api: AirflowAPI, dag_id: str) -> str:
+    query = {"order_by": "-run_after", "limit": 1}
+    runs = api._json("GET", f"/api/v2/dags/{dag_id}/dagRuns", params=query)["dag_runs"]
+    if not runs:
+        sys.exit(f"{dag_id} has not run: `make demo` runs every DAG.")
+    return str(runs[0]["dag_run_id"])
+
+
+def take_graphs(url: str, api: AirflowAPI, dag_ids: list[str]) -> None:
+    with Browser(1500, 900) as browser:
+        browser.open(f"{url}/auth/token/login")
+        time.sleep(3)
+        for dag_id in dag_ids:
+            browser.value(f"localStorage.setItem('dag_view-{dag_id}', '\"graph\"')")
+            browser.open(f"{url}/dags/{dag_id}/runs/{last_run(api, dag_id)}")
+            browser.picture(GRAPH, IMAGES / "graphs" / f"{dag_id}.png")
+
+
+def take_pages(url: str, api: AirflowAPI) -> None:
+    with Browser(1280, 800) as browser:
+        browser.open(f"{url}/auth/token/login")
+        time.sleep(3)
+        browser.open(f"{url}/dags?tags=pattern")
+        browser.picture(WHOLE.format("[data-testid='table-list'], [data-testid='card-list']"), IMAGES / "dags.png", 6)
+        run_id = api.trigger("human_review", {"sample_size": 1})
+        waiting = api.open_requests
+        while not (requests := waiting("human_review", run_id)):
+            time.sleep(1)
+        task_id = requests[0]["task_instance"]["task_id"]
+        page = f"{url}/dags/human_review/runs/{run_id}/tasks/{task_id}/mapped/0/required_actions"
+        browser.open(page)
+        browser.picture(WHOLE.format("textarea"), IMAGES / "human-review.png", 4)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--url", default="http://127.0.0.1:8080", help="of the running stack (default: %(default)s)")
+    parser.add_argument("--only", action="append", help="the graph of this DAG only; may be repeated")
+    arguments = parser.parse_args()
+    api = AirflowAPI(arguments.url)
+    api.log_in()
+    dag_ids = [path.stem for path in sorted((PROJECT / "dags").rglob("*.py"))]
+    take_graphs(arguments.url, api, arguments.only or dag_ids)
+    if not arguments.only:
+        take_pages(arguments.url, api)
+
+
+if __name__ == "__main__":
+    main()
