@@ -143,3 +143,50 @@ def test_the_script_of_the_ci_is_executable() -> None:
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
     steps = read_yaml(".github/workflows/ci.yml")["jobs"]["test"]["steps"]
     assert steps[-1]["run"] == "bash .ci/run"
+
+
+def deploy_doc() -> str:
+    return (ROOT / "docs" / "deploying-to-astronomer.md").read_text()
+
+
+def test_a_deploy_parses_and_tests_first_and_runs_code_that_cannot_change() -> None:
+    workflow = read_yaml(".github/workflows/deploy.yml")
+    (job,) = workflow["jobs"].values()
+    (step,) = job["steps"]
+    assert re.fullmatch(r"astronomer/deploy-action@[0-9a-f]{40}", step["uses"])
+    assert (step["with"]["parse"], step["with"]["pytest"]) == (True, True)
+    assert step["with"]["deploy-type"] == "infer"
+    assert workflow[True]["push"] == {"branches": ["main"]}  # YAML reads `on` as true
+    assert workflow["permissions"] == {"contents": "read"}
+    assert not workflow["concurrency"]["cancel-in-progress"]
+
+
+def test_a_deploy_without_its_settings_does_nothing_and_the_docs_name_them() -> None:
+    text = (ROOT / ".github" / "workflows" / "deploy.yml").read_text()
+    settings = set(re.findall(r"(?:secrets|vars)\.(\w+)", text))
+    assert settings == {"ASTRO_API_TOKEN", "ASTRO_DEPLOYMENT_ID"}
+    assert "if: vars.ASTRO_DEPLOYMENT_ID != ''" in text
+    for name in settings:
+        assert f"`{name}`" in deploy_doc()
+
+
+def test_each_connection_of_the_deployment_docs_is_one_that_airflow_reads() -> None:
+    from airflow.models import Connection
+
+    found = re.findall(r"^AIRFLOW_CONN_(\w+)=(\{.*)$", deploy_doc(), re.MULTILINE)
+    assert len(found) >= 3
+    for name, value in found:
+        assert Connection.from_json(value, conn_id=name.lower()).conn_type == json.loads(value)["conn_type"]
+
+
+def test_the_models_of_standalone_mode_are_those_that_the_embedded_server_has() -> None:
+    from local.environment import CHAT_MODEL, EMBEDDING_MODEL
+
+    assert f'"openai-chat:{CHAT_MODEL}"' in deploy_doc()
+    assert f'"openai:{EMBEDDING_MODEL}"' in deploy_doc()
+
+
+def test_the_package_for_s3_is_the_version_that_the_tests_use() -> None:
+    (line,) = re.findall(r"^apache-airflow-providers-amazon\[s3fs\]==\S+", deploy_doc(), re.MULTILINE)
+    assert line in (ROOT / "local" / "requirements.in").read_text()
+    assert line in (ROOT / ".env.example").read_text()
