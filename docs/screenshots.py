@@ -22,7 +22,7 @@ from typing import Any
 
 import httpx
 from PIL import Image
-from websockets.sync.client import connect
+from websockets.sync.client import ClientConnection, connect
 
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
@@ -33,6 +33,10 @@ IMAGES = PROJECT / "docs" / "images"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 TIMEOUT_S = 60
 MARGIN = 16
+
+# What lies over the graph, and its dots.
+HIDE = """document.head.insertAdjacentHTML('beforeend', `<style>.react-flow__panel, .react-flow__background,
+  .react-flow__minimap, [aria-label^="Download"] {display: none !important}</style>`)"""
 
 # Where the nodes of the graph are, together.
 GRAPH = """(() => {
@@ -60,10 +64,10 @@ class Browser:
             stderr=subprocess.DEVNULL,
         )
         port_file = Path(self._folder.name) / "DevToolsActivePort"
-        port = self._until(lambda: port_file.exists() and port_file.read_text().split("\n")[0])
-        pages = self._until(lambda: httpx.get(f"http://127.0.0.1:{port}/json").json())
+        port = self.until(lambda: port_file.exists() and port_file.read_text().split("\n")[0])
+        pages = self.until(lambda: httpx.get(f"http://127.0.0.1:{port}/json").json())
         page = next(page for page in pages if page["type"] == "page")
-        self._socket = connect(page["webSocketDebuggerUrl"], max_size=None)
+        self._socket: ClientConnection = connect(page["webSocketDebuggerUrl"], max_size=None)
         self._calls = 0
 
     def __enter__(self) -> Browser:
@@ -89,20 +93,22 @@ class Browser:
     def open(self, url: str) -> None:
         self.call("Page.navigate", url=url)
 
-    def picture(self, where: str, path: Path, settle_s: float = 3) -> None:
+    def picture(self, where: str, path: Path, margin: int = 0) -> None:
         """Wait until the expression `where` gives a rectangle, then write what is in it as a small PNG."""
-        self._until(lambda: self.value(where))
-        time.sleep(settle_s)  # animations
+        self.until(lambda: self.value(where))
+        time.sleep(4)  # until nothing moves any more
+        self.value(HIDE)
         box = self.value(where)
-        clip = {"x": box["x"] - MARGIN, "y": box["y"] - MARGIN, "scale": 1}
-        clip |= {"width": box["width"] + 2 * MARGIN, "height": box["height"] + 2 * MARGIN}
+        clip = {"x": box["x"] - margin, "y": box["y"] - margin, "scale": 1}
+        clip |= {"width": box["width"] + 2 * margin, "height": box["height"] + 2 * margin}
         data = self.call("Page.captureScreenshot", format="png", clip=clip)["data"]
         image = Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB").quantize(64)
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path, optimize=True)
         print(f"{path.relative_to(PROJECT)}: {image.width} x {image.height}, {path.stat().st_size // 1024} kB")
 
-    def _until(self, condition: Any) -> Any:
+    def until(self, condition: Any) -> Any:
+        """What the condition returns, as soon as it is true."""
         deadline = time.monotonic() + TIMEOUT_S
         while True:
             try:
@@ -130,15 +136,17 @@ def take_graphs(url: str, api: AirflowAPI, dag_ids: list[str]) -> None:
         for dag_id in dag_ids:
             browser.value(f"localStorage.setItem('dag_view-{dag_id}', '\"graph\"')")
             browser.open(f"{url}/dags/{dag_id}/runs/{last_run(api, dag_id)}")
-            browser.picture(GRAPH, IMAGES / "graphs" / f"{dag_id}.png")
+            browser.picture(GRAPH, IMAGES / "graphs" / f"{dag_id}.png", MARGIN)
 
 
 def take_pages(url: str, api: AirflowAPI) -> None:
-    with Browser(1280, 800) as browser:
+    with Browser(1280, 950) as browser:
         browser.open(f"{url}/auth/token/login")
         time.sleep(3)
         browser.open(f"{url}/dags?tags=pattern")
-        browser.picture(WHOLE.format("[data-testid='table-list'], [data-testid='card-list']"), IMAGES / "dags.png", 6)
+        table = """document.querySelector('[aria-label="Show table view"]')"""
+        browser.until(lambda: browser.value(f"!!{table} && ({table}.click(), true)"))
+        browser.picture(WHOLE.format("[data-testid='table-list']"), IMAGES / "dags.png")
         run_id = api.trigger("human_review", {"sample_size": 1})
         waiting = api.open_requests
         while not (requests := waiting("human_review", run_id)):
@@ -146,7 +154,7 @@ def take_pages(url: str, api: AirflowAPI) -> None:
         task_id = requests[0]["task_instance"]["task_id"]
         page = f"{url}/dags/human_review/runs/{run_id}/tasks/{task_id}/mapped/0/required_actions"
         browser.open(page)
-        browser.picture(WHOLE.format("textarea"), IMAGES / "human-review.png", 4)
+        browser.picture(WHOLE.format("textarea"), IMAGES / "human-review.png")
 
 
 def main() -> None:

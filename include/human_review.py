@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import Any
 from urllib.parse import quote
 
@@ -13,6 +14,8 @@ from airflow.sdk import Param
 from airflow.sdk.definitions.param import ParamsDict
 
 from include.storage import artifact_path, write_artifact
+
+LINE_LENGTH = 80  # a block is not wrapped in Airflow's UI
 
 APPROVE = "Approve"
 REJECT = "Reject"
@@ -35,10 +38,11 @@ def review_form(ticket: Mapping[str, str], draft: str) -> tuple[str, str, Params
 
 
 def verbatim(text: str) -> str:
-    """Text from outside as Markdown that shows these very characters: no link, no image, no heading."""
+    """Text from outside as Markdown that shows its very characters, in lines that fit: no link, image or heading."""
+    lines = [part for line in text.splitlines() for part in wrap(line, LINE_LENGTH, drop_whitespace=False) or [""]]
     longest = max((len(ticks) for ticks in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}\n{text}\n{fence}"
+    return "\n".join([fence, *lines, fence])
 
 
 def send_once(run_id: str, ticket: Mapping[str, str], draft: str, decision: Mapping[str, Any]) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def test_the_id_of_a_ticket_cannot_choose_the_folder(storage):
 
 
 @pytest.mark.parametrize(
-    "text", ["![x](https://example.com/seen.png)", "```\n# out of the block", "````", "`", "", "{{ 1 / 0 }}"]
+    "text", ["![x](https://example.com/seen.png)", "```\n# out of the block", "````", "`", "{{ 1 / 0 }}"]
 )
 def test_a_ticket_is_shown_as_these_very_characters(text):
     fence, *lines, closing = verbatim(text).split("\n")
@@ -85,6 +85,14 @@ def test_a_ticket_is_shown_as_these_very_characters(text):
     assert set(fence) == {"`"}
     assert fence == closing
     assert fence not in text
+
+
+def test_a_long_line_of_a_ticket_is_broken_so_that_all_of_it_is_seen():
+    words = ["word"] * 50
+    _, *lines, _ = verbatim(" ".join(words) + "\n\nThe end.").split("\n")
+    assert max(map(len, lines)) <= 80
+    assert " ".join(lines).split() == [*words, "The", "end."]
+    assert lines[-2:] == ["", "The end."]
 
 
 def test_the_form_holds_the_draft_and_nothing_else():
