@@ -16,6 +16,7 @@ from pydantic_ai import ModelRetry
 from include.ai import BaseModel, untrusted
 
 MOST_PASSAGES = 10
+MOST_CITED = 2  # one sentence stands in one passage, or in two
 
 ANSWER_PROMPT = (
     "Answer the question in one short sentence, with the exact words and numbers of the passages. "
@@ -28,7 +29,7 @@ class Answer(BaseModel):
     answer: str = Field(description="The answer, in the words of the passages.")
     answered: bool = Field(description="Whether the passages hold the answer to the question.")
     passages: list[Annotated[int, Field(ge=1, le=MOST_PASSAGES)]] = Field(
-        description="The numbers of the passages that hold the answer; empty if none does.", max_length=4
+        description="The numbers of the passages that hold the answer; empty if none does.", max_length=MOST_CITED
     )
 
     def check(self, metadata: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 
 from include.document_formats import TEXT, UnreadableDocument, read_text
 
-KNOWLEDGE_BASE = Path(__file__).parent / "knowledge_base"
+# A folder that every worker sees.
+KNOWLEDGE_BASE = Path(os.environ.get("GENAI_KNOWLEDGE_BASE") or Path(__file__).parent / "knowledge_base")
 
 CHUNK_CHARACTERS = 800  # about 200 tokens: one or two sections of a help page
 CHUNK_OVERLAP = 100

@@ -102,6 +102,16 @@ def test_kafka_tells_each_side_an_address_that_it_can_reach() -> None:
     assert advertised == ["INSIDE://kafka:9092", f"OUTSIDE://{published}"]
 
 
+def test_the_ci_tests_on_the_weaviate_of_the_compose_file() -> None:
+    job = read_yaml(".github/workflows/ci.yml")["jobs"]["test"]
+    compose, ci = compose_services()["weaviate"], job["services"]["weaviate"]
+    assert ci["image"] == compose["image"]
+    assert ci["ports"] == compose["ports"]
+    assert ci["env"].items() <= compose["environment"].items()
+    assert job["env"]["WEAVIATE_API_KEY"] == compose["environment"]["AUTHENTICATION_APIKEY_ALLOWED_KEYS"]
+    assert job["env"]["WEAVIATE_URL"] == f"http://{published_ports()[0].rsplit(':', 1)[0]}"
+
+
 def test_airflow_settings_have_only_keys_that_the_astro_cli_reads() -> None:
     known = {"connections": CONNECTION_KEYS, "pools": POOL_KEYS, "variables": VARIABLE_KEYS}
     assert set(read_yaml("airflow_settings.yaml")) == {"airflow"}
@@ -150,6 +160,7 @@ def test_the_env_example_has_the_settings_of_this_project() -> None:
         "AIRFLOW_CONN_EMBEDDINGS_DEFAULT",
         "AIRFLOW_CONN_OPENAI_DEFAULT",
         "AIRFLOW_CONN_VECTOR_STORE_DEFAULT",
+        "GENAI_KNOWLEDGE_BASE",
         "GENAI_STORAGE",
     }
 

@@ -2,10 +2,10 @@
 ### RAG evaluation: how good are retrieval and answers, and did a change make them worse?
 
 Asks the knowledge base 66 questions whose documents are known, in every search mode and in each store that the run
-names, and measures recall@k and MRR. A sample of the questions, some of which no document answers, goes to the language
-model too: the share of grounded answers is that of answers that stand in the passages they cite, or admit that there is
-none. It leaves a table and a chart. **A score below its threshold fails the run**, after the report is written: schedule
-it, or run it before a new model, chunk size or prompt goes live.
+names, and measures recall@k and MRR. A sample of the questions, some of which no document answers, goes to the
+language model too: an answer is grounded if it stands in the passages that it cites, or rightly says that there is
+none. It leaves a table and a chart. **A score below its threshold fails the run**, once the report is written:
+schedule it, or run it before a new model, chunk size or prompt goes live.
 """
 
 from airflow.sdk import Param, dag, get_current_context, task
@@ -92,12 +92,8 @@ def rag_evaluation():
 
         params = get_current_context()["params"]
         sample = spread_sample(evaluation_questions(), params["answers"])
-        found = [
-            search(
-                COLLECTION, SearchQuery(each["question"], [], params["k"], params["mode"]), conn_id=params["stores"][0]
-            )
-            for each in sample
-        ]
+        queries = [SearchQuery(each["question"], [], params["k"], params["mode"]) for each in sample]
+        found = [search(COLLECTION, query, conn_id=params["stores"][0]) for query in queries]
         return [{**each, "passages": [asdict(hit) for hit in hits]} for each, hits in zip(sample, found, strict=True)]
 
     @task.llm(**llm_kwargs(), system_prompt=ANSWER_PROMPT, output_type=Answer, map_index_template="{{ question }}")
