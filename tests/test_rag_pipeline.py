@@ -20,7 +20,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from llmock.scenarios import Match, Reply, ToolCall
 from llmock.simulation import build_mock_embedding as vector_of
 
-from include import documents, ingestion
+from include import documents, ingestion, knowledge_index
 from include.answers import DONT_KNOW
 from include.ingestion import find_changes, finish, index_documents, refresh_index
 from include.knowledge_index import COLLECTION, search
@@ -260,6 +260,17 @@ def test_a_search_leaves_out_near_duplicates_and_fills_up_with_others(index, kno
 
 
 # ---- The DAG
+
+
+def test_the_dag_answers_on_every_store(run_dag, llm, index, knowledge_base, monkeypatch):
+    monkeypatch.setattr(knowledge_index, "COLLECTION", index)
+    for mode in ("vector", "keyword", "hybrid"):
+        answer(llm, [1])
+        run = run_dag("rag_pipeline", {**ANYTHING, "query": "the free trial", "mode": mode})
+
+        assert run.state == "success"
+        assert published(run)["chunks"] == [run.xcom("retrieve")[0]["id"]]
+    assert in_step(index, knowledge_base)
 
 
 def test_the_first_run_indexes_every_document_in_a_few_requests(run_dag, llm, storage):
