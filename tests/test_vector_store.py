@@ -29,6 +29,7 @@ def prefix(request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     if request.param == "weaviate":
         delete_collections(name)
 
+
 pytestmark = pytest.mark.one_stack
 
 
