@@ -104,9 +104,10 @@ def read_document(name: str, folder: Path = KNOWLEDGE_BASE) -> Document:
     :raises AirflowFailException: there is none; the message lists those that there are.
     :raises UnreadableDocument: it cannot be used.
     """
-    names = document_names(folder)
-    if name not in names:
-        raise AirflowFailException(f"There is no document {name!r}. There are: {', '.join(names)}.")
+    path = Path(name)
+    if path.is_absolute() or ".." in path.parts or not (folder / path).is_file():
+        names = ", ".join(document_names(folder))
+        raise AirflowFailException(f"There is no document {name!r}. There are: {names}.")
     return _read(name, folder)
 
 
