@@ -22,9 +22,10 @@ REQUIREMENTS := $(if $(filter $(STACK),$(INSTALLED_STACK)),requirements.txt,$(ST
 LOCK := local/$(STACK).lock
 BIN := $(VENV)/bin
 READY := $(VENV)/installed-from-lock
+EMBED_BIN := .venv-sentence-transformers/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo start stop copy test lint bench lock clean
+.PHONY: help demo start stop copy test embed lint bench lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,15 +49,21 @@ copy: $(READY)  ## copy a DAG and all it needs into your Astro project: make cop
 test: $(READY)  ## run the tests
 	@$(BIN)/python -m pytest
 
+embed: $(READY)  ## test models of sentence-transformers, which `make test` skips (installs torch: 5 GB more)
+	@test -x $(EMBED_BIN)/python || "$(PYTHON)" -m venv .venv-sentence-transformers
+	@$(BIN)/uv pip install --quiet --no-deps --python $(EMBED_BIN)/python -r local/airflow-ai-sdk.lock -r local/sentence-transformers.lock
+	@$(EMBED_BIN)/python -m pytest tests/test_sentence_transformers.py
+
 lint: $(READY)  ## check format, style and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
-bench: $(READY)  ## measure the cost of parsing, the wait for an answer, jobs that wait, and the embedded model
+bench: $(READY)  ## measure parsing, waiting for answers and jobs, RAG, and the embedded model
 	@$(BIN)/python -m benchmarks.parse_cost
 	@$(BIN)/python -m benchmarks.on_demand_latency
 	@$(BIN)/python -m benchmarks.deferred_jobs
+	@$(BIN)/python -m benchmarks.rag
 	@$(BIN)/python -m benchmarks.model_quality
 
 lock: $(READY)  ## resolve the pinned requirements anew into the stack's lock
@@ -64,7 +71,7 @@ lock: $(READY)  ## resolve the pinned requirements anew into the stack's lock
 		--overrides local/overrides.txt $(REQUIREMENTS) local/requirements.in - --output-file $(LOCK)
 
 clean: stop  ## remove the virtual environment and all local data
-	rm -rf $(VENV) $(DATA)
+	rm -rf $(VENV) .venv-sentence-transformers $(DATA)
 
 # The lock is complete, so nothing is resolved here (--no-deps). uv takes seconds where pip takes a minute;
 # pip is there for whoever has a package index that only pip is configured for.

@@ -77,6 +77,13 @@ class BaseModel(pydantic.BaseModel):
         """As pydantic's, but JSON by default: enums and dates become what XCom can hold."""
         return super().model_dump(mode=mode, **kwargs)
 
+    def check(self, metadata: Any) -> None:
+        """Judge an answer by more than its form; a subclass that can, overrides this. The model is asked again.
+
+        :param metadata: what `untrusted` attached to the prompt.
+        :raises pydantic_ai.ModelRetry: the answer is refused; the message tells the model why.
+        """
+
 
 class Toolset(FunctionToolset[None]):
     """Tools of an agent. Its repr goes into the serialized DAG, so it is the same at every parse."""
@@ -107,9 +114,12 @@ def agent_kwargs(
     return {**LLM_TASK, **sdk.agent_kwargs(LLM_CONN_ID, system_prompt, toolsets, output_type)}
 
 
-def untrusted(text: str) -> list[TextContent]:
-    """Text from outside, as a prompt: it reaches the model as these very characters, never as a template."""
-    return [TextContent(content=text)]
+def untrusted(text: str, metadata: Any = None) -> list[TextContent]:
+    """Text from outside, as a prompt: it reaches the model as these very characters, never as a template.
+
+    :param metadata: what `BaseModel.check` needs to judge the answer; the model does not see it.
+    """
+    return [TextContent(content=text, metadata=metadata)]
 
 
 def chosen_branches(task_id: str) -> list[str]:

@@ -14,7 +14,7 @@ from airflow_ai_sdk.operators.agent import AgentDecoratedOperator
 from airflow_ai_sdk.operators.llm_branch import LLMBranchDecoratedOperator
 from pydantic_ai import Agent
 
-from include.ai_output import as_json, chosen_tasks
+from include.ai_output import as_json, checked, chosen_tasks
 from include.llm_model import ConnectionModel
 from include.task_defaults import QUIET
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 def run_agent(self: Any, context: Context) -> Any:
     """`execute` of `@task.llm` and `@task.agent`."""
     prompt = super(AgentDecoratedOperator, self).execute(context)
+    self.agent.output_validator(checked)
     return as_json(self.agent.run_sync(prompt).output)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.ai.hooks.pydantic_ai import PydanticAIHook
 from airflow.providers.common.ai.operators.llm_branch import LLMBranchOperator
 
-from include.ai_output import as_json, chosen_tasks
+from include.ai_output import as_json, checked, chosen_tasks
 from include.llm_model import ConnectionModel
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class ConnectionHook(PydanticAIHook):
     def create_agent(self, *args: Any, **kwargs: Any) -> Agent[object, Any]:
         """As the provider's."""
         agent: Agent[object, Any] = super().create_agent(*args, **kwargs)
+        agent.output_validator(checked)
         agent.output_validator(self.check_output)
         return agent
 

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic_ai import ModelRetry
+from pydantic_ai import ModelRetry, RunContext
 from pydantic_core import to_jsonable_python
+
+
+def checked(ctx: RunContext[Any], output: Any) -> Any:
+    """The answer, if its own `check` (see `include.ai.BaseModel`) accepts it, given the prompt's metadata.
+
+    :raises ModelRetry: it does not, so the model is asked again.
+    """
+    if hasattr(output, "check") and not isinstance(ctx.prompt, str) and ctx.prompt:
+        output.check(getattr(ctx.prompt[0], "metadata", None))
+    return output
 
 
 def as_json(output: Any) -> Any:

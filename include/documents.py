@@ -1,92 +1,168 @@
-"""The knowledge base: Markdown documents, read and cut into chunks."""
+"""The knowledge base: documents, read and cut into chunks."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from uuid import NAMESPACE_URL, uuid5
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-KNOWLEDGE_BASE = Path(__file__).parent / "knowledge_base"
+from include.document_formats import TEXT, UnreadableDocument, read_text
+
+# A folder that every worker sees.
+KNOWLEDGE_BASE = Path(os.environ.get("GENAI_KNOWLEDGE_BASE") or Path(__file__).parent / "knowledge_base")
 
 CHUNK_CHARACTERS = 800  # about 200 tokens: one or two sections of a help page
 CHUNK_OVERLAP = 100
+LONGEST_TITLE = 200
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Document:
-    """One file: its name, its title (the first heading) and its whole text."""
+    """One file: its name below the knowledge base, its title (the first line), its whole text, and its format.
+
+    `checksum` is `file_checksum` of the file.
+    """
 
     source: str
     title: str
     text: str
-
-    @property
-    def checksum(self) -> str:
-        return hashlib.sha256(f"{CHUNK_CHARACTERS}:{CHUNK_OVERLAP}:{self.text}".encode()).hexdigest()
+    checksum: str
+    format: str = "markdown"
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of a document. `id` is the uuid5 of source and position, so a second run writes the same rows."""
+    """A piece of a document. `id` is the uuid5 of source and position, so a second run writes the same rows.
+
+    `text` is what is embedded, searched and shown to a model: the path of headings that lead to the piece, such as
+    "Webhooks > Retries", as the first line, and the piece below it. `checksum` is that of `text`: two chunks that share
+    it share their vector. `document_checksum` and `document_chunks` tell whether a document is stored completely.
+    """
 
     id: str
     source: str
     title: str
+    headings: str
     position: int
     text: str
+    format: str
+    checksum: str
     document_checksum: str
+    document_chunks: int
 
 
-def read_documents(folder: Path = KNOWLEDGE_BASE) -> Iterator[Document]:
-    """The Markdown documents of `folder`, by name.
+def document_names(folder: Path = KNOWLEDGE_BASE) -> list[str]:
+    """The names of all files in `folder` and below, readable or not; hidden ones (.gitkeep) are none."""
+    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
 
-    :raises ValueError: a file that is not UTF-8 text, or is empty; the message names it. Or there is no file at
-        all: a folder that was not deployed must not empty the index.
+
+def file_checksum(name: str, folder: Path = KNOWLEDGE_BASE) -> str:
+    """Changes with the bytes of the file, and with how documents are cut."""
+    try:
+        with (folder / name).open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        content = "unreadable"  # `read_document` says why
+    return _checksum(str(CHUNK_CHARACTERS), str(CHUNK_OVERLAP), content)
+
+
+def read_documents(folder: Path = KNOWLEDGE_BASE, unreadable: dict[str, str] | None = None) -> Iterator[Document]:
+    """The documents of `folder`, by name. A file that cannot be read is left out, with an error in the log.
+
+    :param unreadable: gets the reason for each file that was left out, by name.
+    :raises ValueError: no document can be read: a folder that was not deployed must not empty the index.
     """
-    paths = sorted(folder.glob("*.md"))
-    if not paths:
-        raise ValueError(f"There are no Markdown files in {folder}.")
-    yield from map(_read, paths)
+    found = False
+    for name in document_names(folder):
+        try:
+            document = _read(name, folder)
+        except UnreadableDocument as error:
+            log.error("Left out: %s", error)
+            if unreadable is not None:
+                unreadable[name] = str(error)
+        else:
+            found = True
+            yield document
+    if not found:
+        raise ValueError(f"There are no documents that can be read in {folder}.")
 
 
-def read_document(name: str) -> Document:
-    """The document of this file name.
+def read_document(name: str, folder: Path = KNOWLEDGE_BASE) -> Document:
+    """The document of this name.
 
     :raises AirflowFailException: there is none; the message lists those that there are.
+    :raises UnreadableDocument: it cannot be used.
     """
-    paths = {path.name: path for path in KNOWLEDGE_BASE.glob("*.md")}
-    if name not in paths:
-        raise AirflowFailException(f"There is no document {name!r}. There are: {', '.join(sorted(paths))}.")
-    return _read(paths[name])
+    path = Path(name)
+    if path.is_absolute() or ".." in path.parts or not (folder / path).is_file():
+        names = ", ".join(document_names(folder))
+        raise AirflowFailException(f"There is no document {name!r}. There are: {names}.")
+    return _read(name, folder)
 
 
-def _read(path: Path) -> Document:
-    try:
-        text = path.read_text(encoding="utf-8").strip()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path.name} is not UTF-8 text: {error}") from error
-    if not text:
-        raise ValueError(f"{path.name} is empty.")
-    return Document(source=path.name, title=text.splitlines()[0].lstrip("# "), text=text)
+def _read(name: str, folder: Path) -> Document:
+    format_name, text = read_text(folder / name, name)
+    title = text.split("\n", 1)[0].lstrip("# ")[:LONGEST_TITLE]
+    return Document(name, title, text, file_checksum(name, folder), format_name)
 
 
 def split_document(document: Document) -> list[Chunk]:
-    """Cut a document along its Markdown structure into overlapping chunks of at most CHUNK_CHARACTERS."""
-    from semantic_text_splitter import MarkdownSplitter
+    """Cut a document along its structure into overlapping chunks of at most CHUNK_CHARACTERS, headings not counted."""
+    from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
-    pieces = MarkdownSplitter(CHUNK_CHARACTERS, overlap=CHUNK_OVERLAP).chunks(document.text)
-    return [
-        Chunk(
-            id=str(uuid5(NAMESPACE_URL, f"{document.source}#{position}")),
-            source=document.source,
-            title=document.title,
-            position=position,
-            text=text,
-            document_checksum=document.checksum,
+    splitter = TextSplitter if document.format == TEXT else MarkdownSplitter
+    pieces = splitter(CHUNK_CHARACTERS, overlap=CHUNK_OVERLAP).chunk_indices(document.text)
+    starts, paths = ([], []) if document.format == TEXT else _headings(document.text)
+    chunks = []
+    for position, (start, text) in enumerate(pieces):
+        # With its overlap, a chunk begins in the section before its own: the middle says where it belongs.
+        section = bisect_right(starts, start + len(text) // 2)
+        headings = paths[section - 1] if section else document.title
+        text = f"{headings}\n{text}"
+        chunks.append(
+            Chunk(
+                id=str(uuid5(NAMESPACE_URL, f"{document.source}#{position}")),
+                source=document.source,
+                title=document.title,
+                headings=headings,
+                position=position,
+                text=text,
+                format=document.format,
+                checksum=_checksum(text),
+                document_checksum=document.checksum,
+                document_chunks=len(pieces),
+            )
         )
-        for position, text in enumerate(pieces)
-    ]
+    return chunks
+
+
+def _headings(text: str) -> tuple[list[int], list[str]]:
+    """Where each Markdown heading starts, as a number of characters, and the path of headings down to it."""
+    from markdown_it import MarkdownIt
+
+    line_starts = [0, *accumulate(len(line) + 1 for line in text.split("\n"))]
+    tokens = MarkdownIt("commonmark").disable(["inline", "text_join"]).parse(text)  # blocks are all that is needed
+    starts, paths = [], []
+    above: list[tuple[int, str]] = []
+    for token, content in pairwise(tokens):
+        if token.type == "heading_open" and token.map:
+            level = int(token.tag[1:])
+            above = [heading for heading in above if heading[0] < level] + [(level, content.content)]
+            starts.append(line_starts[token.map[0]])
+            paths.append(" > ".join(name for _, name in above if name)[: 2 * LONGEST_TITLE])
+    return starts, paths
+
+
+def _checksum(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()

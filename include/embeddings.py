@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
@@ -19,7 +20,7 @@ BATCH_SIZE = 256
 class Embedder:
     """Turns texts into vectors. Make one per task: it holds the model.
 
-    :param conn_id: the connection that names the embedding model.
+    :param conn_id: the connection that names the embedding model. `dimensions` in its extra asks for shorter vectors.
     """
 
     def __init__(self, conn_id: str = EMBEDDINGS_CONN_ID) -> None:
@@ -29,6 +30,7 @@ class Embedder:
 
         self.conn_id = conn_id
         source = model_source(conn_id, DEFAULT_MODEL)
+        dimensions = source.provider_args.pop("dimensions", None)
         try:
             model = infer_embedding_model(source.model_id, provider_factory=source.provider)
         except (UserError, ValueError, ImportError, TypeError) as error:
@@ -36,7 +38,12 @@ class Embedder:
                 f"Connection {conn_id!r} names the embedding model {source.model_id!r}, which cannot be built: {error}"
             ) from error
         self.model_id = source.model_id
-        self._embedder = PydanticEmbedder(model)
+        self._embedder = PydanticEmbedder(model, settings={"dimensions": dimensions} if dimensions else None)
+
+    @cached_property
+    def dimension(self) -> int:
+        """The length of this model's vectors. Asking the model is the one way that knows: it embeds a word."""
+        return len(self.embed_query("length"))
 
     def embed_documents(self, texts: Sequence[str]) -> list[list[float]]:
         """One vector per text, in order; BATCH_SIZE texts per request."""

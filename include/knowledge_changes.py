@@ -24,7 +24,10 @@ class Changes(TypedDict):
 def changes_since_last_update() -> Changes:
     """Compare the documents with what `remember` was last given. At first, all of them are new."""
     before: dict[str, str] = json.loads(_published().read_text()) if _published().exists() else {}
-    now = {document.source: document.checksum for document in read_documents()}
+    unreadable: dict[str, str] = {}
+    now = {document.source: document.checksum for document in read_documents(unreadable=unreadable)}
+    # Of a file that cannot be read now, the index keeps the last version.
+    now |= {name: before[name] for name in unreadable.keys() & before.keys()}
     return {
         "added": sorted(now.keys() - before.keys()),
         "changed": sorted(name for name in now.keys() & before.keys() if now[name] != before[name]),

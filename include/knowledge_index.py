@@ -1,110 +1,104 @@
-"""The knowledge base in the vector store: what changed, indexing, search, citations."""
+"""The knowledge base in the vector store: search in it. `include.ingestion` fills it."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
-from collections.abc import Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import NamedTuple
 
-from include.documents import Chunk, read_documents, split_document
+from airflow.providers.common.compat.sdk import AirflowFailException
+
 from include.embeddings import Embedder
-from include.vector_store import open_vector_store
+from include.vector_store import VECTOR_STORE_CONN_ID, Hit, SearchQuery, VectorCollection, open_vector_store
 
-if TYPE_CHECKING:
-    from include.vector_store import VectorStore
+COLLECTION = "KestrelHelp"
 
-COLLECTION = "kestrel_help"
+# Two texts that share this much of their words tell the same: one of them is enough.
+NEAR_DUPLICATE = 0.85
+# How many more hits than wanted are looked at, so that enough are left without near-duplicates.
+SPARE_HITS = 3
 
 log = logging.getLogger(__name__)
 
 
 class Index(NamedTuple):
-    """A vector store and the embedding model whose vectors it holds."""
+    """The collection that searches use, and the embedding model whose vectors it holds."""
 
-    store: VectorStore
+    collection: VectorCollection
     embedder: Embedder
 
 
-def open_index(name: str) -> Index:
-    """Open the index `name`. Each embedding model has a collection of its own: vectors of two never mix."""
+def collection_name(name: str, embedder: Embedder) -> str:
+    """The collection of the index `name` for this model and its vectors' length: vectors of two models never mix."""
+    model = f"{embedder.model_id}, {embedder.dimension}"
+    readable = re.sub(r"[^a-z0-9]+", "_", model.lower()).strip("_")[:60]
+    return f"{name}_{readable}_{hashlib.sha256(model.encode()).hexdigest()[:8]}"
+
+
+@contextmanager
+def open_index(name: str, conn_id: str = VECTOR_STORE_CONN_ID) -> Iterator[Index | None]:
+    """The index that was filled last under this name; None if there is none yet.
+
+    :raises AirflowFailException: it was filled with another embedding model than that of now.
+    """
     embedder = Embedder()
-    model = re.sub(r"[^a-z0-9]+", "_", embedder.model_id.lower()).strip("_")
-    return Index(open_vector_store(f"{name}__{model}"), embedder)
+    with open_vector_store(conn_id) as store:
+        active = store.active(name)
+        if active is None:
+            yield None
+            return
+        if active != collection_name(name, embedder):
+            raise AirflowFailException(
+                f"The index {name!r} holds vectors of another model ({active}) than that of the connection "
+                f"{embedder.conn_id!r} ({embedder.model_id!r}, {embedder.dimension} numbers). "
+                "Run rag_pipeline or asset_producer: they fill a new collection and put it in the old one's place."
+            )
+        yield Index(store.collection(active), embedder)
 
 
-def changed_documents(name: str, batch_size: int) -> list[list[str]]:
-    """The names of documents that the index lacks or has in another version, in lists of `batch_size`.
+def search(name: str, query: SearchQuery, min_score: float = -1.0, conn_id: str = VECTOR_STORE_CONN_ID) -> list[Hit]:
+    """The best chunks for the query without near-duplicates, of at least `min_score`, best first.
 
-    The first call creates the index, so that tasks which fill it side by side find it there.
+    :param query: its vector may be empty: the text is embedded.
+    :raises AirflowFailException: there is no index yet, or it is of another embedding model.
     """
-    documents = list(read_documents())
-    index = open_index(name)
-    stored = index.store.checksums()
-    if not stored:
-        index.store.create(len(index.embedder.embed_query("How long is a vector?")))
-    changed = [doc.source for doc in documents if stored.get(doc.source) != doc.checksum]
-    log.info("%d of %d documents are new or changed.", len(changed), len(documents))
-    return [changed[start : start + batch_size] for start in range(0, len(changed), batch_size)]
+    with open_index(name, conn_id) as index:
+        if index is None:
+            raise AirflowFailException(f"There is no index {name!r} yet: run rag_pipeline or asset_producer first.")
+        hits = best_hits(index, replace(query, vector=index.embedder.embed_query(query.text)), min_score)
+    log.info("Scores: %s", ", ".join(f"{hit.source} {hit.score:.2f}" for hit in hits) or "nothing found")
+    return hits
 
 
-def delete_removed_documents(name: str) -> list[str]:
-    """Delete from the index what is no longer in the knowledge base; return the documents' names."""
-    store = open_index(name).store
-    removed = sorted(store.checksums().keys() - {document.source for document in read_documents()})
-    store.delete_documents(removed)
-    log.info("%d documents removed.", len(removed))
-    return removed
+def best_hits(index: Index, query: SearchQuery, min_score: float) -> list[Hit]:
+    """As `search`, in an open index, with the query's own vector."""
+    hits = index.collection.search(replace(query, limit=SPARE_HITS * query.limit))
+    return without_near_duplicates([hit for hit in hits if hit.score >= min_score])[: query.limit]
 
 
-def index_documents(name: str, sources: Sequence[str]) -> int:
-    """Chunk, embed and store these documents in place of their earlier versions; return the number of chunks."""
-    index = open_index(name)
-    wanted = set(sources)
-    chunks: list[Chunk] = []
-    for document in read_documents():
-        if document.source in wanted:
-            chunks += split_document(document)
-    vectors = index.embedder.embed_documents([f"{chunk.title}\n{chunk.text}" for chunk in chunks])
-    index.store.replace_documents(chunks, vectors)
-    log.info("Indexed %d chunks of %d documents.", len(chunks), len(sources))
-    return len(chunks)
-
-
-def refresh_index(name: str, batch_size: int = 50) -> int:
-    """Bring the index in step with the documents, batch by batch, and return the number of its chunks.
-
-    A retry goes on with what is still missing.
-    """
-    for sources in changed_documents(name, batch_size):
-        index_documents(name, sources)
-    delete_removed_documents(name)
-    return open_index(name).store.count()
+def without_near_duplicates(hits: Sequence[Hit]) -> list[Hit]:
+    """The hits that do not say the same as a better one, in their order."""
+    kept: list[tuple[Hit, set[str]]] = []
+    for hit in hits:
+        words = set(re.findall(r"\w+", hit.text.partition("\n")[2].lower() or hit.text.lower()))
+        if all(len(words & other) < NEAR_DUPLICATE * len(words | other) for _, other in kept):
+            kept.append((hit, words))
+    return [hit for hit, _ in kept]
 
 
 def check_retrieval(name: str, questions: Sequence[dict[str, str]], limit: int) -> list[dict[str, str]] | None:
-    """The questions whose `document` is not among the first `limit` hits; None if the index is empty."""
-    index = open_index(name)
-    if not index.store.count():
-        return None
-    vectors = index.embedder.embed_queries([each["question"] for each in questions])
-    return [
-        each
-        for each, vector in zip(questions, vectors, strict=True)
-        if each["document"] not in [hit.source for hit in index.store.search(vector, limit)]
-    ]
-
-
-def search(name: str, query: str, limit: int, min_score: float) -> list[dict[str, Any]]:
-    """The chunks nearest to `query` with at least `min_score`, best first, as dicts of `vector_store.Hit`."""
-    index = open_index(name)
-    hits = index.store.search(index.embedder.embed_query(query), limit)
-    log.info("Scores: %s", ", ".join(f"{hit.source} {hit.score:.2f}" for hit in hits) or "nothing found")
-    return [asdict(hit) for hit in hits if hit.score >= min_score]
-
-
-def cited_sources(passages: Sequence[dict[str, Any]], answer: dict[str, Any] | None) -> list[str]:
-    """The documents that an answer cites by passage number (from 1). Numbers nobody retrieved do not count."""
-    numbers = [number for number in (answer or {"passages": []})["passages"] if 1 <= number <= len(passages)]
-    return list(dict.fromkeys(passages[number - 1]["source"] for number in numbers))
+    """The questions whose document is not among the first `limit` passages; None if there is no index yet."""
+    with open_index(name) as index:
+        if index is None:
+            return None
+        vectors = index.embedder.embed_queries([each["question"] for each in questions])
+        return [
+            each
+            for each, vector in zip(questions, vectors, strict=True)
+            if each["document"]
+            not in [hit.source for hit in index.collection.search(SearchQuery(each["question"], vector, limit))]
+        ]

@@ -17,7 +17,7 @@ from include.storage import storage_path, stored_file, write_artifact
 def documents(storage, monkeypatch):
     """The texts of the knowledge base by name, to change."""
     texts = {"a.md": "# A\n\nOne.", "b.md": "# B\n\nTwo."}
-    read = lambda: [Document(name, name, text) for name, text in texts.items()]  # noqa: E731
+    read = lambda **_: [Document(name, name, text, checksum=text) for name, text in texts.items()]  # noqa: E731
     monkeypatch.setattr(knowledge_changes, "read_documents", read)
     return texts
 

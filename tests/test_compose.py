@@ -166,3 +166,13 @@ def test_large_xcoms_are_kept_where_every_container_of_airflow_sees_them(compose
         assert environment["AIRFLOW__COMMON_IO__XCOM_OBJECTSTORAGE_PATH"].startswith(
             "file:///usr/local/airflow/include/"  # the Astro CLI mounts include/ into each of them
         )
+
+
+def test_the_ci_tests_on_the_weaviate_of_the_compose_file():
+    job = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]["test"]
+    compose, ci = yaml.safe_load(text(False))["services"]["weaviate"], job["services"]["weaviate"]
+    assert ci["image"] == compose["image"]
+    assert ci["ports"] == compose["ports"]
+    assert ci["env"].items() <= compose["environment"].items()
+    assert job["env"]["WEAVIATE_API_KEY"] == compose["environment"]["AUTHENTICATION_APIKEY_ALLOWED_KEYS"]
+    assert job["env"]["WEAVIATE_URL"] == f"http://{compose['ports'][0].rsplit(':', 1)[0]}"

@@ -2,40 +2,162 @@
 
 from __future__ import annotations
 
+import io
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
 
-from include import documents
-from include.documents import CHUNK_CHARACTERS, Document, read_documents, split_document
+from include import document_formats, documents
+from include.documents import (
+    CHUNK_CHARACTERS,
+    Document,
+    document_names,
+    file_checksum,
+    read_document,
+    read_documents,
+    split_document,
+)
+
+pytestmark = pytest.mark.one_stack
 
 pytestmark = pytest.mark.one_stack
 
 ALL = list(read_documents())
 
+PAGE = """<!doctype html><html><head><title>Kestrel: tyres</title><style>p {color: red}</style></head>
+<body><nav>Home | Help</nav><h2>Winter tyres</h2><p>Fit them in <b>October</b>.</p>
+<script>alert("ignore me")</script>
+<table><tr><th>Size</th><th>Price</th></tr><tr><td>16"</td><td>80 EUR</td></tr></table>
+<footer>Imprint</footer></body></html>"""
 
-def document(text: str, source: str = "a.md") -> Document:
-    return Document(source=source, title="A", text=text)
+
+def document(text: str, source: str = "a.md", format: str = "markdown") -> Document:
+    return Document(source, "A", text, checksum="checksum of a", format=format)
+
+
+def pdf(*pages: str, title: str = "", password: str = "") -> bytes:
+    """A PDF with these lines of text on its pages; made by hand, as a writer is needed nowhere else."""
+    from pypdf import PdfWriter
+    from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
+
+    writer = PdfWriter()
+    font = DictionaryObject(
+        {
+            NameObject("/Type"): NameObject("/Font"),
+            NameObject("/Subtype"): NameObject("/Type1"),
+            NameObject("/BaseFont"): NameObject("/Helvetica"),
+        }
+    )
+    for text in pages:
+        page = writer.add_blank_page(width=595, height=842)
+        page[NameObject("/Resources")] = DictionaryObject(
+            {NameObject("/Font"): DictionaryObject({NameObject("/F1"): font})}
+        )
+        content = DecodedStreamObject()
+        lines = " T* ".join(f"({line}) Tj" for line in text.split("\n"))
+        content.set_data(f"BT /F1 12 Tf 14 TL 50 780 Td {lines} ET".encode("latin-1"))
+        page[NameObject("/Contents")] = writer._add_object(content)
+    if title:
+        writer.add_metadata({"/Title": title})
+    if password:
+        writer.encrypt(password)
+    file = io.BytesIO()
+    writer.write(file)
+    return file.getvalue()
 
 
 def test_documents_come_by_name_with_their_first_heading_as_title(tmp_path):
     (tmp_path / "b.md").write_text("## Second *title*\n\nText.\n", encoding="utf-8")
     (tmp_path / "a.md").write_text("\n# Gebühren & Preise\n\nText.\n", encoding="utf-8")
-    (tmp_path / "notes.txt").write_text("no document")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "c.md").write_text("\ufeff# With a byte order mark\r\n\r\nText.", encoding="utf-8")
+    (tmp_path / ".gitkeep").write_text("")
 
     assert [(d.source, d.title) for d in read_documents(tmp_path)] == [
         ("a.md", "Gebühren & Preise"),
         ("b.md", "Second *title*"),
+        ("old/c.md", "With a byte order mark"),
     ]
+    assert read_document("old/c.md", tmp_path).text == "# With a byte order mark\n\nText."
 
 
-@pytest.mark.parametrize("content", [b"", b" \n\t\n", b"\xff\xfe# A"], ids=["empty", "blank", "UTF-16"])
-def test_a_document_that_cannot_be_used_is_named(tmp_path, content):
+def test_a_web_page_becomes_markdown_without_what_is_not_its_text(tmp_path):
+    (tmp_path / "tyres.html").write_text(PAGE, encoding="utf-8")
+
+    (page,) = read_documents(tmp_path)
+    assert (page.title, page.format) == ("Kestrel: tyres", "html")
+    assert page.text.startswith("# Kestrel: tyres\n\n## Winter tyres\n\nFit them in **October**.")
+    assert '| 16" | 80 EUR |' in page.text
+    assert not any(word in page.text for word in ("alert", "color", "Home", "Imprint"))
+    assert split_document(page)[0].headings == "Kestrel: tyres > Winter tyres"
+
+
+def test_a_web_page_may_declare_another_encoding(tmp_path):
+    page = '<html><head><meta charset="iso-8859-1"></head><body><h1>Gebühren</h1><p>10 Mark</p></body></html>'
+    (tmp_path / "a.htm").write_bytes(page.encode("latin-1"))
+
+    assert [d.title for d in read_documents(tmp_path)] == ["Gebühren"]
+
+
+def test_a_pdf_becomes_its_text_with_a_heading_per_page(tmp_path):
+    (tmp_path / "manual.pdf").write_bytes(pdf("Open the cover.\nPress the button.", "Close it.", title="The manual"))
+
+    (manual,) = read_documents(tmp_path)
+    assert (manual.title, manual.format) == ("The manual", "pdf")
+    assert manual.text == "# The manual\n\n## Page 1\n\nOpen the cover.\nPress the button.\n\n## Page 2\n\nClose it."
+    assert split_document(manual)[0].headings in ("The manual > Page 1", "The manual > Page 2")
+
+
+def test_plain_text_has_no_headings_whatever_it_looks_like(tmp_path):
+    (tmp_path / "notes.txt").write_text("Notes of May\n\n# not a heading\n\nText.")
+
+    (notes,) = read_documents(tmp_path)
+    assert (notes.title, notes.format) == ("Notes of May", "text")
+    assert {chunk.headings for chunk in split_document(notes)} == {"Notes of May"}
+
+
+BROKEN = {
+    "empty.md": (b"", "empty"),
+    "blank.txt": (b" \n\t\n", "empty"),
+    "utf-16.md": ("# A".encode("utf-16"), "wrongly encoded"),
+    "latin-1.txt": (b"Geb\xfchren", "wrongly encoded"),
+    "lies.html": (b'<meta charset="no-such-code"><p>Text</p>', "wrongly encoded"),
+    "no-text.html": (b"<html><script>1</script></html>", "empty"),
+    "zeros.md": (b"# A\0B", "null"),
+    "huge.md": (b"x" * 2000, "larger than 1,000 bytes"),
+    "broken.pdf": (b"%PDF-1.7 and nothing more", "broken"),
+    "scan.pdf": (b"", "empty"),
+    "secret.pdf": (b"", "password"),
+    "table.xlsx": (b"PK", "type that is not read"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_file_that_cannot_be_used_is_named_and_left_out(tmp_path, monkeypatch, caplog, name):
+    content, complaint = BROKEN[name]
+    content = {"scan.pdf": pdf(""), "secret.pdf": pdf("text", password="x")}.get(name, content)
+    monkeypatch.setattr(document_formats, "MAX_BYTES", 1000 if name == "huge.md" else 1_000_000)
     (tmp_path / "good.md").write_text("# Good")
-    (tmp_path / "odd.md").write_bytes(content)
+    (tmp_path / name).write_bytes(content)
+    unreadable: dict[str, str] = {}
 
-    with pytest.raises(ValueError, match=r"^odd\.md is "):
-        list(read_documents(tmp_path))
+    assert [d.source for d in read_documents(tmp_path, unreadable)] == ["good.md"]
+    assert list(unreadable) == [name]
+    assert unreadable[name].startswith(f"{name} ")
+    assert complaint in unreadable[name]
+    assert name in caplog.text
+    with pytest.raises(ValueError, match=complaint):
+        read_document(name, tmp_path)
+
+
+def test_a_document_of_too_much_text_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(document_formats, "MAX_CHARACTERS", 100)
+    (tmp_path / "good.md").write_text("# Good")
+    (tmp_path / "bomb.pdf").write_bytes(pdf(*["many words " * 5] * 5))
+
+    assert [d.source for d in read_documents(tmp_path)] == ["good.md"]
 
 
 @pytest.mark.parametrize("folder", ["", "no-such-folder"])
@@ -44,26 +166,44 @@ def test_a_folder_without_documents_is_an_error_that_names_it(tmp_path, folder):
         list(read_documents(tmp_path / folder))
 
 
+def test_a_document_that_is_not_there_is_named_with_those_that_are(tmp_path):
+    (tmp_path / "good.md").write_text("# Good")
+
+    with pytest.raises(AirflowFailException, match=r"'../good\.md'.*There are: good\.md"):
+        read_document("../good.md", tmp_path)
+
+
 @pytest.mark.parametrize("document", ALL, ids=lambda d: d.source)
 def test_chunks_are_small_in_order_and_miss_nothing(document):
     chunks = split_document(document)
+    texts = [chunk.text.split("\n", 1) for chunk in chunks]
 
     assert [chunk.position for chunk in chunks] == list(range(len(chunks)))
-    assert all(0 < len(chunk.text) <= CHUNK_CHARACTERS for chunk in chunks)
-    assert {(chunk.source, chunk.title, chunk.document_checksum) for chunk in chunks} == {
-        (document.source, document.title, document.checksum)
+    assert [headings for headings, _ in texts] == [chunk.headings for chunk in chunks]
+    assert all(0 < len(text) <= CHUNK_CHARACTERS for _, text in texts)
+    assert {(chunk.source, chunk.title, chunk.document_checksum, chunk.document_chunks) for chunk in chunks} == {
+        (document.source, document.title, document.checksum, len(chunks))
     }
-    together = " ".join(chunk.text for chunk in chunks)
+    together = " ".join(text for _, text in texts)
     assert [word for word in document.text.split() if word not in together] == []
+
+
+def test_a_chunk_knows_the_path_of_headings_that_it_stands_under():
+    filler = "Many words of no meaning. " * 25
+    code = "```\n# a comment, no heading\n```"
+    text = f"# Top\n\n{filler}\n\n## Left\n\n### Deep\n\n{filler}\n\n{code}\n\n{filler}\n\nRight\n-----\n\n{filler}"
+
+    paths = list(dict.fromkeys(chunk.headings for chunk in split_document(document(text))))
+    assert paths == ["Top", "Top > Left", "Top > Left > Deep", "Top > Right"]
 
 
 def test_neighbouring_chunks_of_a_long_text_overlap():
     words = " ".join(f"word{n}" for n in range(400))
-    chunks = split_document(document(words))
+    chunks = [chunk.text.split("\n", 1)[1] for chunk in split_document(document(words))]
 
     assert len(chunks) > 3
     for before, after in pairwise(chunks):
-        assert after.text.split()[0] in before.text.split()
+        assert after.split()[0] in before.split()
 
 
 def test_chunk_ids_are_the_same_at_every_run_and_differ_between_chunks():
@@ -75,15 +215,21 @@ def test_chunk_ids_are_the_same_at_every_run_and_differ_between_chunks():
     assert chunk.id == "6d2d217b-f13a-57f2-a477-deef86bc3e9e"
 
 
-def test_an_edited_document_keeps_its_chunk_ids_and_gets_another_checksum():
+def test_an_edited_document_keeps_its_chunk_ids_and_gets_other_checksums():
     (old,), (new,) = split_document(document("Old.")), split_document(document("New."))
 
     assert old.id == new.id
-    assert old.document_checksum != new.document_checksum
+    assert old.checksum != new.checksum
 
 
-def test_another_chunk_size_changes_the_checksum_and_so_indexes_anew(monkeypatch):
-    before = document("Text.").checksum
+def test_a_files_checksum_changes_with_its_bytes_and_with_the_size_of_chunks(tmp_path, monkeypatch):
+    path: Path = tmp_path / "a.md"
+    path.write_text("Text.")
+    before = file_checksum("a.md", tmp_path)
+    assert next(read_documents(tmp_path)).checksum == before
+
     monkeypatch.setattr(documents, "CHUNK_CHARACTERS", 400)
-
-    assert document("Text.").checksum != before
+    smaller = file_checksum("a.md", tmp_path)
+    path.write_text("Text!")
+    assert len({before, smaller, file_checksum("a.md", tmp_path)}) == 3
+    assert document_names(tmp_path) == ["a.md"]

@@ -1,156 +1,341 @@
-"""`include.vector_store`: replacing, deleting and finding chunks in LanceDB, by several writers at once."""
+"""`include.vector_store`: one contract for every store. On Weaviate it runs wherever WEAVIATE_URL is set."""
 
 from __future__ import annotations
 
 import json
 import threading
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
 
-from include.documents import Chunk, Document, split_document
-from include.vector_store import open_vector_store
-from include.vector_store.lancedb_store import LanceDBStore
+from include.vector_store import SearchQuery, open_vector_store
+from tests.stores import chunks, delete_collections, each_store
+
+pytestmark = pytest.mark.one_stack
+
+EAST, NORTH, UP = [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]
+
+
+@pytest.fixture(params=["lancedb", "weaviate"])
+def prefix(request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Names that begin so are this test's."""
+    name = each_store(request, tmp_path, monkeypatch)
+    yield name
+    if request.param == "weaviate":
+        delete_collections(name)
+
 
 pytestmark = pytest.mark.one_stack
 
 
 @pytest.fixture
-def uri(tmp_path: Path) -> str:
-    return str(tmp_path / "lancedb")
+def store(prefix: str) -> Iterator[Any]:
+    with open_vector_store() as store:
+        yield store
 
 
 @pytest.fixture
-def store(uri: str) -> LanceDBStore:
-    return LanceDBStore(uri, "help")
+def collection(store: Any, prefix: str) -> Any:
+    found = store.collection(f"{prefix}_help")
+    found.create(dimension=3)
+    return found
 
 
-def chunks(source: str, *texts: str) -> list[Chunk]:
-    """One chunk per text, as if they were a document's."""
-    (first,) = split_document(Document(source=source, title=source.upper(), text="x"))
-    return [
-        Chunk(f"{first.id}-{n}", source, first.title, n, text, document_checksum="+".join(texts))
-        for n, text in enumerate(texts)
-    ]
+def put(collection: Any, source: str, *texts: str, vector: list[float] = EAST, format: str = "markdown") -> None:
+    collection.replace_documents(chunks(source, *texts, format=format), [vector] * len(texts))
 
 
-def vectors(number: int, *, direction: int = 0) -> list[list[float]]:
-    return [[float(axis == direction) for axis in range(3)]] * number
+def found(collection: Any, text: str = "", vector: list[float] = EAST, limit: int = 10, **query: Any) -> list[str]:
+    return [hit.source for hit in collection.search(SearchQuery(text, vector, limit, **query))]
 
 
-def put(store: LanceDBStore, source: str, *texts: str, direction: int = 0) -> None:
-    store.create(dimension=3)
-    store.replace_documents(chunks(source, *texts), vectors(len(texts), direction=direction))
+def test_a_collection_that_does_not_exist_reads_as_an_empty_one(store, prefix):
+    collection = store.collection(f"{prefix}_nothing")
+
+    assert collection.count() == 0
+    assert collection.documents() == {}
+    assert found(collection, "word", mode="hybrid") == []
+    collection.delete_documents(["a.md"])
 
 
-def test_a_collection_that_does_not_exist_reads_as_an_empty_one(store):
-    assert store.count() == 0
-    assert store.checksums() == {}
-    assert store.search([1.0, 0.0, 0.0], 5) == []
-    store.delete_documents(["a.md"])
-    store.replace_documents([], [])
-    assert store.count() == 0
+@pytest.mark.parametrize("mode", ["vector", "keyword", "hybrid"])
+def test_an_empty_collection_finds_nothing(collection, mode):
+    assert found(collection, "word", mode=mode) == []
 
 
-def test_stored_chunks_are_found_best_first_with_their_similarity(store):
-    put(store, "east.md", "to the east", direction=0)
-    put(store, "north.md", "to the north", direction=1)
-    put(store, "up.md", "up", direction=2)
+def test_creating_a_collection_that_is_there_changes_nothing(collection):
+    put(collection, "a.md", "one")
+    collection.create(dimension=3)
 
-    hits = store.search([0.8, 0.6, 0.0], 2)
-
-    assert [(hit.source, hit.title, hit.text) for hit in hits] == [
-        ("east.md", "EAST.MD", "to the east"),
-        ("north.md", "NORTH.MD", "to the north"),
-    ]
-    assert [hit.score for hit in hits] == pytest.approx([0.8, 0.6], abs=1e-5)
-    assert store.search([-1.0, 0.0, 0.0], 3)[-1].score == pytest.approx(-1, abs=1e-5)
+    assert collection.count() == 1
 
 
-def test_storing_the_same_document_again_changes_nothing(store):
+def test_a_vector_search_finds_best_first_and_tells_all_of_a_chunk(collection):
+    put(collection, "east.md", "to the east", vector=EAST)
+    put(collection, "north.md", "to the north", vector=NORTH)
+    put(collection, "up.md", "up", vector=UP)
+
+    first, second = collection.search(SearchQuery("", [0.8, 0.6, 0.0], limit=2))
+
+    (chunk,) = chunks("east.md", "to the east")
+    names = ("id", "source", "title", "headings", "position", "text")
+    assert {name: getattr(first, name) for name in names} == {name: getattr(chunk, name) for name in names}
+    assert second.source == "north.md"
+    assert [first.score, second.score] == pytest.approx([0.8, 0.6], abs=1e-5)
+    assert collection.search(SearchQuery("", [-1.0, 0.0, 0.0], 3))[-1].score == pytest.approx(-1, abs=1e-5)
+
+
+def test_a_keyword_search_finds_words_whatever_their_vector_and_case(collection):
+    put(collection, "code.md", "Fault F3: replace the backup battery", vector=NORTH)
+    put(collection, "other.md", "nothing of that kind", vector=EAST)
+
+    assert found(collection, "what is f3", EAST, mode="keyword") == ["code.md"]
+    assert found(collection, "elephants", EAST, mode="keyword") == []
+
+
+def test_a_rare_word_counts_more_than_a_common_one(collection):
+    for n in range(5):
+        put(collection, f"{n}.md", f"the battery of vehicle number {n}")
+    put(collection, "rare.md", "the gyroscope of a vehicle")
+
+    assert found(collection, "gyroscope battery", mode="keyword")[0] == "rare.md"
+
+
+def test_the_score_is_the_cosine_in_every_mode(collection):
+    put(collection, "code.md", "Fault F3", vector=[0.6, 0.8, 0.0])
+
+    for mode in ("vector", "keyword", "hybrid"):
+        (hit,) = collection.search(SearchQuery("F3", EAST, limit=3, mode=mode))
+        assert hit.score == pytest.approx(0.6, abs=1e-5)
+
+
+def test_a_hybrid_search_finds_what_either_of_the_two_finds_and_first_what_both_do(collection):
+    put(collection, "both.md", "battery fault", vector=[0.9, 0.1, 0.0])
+    put(collection, "near.md", "something else", vector=EAST)
+    put(collection, "word.md", "fault", vector=UP)
+    for n in range(6):
+        put(collection, f"far-{n}.md", "neither", vector=NORTH)
+
+    hits = found(collection, "battery fault", EAST, limit=4, mode="hybrid")
+
+    assert hits[0] == "both.md"
+    assert {"near.md", "word.md"} < set(hits)
+
+
+@pytest.mark.parametrize("mode", ["vector", "keyword", "hybrid"])
+def test_filters_are_applied_before_the_limit(collection, mode):
+    for n in range(20):
+        put(collection, f"{n}.md", "the word", vector=EAST)
+    put(collection, "wanted.pdf", "the word, far off", vector=UP, format="pdf")
+    put(collection, "also.md", "the word", vector=UP)
+
+    def search(**filters: list[str]) -> set[str]:
+        return set(found(collection, "word", EAST, 2, mode=mode, filters=filters))
+
+    assert search(format=["pdf"]) == {"wanted.pdf"}
+    assert search(source=["wanted.pdf", "also.md"]) == {"wanted.pdf", "also.md"}
+    assert search(source=["wanted.pdf", "also.md"], format=["markdown"]) == {"also.md"}
+    assert search(title=["ALSO.MD"]) == {"also.md"}
+    assert search(source=["also"]) == set()
+
+
+@pytest.mark.parametrize("mode", ["vector", "keyword", "hybrid"])
+@pytest.mark.parametrize("text", ["???", "the", 'word" AND (source:*', "' OR 1=1 --", "+-word~", "Größe 字"])
+def test_any_text_can_be_searched_for(collection, mode, text):
+    put(collection, "a.md", "one word of many")
+
+    assert set(found(collection, text, mode=mode)) <= {"a.md"}
+
+
+def test_an_unknown_mode_or_filter_or_no_words_are_named():
+    with pytest.raises(ValueError, match=r"'fuzzy'.*vector, keyword or hybrid"):
+        SearchQuery("", EAST, 1, mode="fuzzy")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="A hybrid search needs words"):
+        SearchQuery("  ", EAST, 1, mode="hybrid")
+    with pytest.raises(ValueError, match=r"author.*source, title, format"):
+        SearchQuery("", EAST, 1, filters={"author": ["x"]})
+
+
+def test_storing_the_same_document_again_changes_nothing(collection):
     for _ in range(2):
-        put(store, "a.md", "one", "two")
+        put(collection, "a.md", "one", "two")
 
-    assert store.count() == 2
-    assert store.checksums() == {"a.md": "one+two"}
-
-
-def test_a_shorter_version_leaves_no_chunk_of_the_longer_one_and_other_documents_alone(store):
-    put(store, "a.md", "one", "two", "three")
-    put(store, "b.md", "other")
-    put(store, "a.md", "new")
-
-    assert {hit.text for hit in store.search([1.0, 0.0, 0.0], 10)} == {"new", "other"}
-    assert store.checksums() == {"a.md": "new", "b.md": "other"}
+    assert collection.count() == 2
+    assert collection.documents() == {"a.md": "one+two"}
 
 
-def test_deleting_a_document_removes_all_its_chunks_and_no_others(store):
-    put(store, "a.md", "one", "two")
-    put(store, "b.md", "other")
-    store.delete_documents(["a.md", "never-stored.md"])
-    store.delete_documents([])
+def test_a_new_version_leaves_nothing_of_the_old_one_and_other_documents_alone(collection):
+    put(collection, "a.md", "one", "two", "three")
+    put(collection, "b.md", "other")
+    put(collection, "a.md", "new")
 
-    assert store.checksums() == {"b.md": "other"}
-    assert store.count() == 1
-
-
-@pytest.mark.parametrize("name", ["driver's-guide.md", "a' OR '1'='1.md", 'say "hi".md', "100%_\\.md", "Größe.md"])
-def test_names_with_quotes_and_other_signs_are_only_names(store, name):
-    put(store, "innocent.md", "stays")
-    put(store, name, "one", "two")
-    put(store, name, "new")
-    assert store.checksums() == {"innocent.md": "stays", name: "new"}
-
-    store.delete_documents([name])
-    assert store.checksums() == {"innocent.md": "stays"}
+    assert {hit.text for hit in collection.search(SearchQuery("", EAST, 10))} == {"new", "other"}
+    assert collection.documents() == {"a.md": "new", "b.md": "other"}
+    assert found(collection, "three", mode="keyword") == []
+    assert found(collection, "new", mode="keyword") == ["a.md"]
 
 
-def test_all_checksums_are_read_also_of_many_documents(store):
-    many = [chunk for n in range(500) for chunk in chunks(f"{n}.md", "one", "two")]
-    store.create(dimension=3)
-    store.replace_documents(many, vectors(len(many)))
+def test_a_document_of_which_chunks_are_missing_or_old_is_not_complete(collection):
+    collection.replace_documents(chunks("a.md", "one", "two")[:1], [EAST])
+    put(collection, "b.md", "one", "two")
+    put(collection, "c.md", "old", "two")
+    stored = chunks("c.md", "new", "two")[:1]
+    stored += chunks("c.md", "old", "two")[1:]
+    collection.replace_documents(stored, [EAST, EAST])
 
-    assert store.checksums().keys() == {f"{n}.md" for n in range(500)}
-    assert store.count() == 1000
+    assert collection.documents() == {"a.md": "", "b.md": "one+two", "c.md": ""}
 
 
-def test_collections_are_apart(store, uri):
-    put(store, "a.md", "one")
+def test_stored_vectors_are_found_by_the_checksum_of_their_chunk(collection):
+    put(collection, "a.md", "one", vector=NORTH)
+    put(collection, "b.md", "two", vector=UP)
 
-    assert LanceDBStore(uri, "other").count() == 0
+    known = collection.known_vectors(["checksum of one", "checksum of another"])
+    assert {checksum: list(vector) for checksum, vector in known.items()} == {"checksum of one": NORTH}
+    assert collection.known_vectors([]) == {}
+
+
+def test_deleting_a_document_removes_all_its_chunks_and_no_others(collection):
+    put(collection, "a.md", "one", "two")
+    put(collection, "b.md", "other")
+    collection.delete_documents(["a.md", "never-stored.md"])
+    collection.delete_documents([])
+
+    assert collection.documents() == {"b.md": "other"}
+    assert collection.count() == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["driver's-guide.md", "a' OR '1'='1.md", 'say "hi".md', "100%_\\.md", "Größe.md", "A.md"]
+)
+def test_names_with_quotes_and_other_signs_are_only_names(collection, name):
+    put(collection, "a.md", "stays")
+    put(collection, name, "one", "two")
+    put(collection, name, "new")
+    assert collection.documents() == {"a.md": "stays", name: "new"}
+    assert found(collection, filters={"source": [name]}) == [name]
+
+    collection.delete_documents([name])
+    assert collection.documents() == {"a.md": "stays"}
+
+
+def test_many_documents_are_stored_read_and_deleted_whole(collection):
+    many = [chunk for n in range(1500) for chunk in chunks(f"{n}.md", f"one of {n}", f"two of {n}")]
+    collection.replace_documents(many, [EAST] * len(many))
+    collection.optimize()
+
+    assert collection.documents().keys() == {f"{n}.md" for n in range(1500)}
+    assert collection.count() == 3000
+    assert len(collection.known_vectors([chunk.checksum for chunk in many])) == 3000
+    collection.delete_documents([f"{n}.md" for n in range(1499)])
+    assert collection.documents().keys() == {"1499.md"}
+
+
+def test_what_was_stored_is_found_at_once_and_after_optimizing(collection):
+    for n, text in enumerate(["first word", "second word"]):
+        put(collection, f"{n}.md", text)
+        assert len(found(collection, "word", mode="keyword")) == n + 1
+        collection.optimize()
+        assert len(found(collection, "word", mode="keyword")) == n + 1
+
+
+def test_collections_are_apart(store, collection, prefix):
+    put(collection, "a.md", "one")
+
+    assert store.collection(f"{prefix}_other").count() == 0
+
+
+def test_an_alias_points_at_one_collection_and_its_predecessor_is_deleted(store, prefix):
+    old, new = f"{prefix}_old", f"{prefix}_new"
+    assert store.active(f"{prefix}_help") is None
+    for name in (old, new):
+        store.collection(name).create(dimension=3)
+        put(store.collection(name), "a.md", "one")
+
+    store.activate(f"{prefix}_help", old)
+    store.activate(f"{prefix}_help", old)
+    assert store.active(f"{prefix}_help") == old
+    store.activate(f"{prefix}_help", new)
+
+    assert store.active(f"{prefix}_help") == new
+    assert store.collection(new).count() == 1
+    assert store.collection(old).count() == 0
+
+
+def at_once(number: int, work: Callable[[int], None]) -> None:
+    barrier = threading.Barrier(number)
+
+    def start(index: int) -> None:
+        barrier.wait(timeout=60)
+        work(index)
+
+    with ThreadPoolExecutor(number) as pool:
+        list(pool.map(start, range(number)))
 
 
 @pytest.mark.parametrize("share", [False, True], ids=["other documents", "the same documents"])
-def test_writers_at_once_lose_and_duplicate_nothing(store, uri, share):
-    put(store, "first.md", "one")
-    stores = [LanceDBStore(uri, "help") for _ in range(4)]
-    barrier = threading.Barrier(len(stores))
+def test_writers_at_once_lose_and_duplicate_nothing(collection, prefix, share):
+    put(collection, "first.md", "one")
 
     def write(writer: int) -> None:
-        barrier.wait(timeout=60)
-        for document in range(3):
-            put(stores[writer], f"{0 if share else writer}-{document}.md", "one", "two")
+        with open_vector_store() as store:
+            for document in range(3):
+                name = f"{0 if share else writer}-{document}.md"
+                put(store.collection(f"{prefix}_help"), name, "one", "two")
 
-    with ThreadPoolExecutor(len(stores)) as pool:
-        list(pool.map(write, range(len(stores))))
+    at_once(4, write)
 
-    documents = 3 if share else 3 * len(stores)
-    assert len(store.checksums()) == 1 + documents
-    assert store.count() == 1 + 2 * documents
+    documents = 3 if share else 12
+    assert len(collection.documents()) == 1 + documents
+    assert collection.count() == 1 + 2 * documents
 
 
-def test_the_connection_chooses_the_store(uri, monkeypatch):
-    monkeypatch.setenv("AIRFLOW_CONN_VECTOR_STORE_DEFAULT", json.dumps({"conn_type": "lancedb", "host": uri}))
-    put(open_vector_store("help"), "a.md", "one")
+def test_two_who_create_and_activate_the_same_collection_at_once_do_no_harm(store, prefix):
+    def create(_: int) -> None:
+        with open_vector_store() as store:
+            store.collection(f"{prefix}_help1").create(dimension=3)
+            put(store.collection(f"{prefix}_help1"), "a.md", "one")
+            store.activate(f"{prefix}_help", f"{prefix}_help1")
 
-    assert LanceDBStore(uri, "help").count() == 1
+    at_once(3, create)
+
+    assert store.active(f"{prefix}_help") == f"{prefix}_help1"
+    assert store.collection(f"{prefix}_help1").count() == 1
+    assert found(store.collection(f"{prefix}_help1"), "one", mode="keyword") == ["a.md"]
 
 
 def test_a_connection_of_another_type_is_named_with_what_is_supported(monkeypatch):
-    from airflow.providers.common.compat.sdk import AirflowFailException
-
     monkeypatch.setenv("AIRFLOW_CONN_VECTOR_STORE_DEFAULT", json.dumps({"conn_type": "sqlite", "host": "x"}))
 
-    with pytest.raises(AirflowFailException, match=r"'vector_store_default' has the type 'sqlite'.*'lancedb'"):
-        open_vector_store("help")
+    with (
+        pytest.raises(
+            AirflowFailException, match=r"'vector_store_default' has the type 'sqlite'.*'lancedb'.*'weaviate'"
+        ),
+        open_vector_store(),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("prefix", ["weaviate"], indirect=True)
+def test_a_refused_key_fails_at_once_and_names_the_setting(prefix, monkeypatch):
+    import os
+
+    conn = json.loads(os.environ["AIRFLOW_CONN_VECTOR_STORE_DEFAULT"])
+    good = json.dumps(conn)
+    conn["extra"]["api_key"] = "a-wrong-key"
+    monkeypatch.setenv("AIRFLOW_CONN_VECTOR_STORE_DEFAULT", json.dumps(conn))
+    started = time.monotonic()
+
+    with (
+        pytest.raises(AirflowFailException, match=r"refused the key\. Set extra\.api_key") as error,
+        open_vector_store(),
+    ):
+        pass
+    assert time.monotonic() - started < 10
+    assert "a-wrong-key" not in str(error.value)
+    monkeypatch.setenv("AIRFLOW_CONN_VECTOR_STORE_DEFAULT", good)

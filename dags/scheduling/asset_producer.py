@@ -29,11 +29,12 @@ def asset_producer():
     def refresh_knowledge_base():
         import json
 
+        from include.ingestion import refresh_index
         from include.knowledge_changes import changes_since_last_update
-        from include.knowledge_index import COLLECTION, refresh_index
+        from include.knowledge_index import COLLECTION
         from include.storage import artifact_path, write_artifact
 
-        chunks = refresh_index(COLLECTION)
+        chunks = refresh_index(COLLECTION)["chunks"]
         changes = changes_since_last_update()
         numbers = {kind: len(changes[kind]) for kind in ("added", "changed", "removed")}
         if not any(numbers.values()):

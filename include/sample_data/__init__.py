@@ -26,6 +26,11 @@ def questions() -> list[dict[str, str]]:
     return _json_lines("questions.jsonl")
 
 
+def evaluation_questions() -> list[dict[str, Any]]:
+    """66 questions to the knowledge base: those of `questions`, and more; `document` is None where none answers."""
+    return [*_json_lines("questions.jsonl"), *_json_lines("more_questions.jsonl")]
+
+
 def companies() -> dict[str, dict[str, Any]]:
     """Six fictional companies by name: financials by fiscal year, and dated market facts."""
     with (FOLDER / "companies.json").open(encoding="utf-8") as file:

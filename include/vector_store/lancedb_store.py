@@ -2,64 +2,112 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from include.documents import Chunk
-from include.vector_store import Hit
+from include.vector_store import Hit, SearchQuery, complete_documents, cosine
 
 if TYPE_CHECKING:
+    from lancedb.db import DBConnection
     from lancedb.table import Table
+
+ALIASES = "_aliases"
+
+TEXT_COLUMNS = ("source", "title", "headings", "text", "format", "checksum", "document_checksum")
+NUMBER_COLUMNS = ("position", "document_chunks")
+HIT_COLUMNS = ("id", "source", "title", "headings", "position", "text")
 
 
 class LanceDBStore:
-    """A `VectorStore` in the LanceDB table `collection` below `uri`.
+    """A `VectorStore` of LanceDB tables below `uri`; its aliases are a table of their own.
 
     :param uri: a folder or an object-storage URL.
     :param storage_options: credentials and endpoint of the object storage, as LanceDB takes them.
     """
 
-    def __init__(self, uri: str, collection: str, storage_options: dict[str, str] | None = None) -> None:
+    def __init__(self, uri: str, storage_options: dict[str, str] | None = None) -> None:
         import lancedb
 
         self._db = lancedb.connect(uri, storage_options=storage_options or None)
-        self._collection = collection
+
+    def collection(self, name: str) -> LanceDBCollection:
+        return LanceDBCollection(self._db, name)
+
+    def active(self, alias: str) -> str | None:
+        aliases = _table(self._db, ALIASES)
+        if aliases is None:
+            return None
+        rows = aliases.search().where(_one_of("alias", [alias])).to_list()
+        return str(rows[0]["collection"]) if rows else None
+
+    def activate(self, alias: str, name: str) -> None:
+        import pyarrow as pa
+
+        before = self.active(alias)
+        schema = pa.schema([_key("alias"), pa.field("collection", pa.string())])
+        row = pa.Table.from_pylist([{"alias": alias, "collection": name}], schema=schema)
+        aliases = self._db.create_table(ALIASES, schema=schema, exist_ok=True)
+        aliases.merge_insert("alias").when_matched_update_all().when_not_matched_insert_all().execute(row)
+        if before and before != name:
+            with suppress(ValueError):  # somebody else was first
+                self._db.drop_table(before)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class LanceDBCollection:
+    """A `VectorCollection` as one table."""
+
+    def __init__(self, db: DBConnection, name: str) -> None:
+        self._db = db
+        self._name = name
 
     def create(self, dimension: int) -> None:
         import pyarrow as pa
+        from lancedb.index import FTS
 
-        if self._table() is not None:
-            return
-        # As the declared key of the table, the id keeps two writers from both inserting the same chunk.
-        fields: list[Any] = [
-            pa.field("id", pa.string(), nullable=False, metadata={"lance-schema:unenforced-primary-key": "true"}),
-            *(pa.field(name, pa.string()) for name in ("source", "title", "text", "document_checksum")),
-            pa.field("vector", pa.list_(pa.float32(), dimension)),
-        ]
-        self._db.create_table(self._collection, schema=pa.schema(fields), exist_ok=True)
+        table = _table(self._db, self._name)
+        if table is None:
+            fields: list[Any] = [
+                _key("id"),
+                *(pa.field(name, pa.string()) for name in TEXT_COLUMNS),
+                *(pa.field(name, pa.int32()) for name in NUMBER_COLUMNS),
+                pa.field("vector", pa.list_(pa.float32(), dimension)),
+            ]
+            table = self._db.create_table(self._name, schema=pa.schema(fields), exist_ok=True)
+        if not table.list_indices():
+            try:
+                table.create_index("text", config=FTS())
+            except RuntimeError:  # somebody else was first
+                if not self._db.open_table(self._name).list_indices():
+                    raise
 
-    def checksums(self) -> dict[str, str]:
-        table = self._table()
+    def documents(self) -> dict[str, str]:
+        columns = ["source", "document_checksum", "document_chunks"]
+        table = _table(self._db, self._name)
         if table is None:
             return {}
-        rows = table.search().select(["source", "document_checksum"]).limit(None).to_list()
-        return {row["source"]: row["document_checksum"] for row in rows}
+        rows = table.search().select(columns).limit(None).to_arrow()
+        return complete_documents(zip(*(rows[column].to_pylist() for column in columns), strict=True))
+
+    def known_vectors(self, checksums: Sequence[str]) -> dict[str, list[float]]:
+        table = _table(self._db, self._name)
+        if table is None or not checksums:
+            return {}
+        query = table.search().where(_one_of("checksum", checksums)).select(["checksum", "vector"])
+        return {row["checksum"]: row["vector"] for row in query.limit(None).to_list()}
 
     def replace_documents(self, chunks: Sequence[Chunk], vectors: Sequence[Sequence[float]]) -> None:
         if not chunks:
             return
         import pyarrow as pa
 
-        table = self._db.open_table(self._collection)
+        table = self._db.open_table(self._name)
         rows = [
-            {
-                "id": chunk.id,
-                "source": chunk.source,
-                "title": chunk.title,
-                "text": chunk.text,
-                "document_checksum": chunk.document_checksum,
-                "vector": list(vector),
-            }
+            {name: getattr(chunk, name) for name in ("id", *TEXT_COLUMNS, *NUMBER_COLUMNS)} | {"vector": vector}
             for chunk, vector in zip(chunks, vectors, strict=True)
         ]
         # One commit: readers see either the old chunks of these documents or the new ones.
@@ -67,33 +115,65 @@ class LanceDBStore:
             table.merge_insert("id")
             .when_matched_update_all()
             .when_not_matched_insert_all()
-            .when_not_matched_by_source_delete(_source_in({chunk.source for chunk in chunks}))
+            .when_not_matched_by_source_delete(_one_of("source", {chunk.source for chunk in chunks}))
             .execute(pa.Table.from_pylist(rows, schema=table.schema))
         )
 
-    def delete_documents(self, sources: Iterable[str]) -> None:
-        table, gone = self._table(), set(sources)
-        if table is not None and gone:
-            table.delete(_source_in(gone))
+    def delete_documents(self, sources: Sequence[str]) -> None:
+        table = _table(self._db, self._name)
+        if table is not None and sources:
+            table.delete(_one_of("source", sources))
 
     def count(self) -> int:
-        table = self._table()
+        table = _table(self._db, self._name)
         return 0 if table is None else int(table.count_rows())
 
-    def search(self, vector: Sequence[float], limit: int) -> list[Hit]:
-        table = self._table()
+    def search(self, query: SearchQuery) -> list[Hit]:
+        table = _table(self._db, self._name)
         if table is None:
             return []
-        query: Any = table.search(list(vector))
-        rows = query.distance_type("cosine").limit(limit).to_list()
-        return [Hit(row["id"], row["source"], row["title"], row["text"], score=1 - row["_distance"]) for row in rows]
+        found: Any
+        if query.mode == "keyword":
+            found = table.search(query.text, query_type="fts", fts_columns="text")
+        elif query.mode == "hybrid":
+            found = table.search(query_type="hybrid", fts_columns="text").vector(list(query.vector)).text(query.text)
+        else:
+            found = table.search(list(query.vector))
+        if query.mode != "keyword":
+            found = found.distance_type("cosine")
+        if query.filters:
+            found = found.where(_matches(query.filters), prefilter=True)
+        rows = found.limit(query.limit).to_list()
+        return [
+            Hit(**{name: row[name] for name in HIT_COLUMNS}, score=cosine(query.vector, row["vector"])) for row in rows
+        ]
 
-    def _table(self) -> Table | None:
-        if self._collection not in self._db.list_tables().tables:
-            return None
-        return self._db.open_table(self._collection)
+    def optimize(self) -> None:
+        try:
+            self._db.open_table(self._name).optimize()
+        except RuntimeError as error:
+            if "conflict" not in str(error):  # else somebody does the same right now, which is as good
+                raise
 
 
-def _source_in(sources: Iterable[str]) -> str:
-    quoted = ", ".join("'" + source.replace("'", "''") + "'" for source in sorted(sources))
-    return f"source IN ({quoted})"
+def _table(db: DBConnection, name: str) -> Table | None:
+    try:
+        return db.open_table(name)
+    except ValueError:  # there is none
+        return None
+
+
+def _key(name: str) -> Any:
+    """A column that LanceDB knows as the table's key, which keeps two writers from both inserting the same row."""
+    import pyarrow as pa
+
+    return pa.field(name, pa.string(), nullable=False, metadata={"lance-schema:unenforced-primary-key": "true"})
+
+
+def _matches(filters: Mapping[str, Sequence[str]]) -> str:
+    return " AND ".join(_one_of(name, values) for name, values in filters.items())
+
+
+def _one_of(column: str, values: Iterable[str]) -> str:
+    quoted = ", ".join("'" + value.replace("'", "''") + "'" for value in sorted(set(values)))
+    return f"{column} IN ({quoted})" if quoted else "false"

@@ -1,0 +1,246 @@
+"""Ingestion and search of many chunks: through Airflow, by hand in one process, and as one task per document.
+
+    python -m benchmarks.rag [--documents 2500]
+
+Starts a local stack with `rag_pipeline` on made-up documents of four chunks each. The embedding model is that of
+`embeddings_default`: the embedded one, unless it is set. That one is so fast that nearly all that is measured is
+Airflow, the store and reading; with a slower one all shares get better. LanceDB is the store, unless
+`vector_store_default` is set to another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from local.processes import free_ports
+from local.stack import Stack
+
+SMALL = 50
+QUERIES = 50
+BUNDLE = "airflow.dag_processing.bundles.local.LocalDagBundle"
+
+# The way of many examples: each document is embedded by a task of its own, and one task stores them all.
+TASK_PER_DOCUMENT = """
+from airflow.sdk import dag, task
+
+@dag(schedule=None, tags=["benchmark"], max_active_tasks=64)
+def task_per_document():
+    @task
+    def names():
+        from include.documents import document_names
+        return document_names()[:NUMBER]
+
+    @task
+    def embed(name: str):
+        from include.documents import read_document, split_document
+        from include.embeddings import Embedder
+        return Embedder().embed_documents([chunk.text for chunk in split_document(read_document(name))])
+
+    @task
+    def load(names: list[str], vectors: list):
+        from include.documents import read_document, split_document
+        from include.vector_store import open_vector_store
+        with open_vector_store() as store:
+            collection = store.collection("TaskPerDocument")
+            collection.create(len(vectors[0][0]))
+            for name, found in zip(names, vectors):
+                collection.replace_documents(split_document(read_document(name)), found)
+
+    found = names()
+    load(found, embed.expand(name=found))
+
+task_per_document()
+"""
+
+# The same libraries, and nothing of include/ or Airflow.
+BY_HAND = """
+import json, os, sys, time
+from pathlib import Path
+import lancedb, pyarrow as pa
+from lancedb.index import FTS
+from openai import OpenAI
+from semantic_text_splitter import MarkdownSplitter
+
+folder, uri, conn = sys.argv[1], sys.argv[2], json.loads(os.environ["AIRFLOW_CONN_EMBEDDINGS_DEFAULT"])
+model = conn["extra"]["model"].partition(":")[2]
+client = OpenAI(base_url=conn["host"], api_key=conn["password"])
+embed = lambda texts: [each.embedding for each in client.embeddings.create(model=model, input=texts).data]
+splitter, db, table, rows = MarkdownSplitter(800, overlap=100), lancedb.connect(uri), None, []
+
+def store():
+    global table, rows
+    for start in range(0, len(rows), 256):
+        part = rows[start:start + 256]
+        for row, vector in zip(part, embed([row["text"] for row in part])):
+            row["vector"] = vector
+    if table is None:
+        fields = [pa.field("id", pa.string()), pa.field("text", pa.string())]
+        schema = pa.schema([*fields, pa.field("vector", pa.list_(pa.float32(), len(rows[0]["vector"])))])
+        table = db.create_table("by_hand", schema=schema)
+        table.create_index("text", config=FTS())
+    table.add(pa.Table.from_pylist(rows, schema=table.schema))
+    rows = []
+
+for path in sorted(Path(folder).glob("*.md")):
+    for position, text in enumerate(splitter.chunks(path.read_text())):
+        rows.append({"id": f"{path.name}#{position}", "text": text})
+    if len(rows) >= 1024:
+        store()
+if rows:
+    store()
+table.optimize()
+took = []
+for question in json.loads(sys.argv[3]):
+    started = time.perf_counter()
+    query = table.search(query_type="hybrid").vector(embed([question])[0]).text(question)
+    query.distance_type("cosine").limit(9).to_list()
+    took.append(time.perf_counter() - started)
+print(json.dumps({"chunks": table.count_rows(), "queries": took}))
+"""
+
+PEAK_MEMORY = """
+import resource, sys
+from include.documents import document_names
+from include.ingestion import find_changes, index_documents
+from include.knowledge_index import COLLECTION
+find_changes(COLLECTION, 10)
+index_documents(COLLECTION, document_names()[:int(sys.argv[1])])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def write_documents(folder: Path, start: int, stop: int) -> None:
+    """Made-up pages of four sections, no two of which are alike."""
+    for n in range(start, stop):
+        sections = [
+            f"## Part {part} of page {n}\n\n"
+            + " ".join(f"The value w{n * 31 + part * 7 + i} is {i}." for i in range(28))
+            for part in range(4)
+        ]
+        (folder / f"page-{n:05}.md").write_text(f"# Page {n}\n\n" + "\n\n".join(sections))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.rag", description=__doc__)
+    parser.add_argument("--documents", type=int, default=2500, help="of four chunks each (default: %(default)s)")
+    documents = parser.parse_args().documents
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        pages, dags = home / "pages", home / "dags"
+        pages.mkdir()
+        dags.mkdir()
+        (dags / "task_per_document.py").write_text(TASK_PER_DOCUMENT.replace("NUMBER", str(SMALL)))
+        bundles = [
+            {"name": "dags-folder", "classpath": BUNDLE, "kwargs": {}},
+            {"name": "benchmark", "classpath": BUNDLE, "kwargs": {"path": str(dags)}},
+        ]
+        os.environ["AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST"] = json.dumps(bundles)
+        os.environ["GENAI_KNOWLEDGE_BASE"] = str(pages)
+        stack = Stack(home, free_ports(1)[0])
+        try:
+            stack.start(say=print)
+            measure(stack, pages, documents)
+        finally:
+            stack.stop()
+
+
+def measure(stack: Stack, pages: Path, documents: int) -> None:
+    while not {"rag_pipeline", "task_per_document"} <= stack.api.dag_ids("genai") | stack.api.dag_ids("benchmark"):
+        time.sleep(0.5)
+    environment = psutil.Process(_pid(stack, "scheduler")).environ()
+
+    write_documents(pages, 0, SMALL)
+    ours = _searchable_after(stack, "rag_pipeline", "finish_index")
+    theirs = _searchable_after(stack, "task_per_document", "load")
+    print(f"{SMALL} documents: rag_pipeline {ours:.1f} s, one task per document {theirs:.1f} s ({theirs / ours:.1f} x)")
+
+    write_documents(pages, SMALL, documents)
+    questions = [f"Which value is w{n * 31}?" for n in range(0, documents, max(1, documents // QUERIES))]
+    started = time.monotonic()
+    hand = json.loads(_python(BY_HAND, environment, str(pages), str(stack.home / "by-hand"), json.dumps(questions)))
+    by_hand = time.monotonic() - started - sum(hand["queries"])
+    print(
+        f"by hand, in one process: {hand['chunks']} chunks in {by_hand:.1f} s ({hand['chunks'] / by_hand:.0f} a second)"
+    )
+
+    first = _searchable_after(stack, "rag_pipeline", "finish_index")
+    chunks = hand["chunks"] * (documents - SMALL) / documents
+    share = chunks / first / (hand["chunks"] / by_hand)
+    print(f"rag_pipeline: {chunks:.0f} chunks in {first:.1f} s ({chunks / first:.0f} per s): {share:.2f} of by hand")
+    second = _searchable_after(stack, "rag_pipeline", "finish_index")
+    print(f"a second run over the same documents: {second:.1f} s, {first / second:.1f} times faster")
+
+    search = _search_function(environment)
+    took = [_seconds(lambda: search(question)) for question in questions]  # noqa: B023
+    a, b = statistics.median(took), statistics.median(hand["queries"])
+    print(f"a hybrid search: {1000 * a:.0f} ms, by hand {1000 * b:.0f} ms: {b / a:.2f} of its throughput")
+
+    for number in (documents // 5, documents):
+        store = json.dumps({"conn_type": "lancedb", "host": str(stack.home / f"memory-{number}")})
+        peak = _python(PEAK_MEMORY, {**environment, "AIRFLOW_CONN_VECTOR_STORE_DEFAULT": store}, str(number))
+        print(f"peak memory of a task that indexes {number} documents: {peak.strip()} MB")
+
+
+def _searchable_after(stack: Stack, dag_id: str, task_id: str) -> float:
+    """Seconds from the trigger to the end of the task after which all documents can be found."""
+    asked = time.time()
+    run_id = stack.api.trigger(dag_id)
+    while True:
+        for task in stack.api.task_instances(dag_id, run_id):
+            if task["task_id"] == task_id and task["state"] == "success":
+                ended = datetime.fromisoformat(task["end_date"]).timestamp()
+                _wait_for_end(stack, dag_id, run_id)
+                return ended - asked
+            if task["state"] == "failed":
+                sys.exit(f"{dag_id}.{task['task_id']} failed.")
+        time.sleep(0.2)
+
+
+def _wait_for_end(stack: Stack, dag_id: str, run_id: str) -> None:
+    while stack.api.run(dag_id, run_id)["state"] not in ("success", "failed"):
+        time.sleep(0.5)
+
+
+def _search_function(environment: dict[str, str]) -> Callable[[str], Any]:
+    """A search as a task does it, once the model and the store are open."""
+    os.environ |= {name: value for name, value in environment.items() if name.startswith(("AIRFLOW", "GENAI"))}
+    from include.knowledge_index import COLLECTION, best_hits, open_index
+    from include.vector_store import SearchQuery
+
+    index = open_index(COLLECTION).__enter__()
+    assert index
+    return lambda text: best_hits(index, SearchQuery(text, index.embedder.embed_query(text), 3, "hybrid"), -1)
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _python(code: str, environment: dict[str, str], *arguments: str) -> str:
+    command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
+    return subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[
+        -1
+    ]
+
+
+def _pid(stack: Stack, name: str) -> int:
+    return int(json.loads((stack.home / "processes.json").read_text())[name][0])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""The vector stores that the contract tests run on: LanceDB always, Weaviate wherever WEAVIATE_URL answers.
+
+WEAVIATE_URL (http://127.0.0.1:8081 for the compose file's service), WEAVIATE_API_KEY and WEAVIATE_GRPC_PORT
+(default 50051) say where.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+import warnings
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from include.documents import Chunk
+
+SKIPPED = (
+    "NOT RUN ON WEAVIATE: set WEAVIATE_URL and WEAVIATE_API_KEY (`astro dev start` has one at http://127.0.0.1:8081, "
+    "key local-development-key) to run the vector store tests on it too."
+)
+
+
+def weaviate_connection() -> str:
+    """A connection to the server of WEAVIATE_URL as JSON, for AIRFLOW_CONN_*; skips the test where there is none."""
+    url = os.environ.get("WEAVIATE_URL")
+    if not url:
+        warnings.warn(SKIPPED, stacklevel=2)
+        pytest.skip(SKIPPED)
+    where = urlsplit(url)
+    extra = {
+        "api_key": os.environ.get("WEAVIATE_API_KEY", ""),
+        "http_secure": where.scheme == "https",
+        "grpc_secure": where.scheme == "https",
+        "grpc_port": int(os.environ.get("WEAVIATE_GRPC_PORT", "50051")),
+    }
+    return json.dumps({"conn_type": "weaviate", "host": where.hostname, "port": where.port, "extra": extra})
+
+
+def lancedb_connection(folder: Path) -> str:
+    return json.dumps({"conn_type": "lancedb", "host": str(folder / "lancedb")})
+
+
+def each_store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Point `vector_store_default` at the store that `request.param` names; return a prefix of names of its own."""
+    value = weaviate_connection() if request.param == "weaviate" else lancedb_connection(tmp_path)
+    monkeypatch.setenv("AIRFLOW_CONN_VECTOR_STORE_DEFAULT", value)
+    return f"Test_{uuid.uuid4().hex[:12]}"
+
+
+def delete_collections(prefix: str) -> None:
+    """Remove from the Weaviate server whatever was made under this prefix."""
+    from include.vector_store.weaviate_store import connect
+
+    client = connect("vector_store_default")
+    for alias in client.alias.list_all():
+        if alias.startswith(prefix):
+            client.alias.delete(alias_name=alias)
+    for name in client.collections.list_all():
+        if name.startswith(prefix):
+            client.collections.delete(name)
+    client.close()
+
+
+def chunks(source: str, *texts: str, format: str = "markdown") -> list[Chunk]:
+    """One chunk per text, as if they were a document's."""
+    return [
+        Chunk(
+            id=str(uuid.uuid5(uuid.NAMESPACE_URL, f"{source}#{position}")),
+            source=source,
+            title=source.upper(),
+            headings=f"{source.upper()} > Part {position}",
+            position=position,
+            text=text,
+            format=format,
+            checksum=f"checksum of {text}",
+            document_checksum="+".join(texts),
+            document_chunks=len(texts),
+        )
+        for position, text in enumerate(texts)
+    ]
