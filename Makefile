@@ -24,7 +24,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/installed-from-lock
 
 .DEFAULT_GOAL := help
-.PHONY: help demo start stop test lint bench lock clean
+.PHONY: help demo start stop send test lint bench lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ start: $(READY)  ## start Airflow and the embedded parts, UI on http://127.0.0.1
 
 stop: $(READY)  ## stop what `make start` started
 	@$(BIN)/python -m local.stack stop --home $(DATA)
+
+send: $(READY)  ## send messages to a DAG that waits for them, and show the replies (N=20, DAG=stream_inference)
+	@$(BIN)/python -m local.send --home $(DATA) --number $(or $(N),20) --dag $(or $(DAG),stream_inference)
 
 test: $(READY)  ## run the tests
 	@$(BIN)/python -m pytest
