@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 from urllib.parse import quote
+from uuid import uuid4
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -46,10 +47,29 @@ def stored_file(url: str) -> ObjectStoragePath:
 
 @contextmanager
 def new_artifact(path: ObjectStoragePath) -> Iterator[IO[bytes]]:
-    """A file to write, which replaces `path` when the block ends without an error, and leaves no trace otherwise."""
+    """A file to write, which replaces `path` when the block ends without an error, and leaves no trace otherwise.
+
+    Threads may write at the same time (an fsspec transaction is one for all threads).
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.fs.transaction, path.fs.open(path.path, "wb") as file:
-        yield file
+    if path.protocol == "file":
+        part = Path(f"{path.path}.{uuid4().hex}.part")  # in the same folder, as only within a disk a move is one step
+        try:
+            with part.open("wb") as file:
+                yield file
+            part.replace(path.path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+    else:
+        remote = path.fs.open(path.path, "wb", autocommit=False)
+        try:
+            with remote:
+                yield remote
+            remote.commit()
+        except BaseException:
+            remote.discard()
+            raise
 
 
 def write_artifact(path: ObjectStoragePath, content: str | bytes) -> str:

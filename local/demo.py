@@ -16,16 +16,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from include.usage import USAGE_XCOM_KEY
-from local.airflow_api import AirflowAPI
 from local.environment import PROJECT
 from local.processes import StackError, interrupt_on_signals
 from local.reviewer import Reviewer
+from local.send import TOPICS, client_settings, send
 from local.stack import Stack, stack_arguments
 
 TAG = "genai"
+MESSAGES = {"event_driven_inference": 2, "stream_inference": 8}
 PARSE_TIMEOUT_S = 90.0
 RUN_TIMEOUT_S = 600.0
 ASSET_WAIT_S = 5.0
+MESSAGE_WAIT_S = 60.0
 POLL_S = 0.5
 LOG_LINES = 20
 
@@ -49,14 +51,15 @@ class Result:
 class Demo:
     """Triggers DAGs, follows their runs and collects what they leave.
 
-    :param api: a logged-in client of the stack.
+    :param stack: the stack, whose API has no token yet.
     :param console: where progress goes.
     """
 
-    def __init__(self, api: AirflowAPI, console: Console) -> None:
-        self.api = api
+    def __init__(self, stack: Stack, console: Console) -> None:
+        self.stack = stack
+        self.api = stack.api
         self.console = console
-        self._reviewer = Reviewer(api)
+        self._reviewer = Reviewer(stack.api)
         self._started = time.monotonic()
         self._reported: set[tuple[str, str, int]] = set()
 
@@ -67,17 +70,19 @@ class Demo:
     def run(self, dag_ids: list[str]) -> list[Result]:
         """Run these DAGs side by side until all have ended.
 
-        DAGs that wait for assets are left to the updates that the others make. Those that no update has started (as
-        nothing has changed since the last demo) are then started by hand.
+        DAGs that wait for messages are sent some, through the broker. DAGs that wait for assets are left to the updates
+        that the others make. Those that no update has started (as nothing has changed since the last demo) are then
+        started by hand.
 
         :raises StackError: a DAG file cannot be imported, or something takes too long.
         """
         self._wait_until_parsed(set(dag_ids))
         since = datetime.now(UTC).isoformat()
         waiting = {dag_id for dag_id in dag_ids if self.api.waits_for_assets(dag_id)}
+        self._send_messages(waiting & TOPICS.keys())
         run_ids = self._trigger([dag_id for dag_id in dag_ids if dag_id not in waiting])
         deadline = time.monotonic() + RUN_TIMEOUT_S
-        last_end = time.monotonic() if run_ids else 0.0
+        last_end = time.monotonic() if run_ids or waiting & TOPICS.keys() else 0.0
         open_runs = dict(run_ids)
         with self.console.status("") as status:
             while open_runs or waiting:
@@ -90,7 +95,8 @@ class Demo:
                     del open_runs[dag_id]
                     last_end = time.monotonic()
                 started = self._started_by_assets(waiting, since)
-                if not open_runs and not started and time.monotonic() > last_end + ASSET_WAIT_S:
+                patience = MESSAGE_WAIT_S if waiting & TOPICS.keys() else ASSET_WAIT_S
+                if not open_runs and not started and time.monotonic() > last_end + patience:
                     started = self._trigger(sorted(waiting))
                 open_runs |= started
                 run_ids |= started
@@ -99,6 +105,11 @@ class Demo:
                 status.update(f"{time.monotonic() - self._started:.0f} s  {', '.join(at_work) or idle}")
                 time.sleep(POLL_S)
         return [self._collect(dag_id, run_ids[dag_id]) for dag_id in dag_ids]
+
+    def _send_messages(self, dag_ids: set[str]) -> None:
+        for dag_id in sorted(dag_ids):
+            ids = send(client_settings(self.stack), TOPICS[dag_id], number=MESSAGES[dag_id], malformed=1)
+            self.say(f"sent {len(ids)} messages, and a malformed one, to {TOPICS[dag_id]}")
 
     def _trigger(self, dag_ids: list[str]) -> dict[str, str]:
         if dag_ids:
@@ -218,7 +229,7 @@ def main() -> None:
     ours = False
     try:
         found = stack.attach()
-        demo = Demo(stack.api, console)
+        demo = Demo(stack, console)
         if found:
             demo.say(f"using the stack that runs at {stack.api.url}")
             stack.api.log_in()

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from dotenv import dotenv_values
 
+from local.kafka_broker import broker_connection
+
 PROJECT = Path(__file__).resolve().parent.parent
 DEFAULT_HOME = PROJECT / ".local"
 
@@ -27,13 +29,14 @@ def uses_embedded_model(environment: dict[str, str]) -> bool:
 
 
 def airflow_environment(
-    home: Path, api_port: int, model_url: str, openai_url: str, log_ports: tuple[int, int]
+    home: Path, api_port: int, model_url: str, openai_url: str, broker: str, log_ports: tuple[int, int]
 ) -> dict[str, str]:
     """All variables for the stack's Airflow processes.
 
     :param home: the stack's folder: database, logs, vectors and artifacts.
     :param model_url: base URL of the embedded model server, up to and with `/v1`.
     :param openai_url: base URL of the emulator of OpenAI's fine-tuning API, likewise.
+    :param broker: host and port of the embedded Kafka broker.
     :param log_ports: ports on which scheduler and triggerer serve the logs of running tasks.
     """
     user = user_environment()
@@ -74,6 +77,7 @@ def airflow_environment(
         "AIRFLOW__COMMON_IO__XCOM_OBJECTSTORAGE_THRESHOLD": "1048576",
         # A key alone is no wish to train a model for money: that takes a connection.
         "AIRFLOW_CONN_OPENAI_DEFAULT": _fine_tuning_connection(openai_url),
+        "AIRFLOW_CONN_KAFKA_DEFAULT": broker_connection(broker),
         "AIRFLOW_CONN_VECTOR_STORE_DEFAULT": json.dumps({"conn_type": "lancedb", "host": str(home / "lancedb")}),
     }
     if uses_embedded_model(user):

@@ -1,4 +1,4 @@
-"""The Docker-free stack: a whole Airflow, the embedded model server, and the emulator of a fine-tuning service."""
+"""The Docker-free stack: a whole Airflow, the embedded model server and Kafka broker, and a fine-tuning emulator."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from local.environment import (
     user_environment,
     uses_embedded_model,
 )
+from local.kafka_broker import broker_command, create_topics
 from local.processes import ProcessGroup, StackError, free_ports, interrupt_on_signals, require_free_port
 
 DEFAULT_PORT = 8080
@@ -50,6 +51,12 @@ class Stack:
         self.api = AirflowAPI(f"http://127.0.0.1:{api_port}")
         self._api_port = api_port
         self._port_file = self.home / "port"
+        self._broker_file = self.home / "broker"
+
+    @property
+    def broker(self) -> str:
+        """Host and port of the embedded Kafka broker."""
+        return self._broker_file.read_text()
 
     def attach(self) -> bool:
         """Use the stack that already runs in this folder, on whichever port, if there is one.
@@ -71,10 +78,12 @@ class Stack:
         require_free_port(self._api_port)
         self.home.mkdir(parents=True, exist_ok=True)
         self._port_file.write_text(str(self._api_port))
-        model_port, openai_port, worker_logs, trigger_logs = free_ports(4)
+        model_port, openai_port, broker_port, worker_logs, trigger_logs = free_ports(5)
+        broker = f"127.0.0.1:{broker_port}"
+        self._broker_file.write_text(broker)
         model_url, openai_url = (f"http://127.0.0.1:{port}" for port in (model_port, openai_port))
         environment = airflow_environment(
-            self.home, self._api_port, f"{model_url}/v1", f"{openai_url}/v1", (worker_logs, trigger_logs)
+            self.home, self._api_port, f"{model_url}/v1", f"{openai_url}/v1", broker, (worker_logs, trigger_logs)
         )
         python = [sys.executable, "-m"]
         say(TINY_MODEL_NOTICE if uses_embedded_model(user_environment()) else OWN_MODEL_NOTICE)
@@ -88,7 +97,9 @@ class Stack:
             emulator = [*python, "local.openai_emulator", "--port", str(openai_port)]
             emulator += ["--folder", str(self.home / "openai_emulator"), "--upstream", f"{model_url}/v1"]
             self.processes.spawn("openai-emulator", emulator, environment, PROJECT)
+            self.processes.spawn("kafka-broker", broker_command(self.home, broker_port), environment, PROJECT)
             self._migrate(environment, say)
+            self.processes.wait_for("kafka-broker", lambda: create_topics(broker), deadline)
             for name in ("api-server", "scheduler", "dag-processor", "triggerer"):
                 self.processes.spawn(name, [*python, "local.preloaded_airflow", name], environment, PROJECT)
             self._wait_for("model-server", f"{model_url}/health", deadline)

@@ -206,6 +206,39 @@ def embedding_requests(llm: Any) -> list[dict[str, Any]]:
     return [request.body for request in llm.requests if request.path.endswith("/embeddings")]
 
 
+@pytest.fixture(scope="session", params=["embedded", "apache"])
+def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A Kafka broker with the project's topics: the embedded one, and Apache Kafka where it can be had."""
+    from tests.kafka import NoKafka, apache_kafka, embedded_broker
+
+    run = {"embedded": embedded_broker, "apache": apache_kafka}[request.param]
+    try:
+        with run(tmp_path_factory.mktemp(request.param)) as running:
+            yield running
+    except NoKafka as reason:
+        pytest.skip(f"NOT TESTED ON APACHE KAFKA: {reason}")
+
+
+@pytest.fixture
+def kafka(broker: Any, storage: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The broker, behind the connection `kafka_default`, with an empty storage."""
+    from local.kafka_broker import broker_connection
+
+    monkeypatch.setenv("AIRFLOW_CONN_KAFKA_DEFAULT", broker_connection(broker.bootstrap))
+    return broker
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A fake of a language model that is quick and takes faults, behind the connection `pydanticai_default`."""
+    from tests.fake_model import serve
+
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with serve() as (fake, url):
+        monkeypatch.setenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT", model_connection(url))
+        yield fake
+
+
 @pytest.fixture(scope="session")
 def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A running stack with the project's DAGs, and with `asset_or_time` at every minute as `asset_or_minute`."""

@@ -104,6 +104,7 @@ def test_the_env_example_has_the_settings_of_this_project() -> None:
         "AIRFLOW_CONN_PYDANTICAI_DEFAULT",
         "AIRFLOW_CONN_EMBEDDINGS_DEFAULT",
         "AIRFLOW_CONN_OPENAI_DEFAULT",
+        "AIRFLOW_CONN_KAFKA_DEFAULT",
         "AIRFLOW_CONN_VECTOR_STORE_DEFAULT",
         "GENAI_KNOWLEDGE_BASE",
         "GENAI_STORAGE",

@@ -22,7 +22,6 @@ HEAVY_MODULES = [
     "pyarrow",
     "torch",
     "matplotlib",
-    "confluent_kafka",
 ]
 
 # Runs in a process of its own: no network, no database, no key, no connection, no reading of the project's data.

@@ -24,7 +24,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def variables(tmp_path: Path) -> dict[str, str]:
-    return airflow_environment(tmp_path / "home", 8080, MODEL_URL, "http://127.0.0.1:7778/v1", (1, 2))
+    return airflow_environment(tmp_path / "home", 8080, MODEL_URL, "http://127.0.0.1:7778/v1", "127.0.0.1:7779", (1, 2))
 
 
 def test_with_nothing_set_every_connection_is_an_embedded_part(tmp_path):

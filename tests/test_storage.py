@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -60,6 +61,14 @@ def test_a_first_write_that_fails_leaves_no_artifact(storage):
         write_artifact(path, "new" * 100_000)
 
     assert not path.exists()
+
+
+def test_many_threads_can_write_at_the_same_time(storage):
+    paths = [artifact_path("reports", f"run-{number}", "a.txt") for number in range(200)]
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(lambda path: write_artifact(path, str(path)), paths))
+
+    assert all(local(path).read_text() == str(path) for path in paths)
 
 
 def test_a_run_id_cannot_leave_its_folder(storage):

@@ -1,0 +1,69 @@
+"""The messages in events of a Kafka watcher, and the replies to them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from confluent_kafka import KafkaException
+
+from include.kafka_clients import DELIVERY_TIMEOUT_S, KafkaClients
+from include.kafka_messages import REPLIES, Reply, Request
+
+log = logging.getLogger(__name__)
+
+
+def requests_of(events: Sequence[Any]) -> list[dict[str, Any]]:
+    """The requests in these events, each id once.
+
+    An event whose message cannot be answered, or that is none of the watcher's (anybody who may call the REST API can
+    create one), is left out with an error in the log that names the message's position.
+    """
+    requests: dict[str, dict[str, Any]] = {}
+    for event in events:
+        received = event.extra.get("payload")
+        try:
+            where = f"{received['topic']}[{received['partition']}] at {received['offset']}"
+            if received["error"]:
+                log.error("%s is left out: %s", where, received["error"])
+                continue
+            request = Request.model_validate(received["request"])
+        except (TypeError, KeyError, ValueError):
+            log.error("The event of %s holds no message of the watcher; it is left out.", event.timestamp)
+            continue
+        requests.setdefault(request.request_id, request.model_dump(mode="json"))
+    return list(requests.values())
+
+
+def send_replies(conn_id: str, requests: Sequence[dict[str, Any]], answers: Sequence[Any]) -> tuple[int, list[str]]:
+    """Send a reply for each answer that there is; return their number, and the ids of the requests without one.
+
+    :raises AirflowException: the broker did not take all of them; the next try sends them again.
+    """
+    clients = KafkaClients(conn_id)
+    producer = clients.producer()
+    clients.partitions(producer, REPLIES)
+    refused: list[Any] = []
+    failed = []
+    for fields, answer in zip(requests, answers, strict=True):
+        request = Request.model_validate(fields)
+        if answer is None:
+            failed.append(request.request_id)
+        elif request.reply.wanted:
+            reply = Reply(
+                request_id=request.request_id,
+                answer=answer,
+                echo=request.reply.echo,
+                answered_at=datetime.now(UTC),
+            )
+            producer.produce(
+                REPLIES,
+                key=request.request_id,
+                value=reply.model_dump_json().encode(),
+                on_delivery=lambda error, _: refused.append(error) if error else None,
+            )
+    if producer.flush(DELIVERY_TIMEOUT_S + 5) or refused:
+        raise clients.failure("sending the replies", KafkaException(*refused[:1]))
+    return len(requests) - len(failed), failed

@@ -1,0 +1,141 @@
+"""The messages of the event-driven DAGs: what senders put on Kafka, what comes back, and how a message is read.
+
+A request is one JSON object, `Request`. Whoever sends from another language needs its fields and nothing else:
+
+    {"version": 1, "request_id": "ticket-4711", "text": "My tracker is offline.", "sent_at": "2026-11-24T08:30:00Z"}
+
+A change that old readers cannot live with gets a new version; new optional fields do not, as unknown ones are ignored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+from typing import Any, Literal, TypedDict
+from uuid import uuid4
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+
+LARGEST_BYTES = 256 * 1024
+
+# A topic per DAG that reads requests, as each consumer group reads all messages of its topic.
+EVENT_REQUESTS = "inference_requests"
+STREAM_REQUESTS = "stream_requests"
+REPLIES = "inference_replies"
+DEAD_LETTERS = "inference_dead_letters"
+
+
+class ReplyOptions(BaseModel):
+    """What the sender wants to get back."""
+
+    wanted: bool = Field(
+        default=True, description="Whether the answer goes to the topic of replies. It is stored anyway."
+    )
+    echo: str = Field(default="", max_length=500, description="Comes back as it is, for the sender's own use.")
+
+
+class Request(BaseModel):
+    """A text to be answered."""
+
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
+
+    version: Literal[1] = Field(description="Version of this contract.")
+    request_id: str = Field(
+        min_length=1,
+        max_length=200,
+        pattern=r"^[\w.:/@+=-]+$",
+        description="The sender's own id. A request that comes twice with the same id is answered once.",
+    )
+    text: str = Field(min_length=1, max_length=20_000, description="What is to be answered.")
+    reply: ReplyOptions = Field(default=ReplyOptions(), description="What the sender wants to get back.")
+    sent_at: AwareDatetime = Field(description="When it was sent, with the time zone.")
+
+    @field_validator("text")
+    @classmethod
+    def _is_more_than_blanks(cls, text: str) -> str:
+        if not text.strip():
+            raise ValueError("it is blank")
+        if "\0" in text:
+            raise ValueError("it contains the character NUL, which databases do not store")
+        return text
+
+    @field_validator("reply")
+    @classmethod
+    def _can_be_stored(cls, reply: ReplyOptions) -> ReplyOptions:
+        if "\0" in reply.echo:
+            raise ValueError("echo contains the character NUL, which databases do not store")
+        return reply
+
+    def fingerprint(self) -> str:
+        """The same for the same text only."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+class Reply(BaseModel):
+    """The answer to a request. Kafka delivers it at least once: a reader drops a `request_id` that it has seen."""
+
+    version: Literal[1] = Field(default=1, description="Version of this contract.")
+    request_id: str = Field(description="That of the request.")
+    answer: JsonValue = Field(description="What the model returned.")
+    echo: str = Field(default="", description="That of the request.")
+    answered_at: AwareDatetime = Field(description="When the model answered.")
+
+
+class Received(TypedDict):
+    """A message as its reader sees it: either `request` or `error` is None."""
+
+    topic: str
+    partition: int
+    offset: int
+    request: dict[str, Any] | None
+    error: str | None
+
+
+def parse_message(*args: Any) -> Received:
+    """Read a message of Kafka, given as the last argument (a `confluent_kafka.Message`).
+
+    This never raises and never returns anything falsy: Airflow's trigger calls it, and would end up in a crash loop,
+    or skip the message in silence. What it returns is plain JSON that every database can store.
+    """
+    message = args[-1]
+    try:
+        value, error = read_request(message.value())
+    except Exception as problem:  # whatever it is, the message must not stop its reader
+        value, error = None, f"it cannot be read ({type(problem).__name__})"
+    return {
+        "topic": message.topic(),
+        "partition": message.partition(),
+        "offset": message.offset(),
+        "request": value.model_dump(mode="json") if value else None,
+        "error": error,
+    }
+
+
+def read_request(value: bytes | None) -> tuple[Request | None, str | None]:
+    """The request in these bytes, or what is wrong with them; the reason quotes nothing of them."""
+    if value is None:
+        return None, "it has no value (a tombstone)"
+    if not value:
+        return None, "it is empty"
+    if len(value) > LARGEST_BYTES:
+        return None, f"it has {len(value)} bytes; {LARGEST_BYTES} are allowed"
+    try:
+        return Request.model_validate_json(value), None
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_context=False, include_input=False)
+        named = [f"{'.'.join(map(str, each['loc'])) or 'message'}: {each['msg']}" for each in problems[:5]]
+        return None, "; ".join(named)
+
+
+def new_request(text: str, request_id: str = "", echo: str = "", wanted: bool = True) -> Request:
+    """A request of now, with an id of its own unless one is given.
+
+    :raises pydantic.ValidationError: a field is not as the contract wants it.
+    """
+    return Request(
+        version=1,
+        request_id=request_id or uuid4().hex,
+        text=text,
+        reply=ReplyOptions(wanted=wanted, echo=echo),
+        sent_at=datetime.now(UTC),
+    )

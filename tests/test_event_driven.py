@@ -1,0 +1,90 @@
+"""The DAGs that wait for messages, on a real Airflow with a real broker."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from include.dead_letters import position
+from include.kafka_messages import DEAD_LETTERS, EVENT_REQUESTS, REPLIES, STREAM_REQUESTS, new_request
+from local.send import send
+from tests.hostile_messages import HOSTILE
+from tests.kafka import Broker
+from tests.stack import RunningAirflow, local, wait_until
+
+
+@pytest.fixture
+def queue(airflow: RunningAirflow) -> Broker:
+    """The broker of the running stack."""
+    return Broker((airflow.home / "broker").read_text(), "the embedded broker")
+
+
+def replies(queue: Broker, ids: list[str]) -> list[dict[str, Any]]:
+    found = [json.loads(message.value()) for message in queue.read(REPLIES)]
+    return [reply for reply in found if reply["request_id"] in ids]
+
+
+def ask(queue: Broker, topic: str, texts: list[str]) -> list[str]:
+    requests = [new_request(text) for text in texts]
+    for request in requests:
+        queue.send(topic, [request.model_dump_json().encode()], key=request.request_id)
+    return [request.request_id for request in requests]
+
+
+def test_messages_start_runs_that_answer_them_and_hostile_ones_hold_nobody_up(airflow, queue):
+    event_ids = ask(queue, EVENT_REQUESTS, ["My invoice is wrong."])
+    queue.send(EVENT_REQUESTS, [HOSTILE["NaN"], HOSTILE["a tombstone"], HOSTILE["a NUL in the text"]])
+    event_ids += ask(queue, EVENT_REQUESTS, ["The app does not start."])
+    queue.send(STREAM_REQUESTS, [HOSTILE["NaN"], HOSTILE["no JSON"], HOSTILE["5 MB"]])
+    stream_ids = ask(queue, STREAM_REQUESTS, ["My invoice is wrong.", "The app does not start.", "I cannot log in."])
+
+    wait_until(lambda: len(replies(queue, stream_ids)) == 3, timeout=120)
+    wait_until(lambda: len(replies(queue, event_ids)) == 2, timeout=120)
+    assert {reply["answer"]["category"] for reply in replies(queue, event_ids + stream_ids)} <= {
+        "billing",
+        "technical",
+        "account",
+    }
+    dead = [each for each in queue.read(DEAD_LETTERS) if position(each)[0] == STREAM_REQUESTS]
+    assert {each.value() for each in dead} >= {HOSTILE["NaN"], HOSTILE["no JSON"], HOSTILE["5 MB"]}
+    assert airflow.health()["triggerer"] == "healthy"
+
+
+def test_the_dead_letters_are_counted(airflow, queue):
+    queue.send(STREAM_REQUESTS, [b"hello"])
+    known = lambda: [each for each in queue.read(DEAD_LETTERS) if each.value() == b"hello"]  # noqa: E731
+    wait_until(known, timeout=60)
+    run_id = airflow.finish("dead_letters")
+
+    result = airflow.xcom("dead_letters", run_id, "count_or_replay", "return_value")
+    assert any("Invalid JSON" in reason for reason in result["reasons"])
+
+
+def test_the_command_sends_requests_and_shows_the_replies(airflow):
+    sent = local("send", "--number", "3", home=airflow.home)
+
+    assert sent.returncode == 0, sent.stderr
+    assert sent.stdout.count('"category"') == 3
+
+
+def test_the_command_says_that_no_stack_is_running(tmp_path):
+    nothing = local("send", home=tmp_path)
+    assert nothing.returncode != 0
+    assert "make start" in nothing.stderr
+
+
+def test_a_backlog_larger_than_the_time_budget_is_answered_by_the_successor(airflow, queue):
+    ids = ask(queue, STREAM_REQUESTS, [f"Question {number}" for number in range(6)])
+    run_id = airflow.trigger("stream_inference", {"budget_s": 1})
+    assert airflow.wait_for("stream_inference", run_id) == "success"
+    wait_until(lambda: len(replies(queue, ids)) == 6, timeout=120)
+
+
+def test_a_broker_that_the_command_cannot_reach_is_named():
+    from local.processes import StackError, free_ports
+
+    (nobody,) = free_ports(1)
+    with pytest.raises(StackError, match="The broker did not take the messages"):
+        send({"bootstrap.servers": f"127.0.0.1:{nobody}", "delivery.timeout.ms": 1000}, "any", 1)

@@ -1,0 +1,307 @@
+"""`include.stream_inference` against a real broker: what is answered, dead-lettered and committed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any, Literal
+from uuid import uuid4
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+from pydantic import BaseModel
+
+from include import dead_letters, stream_inference
+from include.kafka_messages import DEAD_LETTERS, REPLIES, new_request
+from include.stream_answers import Answerer
+from include.stream_inference import Stream
+from local.processes import free_ports
+from tests.fake_model import ANSWER
+from tests.hostile_messages import HOSTILE
+from tests.kafka import Broker
+from tests.stack import wait_until
+
+pytestmark = pytest.mark.one_stack
+
+
+class Triage(BaseModel):
+    category: Literal["billing", "technical", "account"]
+    summary: str
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_inference, "LINGER_S", 0.3)
+
+
+class Topic:
+    """A topic of requests of one test's own, with what comes of them."""
+
+    def __init__(self, broker: Broker) -> None:
+        self.broker = broker
+        self.name = self.group = f"requests-{uuid4().hex}"
+        broker.create_topic(self.name, 2, **{"max.message.bytes": str(8 * 2**20)})
+
+    def send(self, *values: bytes | None, partition: int = 0, **record: Any) -> None:
+        self.broker.send(self.name, values, partition=partition, **record)
+
+    def ask(self, *texts: str, partition: int = 0, **options: Any) -> list[str]:
+        requests = [new_request(text, **options) for text in texts]
+        self.send(*(request.model_dump_json().encode() for request in requests), partition=partition)
+        return [request.request_id for request in requests]
+
+    def stream(self, in_flight: int = 16) -> Stream:
+        return Stream(self.name, self.group, Answerer("Sort the message.", Triage, in_flight))
+
+    def run(self, budget_s: float = 60, in_flight: int = 16) -> dict[str, Any]:
+        return asyncio.run(self.stream(in_flight).run(budget_s))
+
+    def replies(self, *ids: str) -> list[dict[str, Any]]:
+        found = [json.loads(message.value()) for message in self.broker.read(REPLIES)]
+        return [reply for reply in found if reply["request_id"] in ids]
+
+    def dead(self) -> list[Any]:
+        return [each for each in self.broker.read(DEAD_LETTERS) if dead_letters.position(each)[0] == self.name]
+
+    def committed(self) -> dict[int, int]:
+        return self.broker.committed(self.group, self.name)
+
+
+@pytest.fixture
+def topic(kafka: Broker, model: Any) -> Topic:
+    return Topic(kafka)
+
+
+def test_each_request_gets_its_reply_and_is_committed(topic, model):
+    ids = topic.ask("The app is down.", "Where is my invoice?", echo="queue 3") + topic.ask("Hi!", partition=1)
+    done = topic.run()
+
+    assert done == {"answered": 3, "backlog": False}
+    replies = topic.replies(*ids)
+    assert sorted(reply["request_id"] for reply in replies) == sorted(ids)
+    assert {reply["echo"] for reply in replies} == {"queue 3", ""}
+    assert all(reply["answer"] == ANSWER for reply in replies)
+    assert topic.committed() == {0: 2, 1: 1}
+    assert topic.run() == {"backlog": False}
+
+
+def test_each_hostile_message_is_a_dead_letter_as_it_came_and_keeps_nothing_up(topic, model):
+    good = []
+    for value in HOSTILE.values():
+        topic.send(value, key=b"\xff key", headers=[("trace", b"\xff\x00")])
+        good += topic.ask("Hello?")
+    many = len(HOSTILE)
+    assert topic.run() == {"dead-lettered": many, "answered": many, "backlog": False}
+
+    dead = {dead_letters.position(each)[1:]: each for each in topic.dead()}
+    assert dead.keys() == {(0, 2 * number) for number in range(many)}
+    for number, value in enumerate(HOSTILE.values()):
+        letter = dead[0, 2 * number]
+        assert (letter.value() or b"") == (value or b"")
+        assert letter.key() == b"\xff key"
+        assert dict(letter.headers())["trace"] == b"\xff\x00"
+        assert dead_letters.reason(letter)
+    assert sorted(reply["request_id"] for reply in topic.replies(*good)) == sorted(good)
+    assert topic.committed() == {0: 2 * many}
+
+
+def test_ten_hostile_messages_in_a_row(topic, model):
+    topic.send(*list(HOSTILE.values())[:10])
+    (good,) = topic.ask("Hello?")
+
+    assert topic.run() == {"dead-lettered": 10, "answered": 1, "backlog": False}
+    assert len(topic.replies(good)) == 1
+    assert {dead_letters.position(dead)[2] for dead in topic.dead()} == set(range(10))
+
+
+def test_a_request_that_comes_twice_is_answered_and_paid_once(topic, model):
+    topic.ask("Hello?", request_id="once-" + topic.name)
+    topic.run()
+    topic.ask("Hello?", "Hello?", request_id="once-" + topic.name)
+
+    assert topic.run() == {"repeated": 2, "backlog": False}
+    assert len(topic.replies("once-" + topic.name)) == 1
+    assert model.asked["Hello?"] == 1
+
+
+def test_an_id_that_comes_again_with_another_text_does_not_get_the_answer_of_the_first(topic, model):
+    topic.ask("Hello?", "What is my neighbour's bill?", request_id="mine-" + topic.name)
+
+    assert topic.run() == {"answered": 1, "dead-lettered": 1, "backlog": False}
+    assert "used for another text" in dead_letters.reason(topic.dead()[0])
+
+
+def test_a_request_that_wants_no_reply_is_answered_and_stored_only(topic, model, storage):
+    (request_id,) = topic.ask("Hello?", wanted=False)
+
+    assert topic.run()["answered"] == 1
+    assert topic.replies(request_id) == []
+    (stored,) = storage.glob(f"{topic.group}/answers/*/*.json")
+    assert json.loads(stored.read_text())["answer"] == ANSWER
+
+
+def test_a_run_that_dies_before_its_commit_is_repeated_at_no_cost_and_with_the_same_replies(topic, model, monkeypatch):
+    ids = topic.ask(*(f"Question {number}" for number in range(20)))
+    with monkeypatch.context() as patch:
+        patch.setattr(Stream, "_commit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            topic.run()
+    assert topic.committed() == {}
+    assert topic.run()["answered"] == 20
+
+    assert set(model.asked.values()) == {1}
+    replies = topic.replies(*ids)
+    assert len(replies) == 40
+    assert len({json.dumps(reply, sort_keys=True) for reply in replies}) == 20
+
+
+def test_what_is_not_the_messages_fault_dead_letters_and_commits_nothing_and_heals(topic, model):
+    (request_id,) = topic.ask("Hello?")
+    for status in (400, 401, 402, 404, 429, 500, 503):
+        model.status = status
+        with pytest.raises(AirflowException, match="pydanticai_default") as raised:
+            topic.run()
+        assert isinstance(raised.value, AirflowFailException) == (status in (400, 401, 402, 404))
+        assert topic.committed() == {}
+
+    model.status = 200
+    assert topic.run() == {"answered": 1, "backlog": False}
+    assert len(topic.replies(request_id)) == 1
+    assert topic.dead() == []
+
+
+def test_a_text_that_the_model_never_answers_is_a_dead_letter_while_others_are_answered(topic, model):
+    model.faults = {"rude": 400, "long": 413, "strange": 500}
+    topic.ask("One", "rude", "Two", "long", "strange", "Three")
+
+    assert topic.run() == {"answered": 3, "dead-lettered": 3, "backlog": False}
+    reasons = {dead_letters.position(each)[2]: dead_letters.reason(each) for each in topic.dead()}
+    assert "refuses it" in reasons[1]
+    assert "refuses it" in reasons[3]
+    assert "fails on it" in reasons[4]
+    assert model.asked.keys() >= {"One", "Two", "Three"}
+
+
+def test_a_key_that_is_refused_in_mid_batch_commits_what_is_done_up_to_there(topic, model):
+    model.faults = {"Three": 401}
+    topic.ask("One", "Two", "Three", "Four", "Five")
+    with pytest.raises(AirflowFailException, match="key was refused"):
+        topic.run(in_flight=1)
+    assert topic.committed() == {0: 2}
+
+    model.faults = {}
+    assert topic.run() == {"answered": 3, "backlog": False}
+    assert topic.dead() == []
+    assert all(count == 1 for text, count in model.asked.items() if text in ("One", "Two", "Three", "Four", "Five"))
+
+
+def test_a_dead_letter_that_the_broker_refuses_is_not_committed_past(topic, model, kafka, monkeypatch):
+    if not kafka.keeps_messages:
+        pytest.skip("the embedded broker takes messages of any size")
+    full = f"dead-{uuid4().hex}"
+    kafka.create_topic(full, **{"max.message.bytes": "200"})
+    topic.ask("One")
+    topic.send(b"x" * 1000)
+    topic.ask("Two")
+    with monkeypatch.context() as patch:
+        patch.setattr(stream_inference, "DEAD_LETTERS", full)
+        with pytest.raises(AirflowException, match=f"topic '{full}' did not take a message.*Nothing is committed past"):
+            topic.run()
+        assert topic.committed() == {0: 1}
+
+    assert topic.run() == {"dead-lettered": 1, "answered": 1, "backlog": False}
+    assert model.asked == {"One": 1, "Two": 1}
+
+
+@pytest.mark.parametrize("name", ["REPLIES", "DEAD_LETTERS"])
+def test_a_missing_topic_is_named_before_anything_is_asked(topic, model, monkeypatch, name):
+    topic.ask("Hello?")
+    monkeypatch.setattr(stream_inference, name, "no-such-topic")
+    with pytest.raises(AirflowException, match=r"topic 'no-such-topic' cannot be used.*Create it"):
+        topic.run()
+    assert not model.asked
+    assert topic.committed() == {}
+
+
+def test_a_broker_that_is_down_is_named(kafka, model, monkeypatch):
+    from include import kafka_clients
+    from local.kafka_broker import broker_connection
+
+    (nobody,) = free_ports(1)
+    monkeypatch.setattr(kafka_clients, "METADATA_TIMEOUT_S", 1.0)
+    monkeypatch.setenv("AIRFLOW_CONN_KAFKA_DEFAULT", broker_connection(f"127.0.0.1:{nobody}"))
+    stream = Stream("any", "any", Answerer("Sort.", Triage, 1))
+    with pytest.raises(AirflowException, match=f"'kafka_default' .broker 127.0.0.1:{nobody}.*Nothing was lost"):
+        asyncio.run(stream.run(10))
+
+
+@pytest.mark.parametrize(("value", "words"), [(None, "Create it"), ('{"conn_type": "kafka"}', "bootstrap.servers")])
+def test_a_connection_that_is_missing_or_names_no_broker_says_what_to_set(model, monkeypatch, airflow_db, value, words):
+    monkeypatch.delenv("AIRFLOW_CONN_KAFKA_DEFAULT", raising=False)
+    if value:
+        monkeypatch.setenv("AIRFLOW_CONN_KAFKA_DEFAULT", value)
+    with pytest.raises(AirflowFailException, match=words):
+        Stream("any", "any", Answerer("Sort.", Triage, 1))
+
+
+def test_of_two_runs_at_once_the_later_goes_on_and_every_request_is_answered_once(topic, model):
+    ids = topic.ask(*(f"Question {number}" for number in range(60)))
+    model.latency_s = 0.1
+
+    async def both() -> list[Any]:
+        first = asyncio.create_task(topic.stream(4).run(60))
+        await asyncio.to_thread(wait_until, lambda: len(model.asked) >= 10)
+        return await asyncio.gather(first, topic.stream(4).run(60))
+
+    asyncio.run(both())
+    topic.run()
+
+    replies = topic.replies(*ids)
+    assert {reply["request_id"] for reply in replies} == set(ids)
+    assert topic.committed() == {0: 60}
+    assert topic.dead() == []
+
+
+def test_no_more_are_in_flight_than_asked_for(topic, model):
+    model.latency_s = 0.05
+    topic.ask(*(f"Question {number}" for number in range(30)))
+    topic.run(in_flight=5)
+
+    assert 3 <= model.most_in_flight <= 5
+
+
+def test_a_run_whose_time_is_over_says_that_there_is_more(topic, model, monkeypatch):
+    monkeypatch.setattr(stream_inference, "BATCH", 5)
+    topic.ask(*(f"Question {number}" for number in range(12)))
+
+    done = topic.run(budget_s=0)
+    assert done["backlog"]
+    assert 1 <= done["answered"] <= 5
+    assert topic.committed() == {0: done["answered"]}
+    assert topic.run() == {"answered": 12 - done["answered"], "backlog": False}
+
+
+def test_a_batch_that_takes_too_long_is_committed_as_far_as_it_came(topic, model, monkeypatch):
+    monkeypatch.setattr(stream_inference, "BATCH_S", 0.5)
+    model.latency_s = 0.2
+    topic.ask(*(f"Question {number}" for number in range(12)))
+    done = topic.run(in_flight=1)
+
+    assert done["backlog"]
+    assert 1 <= done["answered"] < 12
+    assert topic.committed() == {0: done["answered"]}
+
+
+def test_dead_letters_are_counted_and_replayed_once(topic, model, kafka):
+    dead_letters.replay(DEAD_LETTERS)  # those of other tests
+    model.faults = {"poison": 400}
+    topic.ask("poison")
+    topic.send(b"hello", headers=[("trace", b"1")])
+    topic.run()
+    assert sorted(dead_letters.count(DEAD_LETTERS).values()) == [1, 1]
+
+    model.faults = {}
+    assert dead_letters.replay(DEAD_LETTERS) == 2
+    assert dead_letters.replay(DEAD_LETTERS) == 0
+    assert topic.run() == {"answered": 1, "dead-lettered": 1, "backlog": False}
+    assert dict(topic.dead()[-1].headers())["trace"] == b"1"
