@@ -134,7 +134,9 @@ def _result(row: Row, answer: dict[str, Any], output_type: type[BaseModel]) -> R
         choice, usage = reply.choices[0], reply.usage
     except (ValidationError, IndexError):
         return Result(row.number, row.id, error="the provider's answer has no choices", error_class="invalid answer")
-    used = {"input_tokens": usage.prompt_tokens, "output_tokens": usage.completion_tokens} if usage else {}
+    used: dict[str, Any] = (
+        {"input_tokens": usage.prompt_tokens, "output_tokens": usage.completion_tokens} if usage else {}
+    )
     if choice.message.refusal:
         return Result(row.number, row.id, error=choice.message.refusal, error_class="refused", **used)
     try:

@@ -10,9 +10,8 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -21,8 +20,9 @@ from starlette.routing import Route
 from local.api_error import ApiError
 
 from .batch_input import ENDPOINT, check, requests
+from .batch_models import BatchError, BatchOutcome, BatchRequest, Change, NextOutcome
 from .files import as_page
-from .reading import Metadata, parse, query_int
+from .reading import parse, query_int
 from .store import File, Store, new_id
 
 WINDOW_S = 24 * 3600
@@ -37,53 +37,6 @@ _UNFINISHED = {
 }
 
 log = logging.getLogger(__name__)
-
-
-class BatchRequest(BaseModel):
-    """What a client asks for. Fields that the emulator has no use for are ignored."""
-
-    input_file_id: str
-    endpoint: Literal["/v1/chat/completions"]
-    completion_window: Literal["24h"]
-    metadata: Metadata | None = None
-
-
-class BatchError(BaseModel):
-    """Why a batch fails."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    code: str = "server_error"
-    message: str = "This failure was asked for."
-    line: int | None = None
-    param: str | None = None
-
-
-class BatchOutcome(BaseModel):
-    """What becomes of a batch: `status`, or what it is held in by `hold`, from `after` results on."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    status: Literal["failed", "expired", "cancelled"] | None = None
-    error: BatchError | None = None
-    hold: str | None = None
-    after: Annotated[int, Field(ge=0)] = 0
-
-
-class NextOutcome(BaseModel):
-    """The body of `POST /emulator/batches`."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    outcome: BatchOutcome
-
-
-class Change(BaseModel):
-    """The body of `POST /emulator/batches/{id}`."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    status: Literal["failed", "expired", "cancelled"] | None
 
 
 class Batches:
