@@ -59,7 +59,7 @@ async def bare_script(url: str, rows: int, requests_per_minute: float | None) ->
     """What one would write by hand: a client, a semaphore, a pace. It keeps the answers in memory."""
     from openai import AsyncOpenAI
 
-    places, client = asyncio.Semaphore(AT_ONCE), AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=10)
+    places = asyncio.Semaphore(AT_ONCE)
     properties = {"sentiment": {"enum": ["positive", "negative"]}, "topic": {"enum": ["device", "app"]}}
     tool: Any = {"type": "function", "function": {"name": "answer", "parameters": {"properties": properties}}}
     start, gap = time.monotonic(), 60 / requests_per_minute if requests_per_minute else 0.0
@@ -71,7 +71,8 @@ async def bare_script(url: str, rows: int, requests_per_minute: float | None) ->
             reply: Any = await client.chat.completions.create(model="scripted", messages=messages, tools=[tool])
             return json.loads(reply.choices[0].message.tool_calls[0].function.arguments)
 
-    answers = await asyncio.gather(*map(ask, range(rows)))
+    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=10) as client:
+        answers = await asyncio.gather(*map(ask, range(rows)))
     assert len(answers) == rows
 
 

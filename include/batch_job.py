@@ -67,7 +67,7 @@ class Batch:
                 'kept. Set the extra {"usd_per_million_tokens": {"input": ..., "output": ...}}, or set no budget_usd.'
             )
         settings = json.dumps([source.model_id, self._system_prompt, self._output_type.model_json_schema()])
-        rows = read_rows(self._input(), self._params["text_column"], self._params["id_column"])
+        rows = read_rows(input_file(self._params["input"]), self._params["text_column"], self._params["id_column"])
         chunks = list(write_chunks(islice(rows, self._params["limit"]), settings, self._folder, tasks))
         write_artifact(self._artifacts / "chunks.json", json.dumps(chunks))
         log.info("%d rows in %d chunks, below %s.", sum(n for _, n in chunks), len(chunks), self._folder)
@@ -105,7 +105,7 @@ class Batch:
         """
         outcome: Counter[str] = Counter()
         totals: Counter[str] = Counter()
-        values = {name: Counter(dict.fromkeys(few, 0)) for name, few in _few_values(self._output_type).items()}
+        values = {name: Counter(dict.fromkeys(few, 0)) for name, few in few_values(self._output_type).items()}
         cost: float | None = 0.0
         results = self._artifacts / f"results.{self._params['output_format']}"
         with new_artifact(results) as file, results_writer(results.suffix, self._output_type, file) as write:
@@ -133,15 +133,6 @@ class Batch:
                 "if it was the budget, a higher budget_usd: what was answered is not paid again."
             )
         return {"artifacts": str(self._artifacts), "results": str(results), "result": summary}
-
-    def _input(self) -> ObjectStoragePath:
-        from airflow.sdk import ObjectStoragePath
-
-        url = self._params["input"]
-        try:
-            return stored_file(url) if url else ObjectStoragePath((SAMPLE_DATA / "reviews.csv").as_uri())
-        except ValueError as error:
-            raise AirflowFailException(str(error)) from None
 
     def _chunks(self) -> list[tuple[str, int]]:
         try:
@@ -171,7 +162,20 @@ class Batch:
         return f"{outcome.total():,} rows: {', '.join(parts)}"
 
 
-def _few_values(output_type: type[BaseModel]) -> dict[str, tuple[str, ...]]:
+def few_values(output_type: type[BaseModel]) -> dict[str, tuple[str, ...]]:
     """The fields that have one of a few values, with these."""
     fields = output_type.model_fields.items()
     return {name: get_args(field.annotation) for name, field in fields if get_origin(field.annotation) is Literal}
+
+
+def input_file(url: str | None) -> ObjectStoragePath:
+    """The file at this URL of the project's storage; the sample reviews if there is none.
+
+    :raises AirflowFailException: the URL is of somewhere else.
+    """
+    from airflow.sdk import ObjectStoragePath
+
+    try:
+        return stored_file(url) if url else ObjectStoragePath((SAMPLE_DATA / "reviews.csv").as_uri())
+    except ValueError as error:
+        raise AirflowFailException(str(error)) from None

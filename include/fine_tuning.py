@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, cast
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
@@ -31,6 +32,8 @@ INSTEAD = (
     "without tuning: a current model that is shown a few similar examples in its prompt often does as well."
 )
 PROBLEMS_IN_ERROR = 50
+# A file at the provider that is deleted sooner is uploaded again: a job may still have to begin.
+LEAST_LIFE_S = 2 * 24 * 3600.0
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +155,9 @@ def estimate(service: OpenAIService, tokens: int, n_epochs: int, budget_usd: flo
     return {"tokens": trained, "cost_usd": cost}
 
 
-async def upload_once(service: OpenAIService, file: ExampleFile) -> str:
+async def upload_once(
+    service: OpenAIService, file: ExampleFile, purpose: Literal["fine-tune", "batch"] = "fine-tune"
+) -> str:
     """The provider's id of this file, which is uploaded unless the provider has the same content already.
 
     The name at the provider says what the content is.
@@ -163,21 +168,24 @@ async def upload_once(service: OpenAIService, file: ExampleFile) -> str:
     name = f"{digest}.jsonl"
     async with service.client() as client:
         try:
-            if found := await _uploaded(client, name, size):
+            if found := await _uploaded(client, name, size, purpose):
                 log.info("%s is at the provider already, as %s.", file.name, found)
                 return found
             with file.open() as content:
-                uploaded = await client.files.create(file=(name, content), purpose="fine-tune", timeout=600)
+                uploaded = await client.files.create(file=(name, content), purpose=purpose, timeout=600)
         except Exception as error:
             raise task_error(service, f"uploading {file.name}", error) from None
     log.info("%s was uploaded as %s (%d bytes).", file.name, uploaded.id, size)
     return uploaded.id
 
 
-async def _uploaded(client: AsyncOpenAI, name: str, size: int) -> str | None:
+async def _uploaded(client: AsyncOpenAI, name: str, size: int, purpose: str) -> str | None:
+    needed_until = time.time() + LEAST_LIFE_S
     found = [
         each
-        async for each in client.files.list(purpose="fine-tune", limit=1000)
-        if (each.filename, each.bytes) == (name, size) and each.status != "error" and each.expires_at is None
+        async for each in client.files.list(purpose=purpose, limit=1000)
+        if (each.filename, each.bytes) == (name, size)
+        and each.status != "error"
+        and (each.expires_at is None or each.expires_at > needed_until)
     ]
     return min(found, key=lambda each: (each.created_at, each.id)).id if found else None

@@ -58,7 +58,7 @@ class FineTuningApi(JobApi):
                 break
             news.append(event)
         for event in reversed(news):
-            log.log(LEVELS.get(event.level, logging.INFO), "%s: %s", job.id, _one_line(event.message))
+            log.log(LEVELS.get(event.level, logging.INFO), "%s: %s", job.id, one_line(event.message))
         if news:
             self._last_event = news[0].id
 
@@ -77,11 +77,11 @@ def _detail(job: FineTuningJob) -> dict[str, Any]:
         "trained_tokens": job.trained_tokens,
         "result_files": job.result_files or [],
         "seconds": job.finished_at - job.created_at if job.finished_at else None,
-        "error": error and f"{_one_line(error.message)} (code {error.code}, {error.param or 'no file named'})",
+        "error": error and f"{one_line(error.message)} (code {error.code}, {error.param or 'no file named'})",
     }
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """Text from outside, so that it cannot pass for lines of the log."""
     printable = "".join(char if char.isprintable() else " " for char in text)
     return " ".join(printable.split())[:LONGEST_MESSAGE]

@@ -56,6 +56,11 @@ class Job(BaseModel):
         return self.status in ("succeeded", "failed", "cancelled")
 
     @property
+    def is_going(self) -> bool:
+        """Whether it may still take up new work. Some providers let what is in flight come back after a cancel."""
+        return not self.has_ended and self.status != "cancelling"
+
+    @property
     def has_no_result(self) -> bool:
         """Whether it ended without what it was made for."""
         return self.status in ("failed", "cancelled")
@@ -145,15 +150,17 @@ class JobKey:
     """A task instance, over all its tries, as the provider and the project's storage know it.
 
     Deployments with different storage have different keys, as they can have runs of the same name.
+
+    :param part: tells the jobs of a task instance that needs several, one after the other.
     """
 
-    def __init__(self, ti: Any) -> None:
+    def __init__(self, ti: Any, part: str = "") -> None:
         self.names = {
             "airflow_dag_id": ti.dag_id,
             "airflow_run_id": ti.run_id,
             "airflow_task_id": ti.task_id,
         }
-        parts = [str(storage_path()), ti.dag_id, ti.run_id, ti.task_id, str(ti.map_index)]
+        parts = [str(storage_path()), ti.dag_id, ti.run_id, ti.task_id, str(ti.map_index), *([part] if part else [])]
         self.max_tries = ti.max_tries
         self.value = hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -313,7 +320,7 @@ async def _started_since(api: JobApi, service: OpenAIService, key: str, started:
 
 
 async def cancel(api: JobApi, job_id: str) -> Job | None:
-    """Cancel the job, with some patience, and return it as it is then; None if the provider did not say.
+    """Cancel the job, with some patience, and return it as it is then; None if it may go on for all that is known.
 
     A provider refuses to cancel a job that has ended: that is no error.
     """
@@ -331,7 +338,7 @@ async def cancel(api: JobApi, job_id: str) -> Job | None:
         except Exception as error:
             log.warning("%s: job %s cannot be seen: %s.", service, job_id, describe(error))
         else:
-            if job.has_ended:
+            if not job.is_going:
                 return job
             if refusal:
                 log.warning("%s: job %s cannot be cancelled: %s.", service, job_id, refusal)
@@ -388,7 +395,7 @@ async def _timed_out(api: JobApi, job_id: str, job: Job | None, cancel_on_timeou
         message = f"job {job_id} has not ended in time. It goes on: clear this task to wait for it again"
         return Outcome(status="timed_out", job_id=job_id, message=message, job=job)
     job = await cancel(api, job_id)
-    if job and job.status != "cancelled":
+    if job and job.has_ended and job.status != "cancelled":
         return Outcome(status="ended", job_id=job_id, job=job)
     fate = "was cancelled" if job else "could not be cancelled and may go on: cancel it at the provider"
     return Outcome(status="timed_out", job_id=job_id, message=f"job {job_id} has not ended in time. It {fate}", job=job)

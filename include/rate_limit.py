@@ -1,8 +1,9 @@
 """How fast this process may call a model: a steady pace, as many calls at once as the provider takes, and its pauses.
 
 A `RateLimit` belongs to one HTTP client, whose requests wait for their turn (also those that the provider's own
-client repeats) and whose answers are heeded: `Retry-After`, `x-ratelimit-*`, and status 429, after which fewer calls
-are in flight until the others went well.
+client repeats) and whose answers are heeded. A refusal for load (429) makes fewer calls be in flight until others went
+well; the refused call itself waits as long as `Retry-After` asks, and keeps its place meanwhile. `x-ratelimit-*` holds
+back all calls where the account has no room for the next.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import json
 import logging
 import re
 import time
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 # The provider refuses because of the load: too many requests, unavailable, overloaded (Anthropic).
 REFUSED_FOR_LOAD = (429, 503, 529)
 LONGEST_PAUSE_S = 600.0
+# Of the places, so many are kept after a refusal; after so many answers there is one more.
+KEPT = 0.75
+ANSWERS_PER_PLACE = 4
 # The share of the limits that is used: requests that are late, and so closer together, must not overfill a minute.
 USED = 0.98
 CHARACTERS_PER_TOKEN = 4
@@ -78,7 +81,6 @@ class RateLimit:
         started, tokens = response.request.extensions["rate_limit"]
         if response.status_code in REFUSED_FOR_LOAD:
             self._slow_down(started)
-            self._pause(_retry_after(response.headers))
         elif response.is_success:
             self._speed_up()
             usage = _usage(await response.aread())
@@ -93,31 +95,18 @@ class RateLimit:
         self._paused_until = max(self._paused_until, time.monotonic() + min(seconds, LONGEST_PAUSE_S))
 
     def _slow_down(self, started: float) -> None:
-        """Halve the places, once for all the calls that were in flight together."""
+        """Take places away, once for all the calls that were in flight together."""
         if started <= self._last_refusal:
             return
         self._last_refusal, self._answers_since = time.monotonic(), 0
-        self.places.total_tokens = max(1, int(self.places.total_tokens) // 2)
-        log.info("The provider refuses calls for their number: %d at once from now on.", self.places.total_tokens)
+        self.places.total_tokens = max(1, int(KEPT * self.places.total_tokens))
+        log.debug("The provider refuses calls for their number: %d at once from now on.", self.places.total_tokens)
 
     def _speed_up(self) -> None:
-        """One more place for each round of calls that went well."""
+        """One more place after some calls that went well."""
         self._answers_since += 1
-        if self.places.total_tokens < self._at_once and self._answers_since >= self.places.total_tokens:
+        if self.places.total_tokens < self._at_once and self._answers_since >= ANSWERS_PER_PLACE:
             self.places.total_tokens, self._answers_since = self.places.total_tokens + 1, 0
-
-
-def _retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that the provider asks to wait, 0 if it does not."""
-    if milliseconds := headers.get("retry-after-ms"):
-        return _number(milliseconds) / 1000
-    value = headers.get("retry-after", "0")
-    if value.strip().endswith("GMT"):
-        try:
-            return parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
-            return 0.0
-    return _number(value)
 
 
 def _until_free(headers: Mapping[str, str], kind: str, needed: float) -> float:

@@ -1,4 +1,4 @@
-"""The emulator of a fine-tuning service for tests: what a test asks of it, and sees in it."""
+"""The emulator of OpenAI's fine-tuning and batches for tests: what a test asks of it, and sees in it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from include.fine_tuning import TRAINING
 
 BASE_MODEL = "smollm2-135m-instruct"
 JOBS = "/v1/fine_tuning/jobs"
+BATCHES = "/v1/batches"
 
 
 @dataclass
@@ -53,6 +54,18 @@ class Emulator:
     def set_job(self, job_id: str, status: str | None, **more: Any) -> None:
         """Give a job a status now; None lets it go on."""
         self._post(f"/emulator/jobs/{job_id}", {"status": status, **more})
+
+    def batches(self) -> list[dict[str, Any]]:
+        """All batches, the newest first."""
+        return self._get("/emulator/batches")
+
+    def next_batch(self, **outcome: Any) -> None:
+        """What becomes of the next batch."""
+        self._post("/emulator/batches", {"outcome": outcome})
+
+    def set_batch(self, batch_id: str, status: str | None) -> None:
+        """Give a batch an end now; None lets it go on."""
+        self._post(f"/emulator/batches/{batch_id}", {"status": status})
 
     def fault(self, method: str, path: str, times: int = 1, **fault: Any) -> None:
         """What becomes of the next requests to this path."""

@@ -4,8 +4,8 @@
 
 It speaks OpenAI's chat API. Each answer is decided by the last number in the row's text, so that an answer can be
 told from another row's: with number n the call of the output tool has the (n mod k)-th of the k values that each of
-its fields may have. Words in the text make it misbehave: REFUSE (400), TOOLONG (400, context length), NONSENSE (a value
-that is not allowed), DOWN (503, always).
+its fields may have ("a scripted text" where any will do). Words in the text make it misbehave: REFUSE (400), TOOLONG
+(400, context length), NONSENSE (a value that is not allowed), DOWN (503, always).
 
 `GET /seen` tells every request: when it came (seconds since the epoch), its row's text, and the status of its answer,
 None as long as it has none. `POST /script` takes `latency` (seconds) and `refuse` (the share of requests that get a
@@ -79,10 +79,10 @@ class ScriptedModel:
                 return JSONResponse(_error(code), status)
         (tool,) = body["tools"]
         numbers = re.findall(r"\d+", text) or ["0"]
-        arguments = {
-            name: "nonsense" if "NONSENSE" in text else schema["enum"][int(numbers[-1]) % len(schema["enum"])]
-            for name, schema in tool["function"]["parameters"]["properties"].items()
-        }
+        arguments = {}
+        for name, schema in tool["function"]["parameters"]["properties"].items():
+            values = ["nonsense"] if "NONSENSE" in text else schema.get("enum", ["a scripted text"])
+            arguments[name] = values[int(numbers[-1]) % len(values)]
         call = {"name": tool["function"]["name"], "arguments": json.dumps(arguments)}
         message = {"role": "assistant", "tool_calls": [{"id": "call", "type": "function", "function": call}]}
         return JSONResponse(

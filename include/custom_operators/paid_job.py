@@ -87,6 +87,10 @@ class PaidJobOperator(BaseOperator):
         self._key: JobKey | None = None
         self._job_id: str | None = None
 
+    def key(self, ti: Any) -> JobKey:
+        """Whose job it is: that of the task instance."""
+        return JobKey(ti)
+
     @abstractmethod
     def request(self) -> dict[str, Any]:
         """What the job is to do, as arguments of `JobApi.create`: equal for every try of the task instance."""
@@ -109,7 +113,8 @@ class PaidJobOperator(BaseOperator):
 
     def execute(self, context: Context) -> Any:
         request = self.request()
-        key = self._key = JobKey(context["ti"])
+        key = self._key = self.key(context["ti"])
+        self._job_id = None
         service = openai_service(self.conn_id)
         job = asyncio.run(self._with_api(lambda api: one_job(api, key, request)))
         self._job_id = job.id
@@ -156,7 +161,7 @@ class PaidJobOperator(BaseOperator):
             if type(error).__name__ != "TaskDeferralTimeout":
                 raise
             # No triggerer was there to see the deadline pass.
-            record = read_record(JobKey(context["ti"]).value)
+            record = read_record(self.key(context["ti"]).value)
             if not record or not record.job_id:
                 raise
             outcome = asyncio.run(

@@ -1,4 +1,4 @@
-"""An emulator of OpenAI's files and fine-tuning endpoints. It is a fake: nothing is ever trained.
+"""An emulator of OpenAI's files, fine-tuning and batch endpoints. It is a fake: nothing is ever trained.
 
 For machines where no fine-tuning provider can be had. Files are kept, jobs live through their statuses by the clock,
 and their events and results look like real ones, but **the losses are made up** and no weights exist. A model that a
@@ -10,6 +10,10 @@ and of a long file only the first 2,000 are. Questions to other models are passe
 What is real: training and validation files are checked as `include.chat_examples` does, and a job with a bad one
 fails and says which lines. `trained_tokens` are the file's tokens times the epochs. Files and jobs are in a folder,
 and outlive a `kill -9`.
+
+Batches are answered for real, by the server behind, request by request and as fast as it does; what is a fake about
+them is the price (there is none) and the time (a batch begins at once, and expires only if it is told to). Their input
+is checked line by line with the provider's codes; an answer is on disk before the next request is sent.
 
 A job takes `--job-seconds`: a tenth of it `validating_files`, a tenth `queued`, then `running`. Any API key is
 accepted unless `--token` is given. Everything else about a provider that a test may need is under `/emulator`, where
@@ -25,6 +29,14 @@ no key is asked for. Outcomes and faults are forgotten when the process ends:
     other is held; `null` lets the job go on by the clock.
 `GET /emulator/jobs`
     All jobs, the newest first.
+`POST /emulator/batches`
+    What becomes of the next batch: `{"outcome": {...}}` with any of `"status"` (`"failed"`, `"expired"`,
+    `"cancelled"`), `"error"` (`{"code", "message", "line", "param"}`), `"hold"` (a status that it is held in), and
+    `"after"`: the number of results after which it meets that (0).
+`POST /emulator/batches/{id}`
+    `{"status": ...}` gives a batch its end now; `null` lets it go on.
+`GET /emulator/batches`
+    All batches, the newest first.
 `POST /emulator/faults`
     The next `"times"` (1) requests of `"method"` (any) whose path matches `"path"` (a regular expression for its
     start) meet one of: `"status": 503` (with `"code"`, `"message"`, and `"retry_after"` in seconds), instead of

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 
 from local.api_error import ApiError
 
+from .batches import Batches
 from .controls import Controls
 from .door import Door
 from .files import Files
@@ -31,7 +32,9 @@ def create_app(
     controls = Controls(store)
     models = Models(store, Upstream(upstream), embedding_model)
     jobs = Jobs(store, controls, job_seconds, models.bases)
-    routes = [Route("/health", _health), *Files(store).routes, *jobs.routes, *models.routes, *controls.routes]
+    batches = Batches(store, models.answer)
+    api = [*Files(store).routes, *jobs.routes, *batches.routes, *models.routes]
+    routes = [Route("/health", _health), *api, *controls.routes]
     handlers = {ApiError: _refused, HTTPException: _no_such_route, Exception: _failed}
     return Door(Starlette(routes=routes, exception_handlers=handlers), controls, token)
 

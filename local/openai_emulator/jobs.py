@@ -19,7 +19,7 @@ from .controls import Controls
 from .events import job_events
 from .files import as_page
 from .life import ENDED, Job, Mark, as_openai
-from .reading import parse, query_int
+from .reading import Metadata, parse, query_int
 from .store import RESULTS, File, Store, new_id
 
 _MOST_LISTED = 1000
@@ -60,16 +60,7 @@ class JobRequest(BaseModel):
     validation_file: str | None = None
     suffix: Annotated[str, StringConstraints(max_length=64)] | None = None
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
-    metadata: (
-        Annotated[
-            dict[
-                Annotated[str, StringConstraints(max_length=64)],
-                Annotated[str, StringConstraints(max_length=512, strict=True)],
-            ],
-            Field(max_length=16),
-        ]
-        | None
-    ) = None
+    metadata: Metadata | None = None
     hyperparameters: Hyperparameters | None = None
     method: Method | None = None
 

@@ -67,7 +67,10 @@ class Models:
 
     async def chat(self, request: Request) -> Response:
         """An answer."""
-        raw = await read_body(request)
+        return await self.answer(await read_body(request))
+
+    async def answer(self, raw: bytes) -> Response:
+        """The answer to the body of a chat request."""
         body = _object(raw)
         name = str(body.get("model"))
         job = self._job(name)

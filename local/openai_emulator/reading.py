@@ -1,13 +1,22 @@
 """The reading of requests."""
 
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, StringConstraints, ValidationError
 from starlette.requests import Request
 
 from local.api_error import ApiError
 
 LARGEST_BODY = 4 * 1024 * 1024
+
+# What a job or a batch may carry of the caller's.
+Metadata = Annotated[
+    dict[
+        Annotated[str, StringConstraints(max_length=64)],
+        Annotated[str, StringConstraints(max_length=512, strict=True)],
+    ],
+    Field(max_length=16),
+]
 
 Body = TypeVar("Body", bound=BaseModel)
 

@@ -1,4 +1,4 @@
-"""What outlives the process: files and jobs, in SQLite and a folder.
+"""What outlives the process: files, jobs and batches, in SQLite and a folder.
 
 Only the server's event loop uses the database: what a method does is done before another request is looked at.
 """
@@ -38,6 +38,11 @@ CREATE TABLE IF NOT EXISTS jobs (
     metadata TEXT,
     record TEXT NOT NULL
 );
+CREATE TABLE IF NOT EXISTS batches (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    record TEXT NOT NULL
+);
 CREATE INDEX IF NOT EXISTS jobs_by_model ON jobs (tuned_model);
 CREATE INDEX IF NOT EXISTS jobs_by_file ON jobs (training_file);
 """
@@ -60,13 +65,14 @@ class File(NamedTuple):
 
 
 class Store:
-    """Files and jobs in a folder, which is made if need be."""
+    """Files, jobs and batches in a folder, which is made if need be."""
 
     def __init__(self, folder: Path) -> None:
         self.uploads = folder / "uploads"
         self._kept = folder / "files"
+        self.answers = folder / "answers"
         shutil.rmtree(self.uploads, ignore_errors=True)
-        for each in (self.uploads, self._kept):
+        for each in (self.uploads, self._kept, self.answers):
             each.mkdir(parents=True, exist_ok=True)
         self._database = sqlite3.connect(folder / "emulator.db", isolation_level=None, check_same_thread=False)
         self._database.executescript(_TABLES)
@@ -143,6 +149,31 @@ class Store:
         if no_metadata:
             where.append("metadata IS NULL")
         return self._jobs(" AND ".join(where), values, most)
+
+    def add_batch(self, batch: dict[str, Any]) -> None:
+        """Keep a new batch."""
+        self._database.execute("INSERT INTO batches (id, record) VALUES (?, ?)", [batch["id"], json.dumps(batch)])
+
+    def save_batch(self, batch: dict[str, Any], *results: File) -> None:
+        """Keep a batch that has changed, and the files of its results, all or nothing."""
+        self._database.execute("BEGIN IMMEDIATE")
+        with self._database:
+            self._database.execute("UPDATE batches SET record = ? WHERE id = ?", [json.dumps(batch), batch["id"]])
+            for file in results:
+                self.add_file(file)
+
+    def batch(self, batch: str) -> dict[str, Any]:
+        """The batch of this id; an `ApiError` if there is none."""
+        row = self._database.execute("SELECT record FROM batches WHERE id = ?", [batch]).fetchone()
+        if row is None:
+            raise ApiError(f"No batch found with id '{batch}'.", param="batch_id", status=404)
+        return dict(json.loads(row[0]))
+
+    def batches(self, after: str | None = None, most: int = -1) -> list[dict[str, Any]]:
+        """Batches, the newest first, after the one with this id."""
+        number = self._number("batches", after, descending=True)
+        query = "SELECT record FROM batches WHERE number < ? ORDER BY number DESC LIMIT ?"
+        return [dict(json.loads(record)) for (record,) in self._database.execute(query, [number, most])]
 
     def _number(self, table: str, after: str | None, descending: bool) -> int:
         """The cursor `after`, which may be of anything that was there once, as a row's number."""

@@ -1,0 +1,107 @@
+"""
+### Batch API: thousands of rows at half the price, by tomorrow
+
+When nobody waits for the answers, the provider's Batch API gives them for half of what single calls cost, within 24
+hours and beside the rate limit. The rows of a CSV, JSON lines or Parquet file become one batch; the task that has sent
+it waits without a worker slot, and collects.
+
+**What came back is never paid again**: a retry, a cleared task, or a worker or triggerer that is killed takes up the
+batch that there is, and also a batch that expired or was cancelled leaves its finished answers. Only requests that are
+missing, or met an error that may pass, are sent again. Each answer is checked against the form that was asked for.
+
+The provider and the model are those of the connection `openai_default`. For answers now, see
+`batch_inference_at_scale`.
+"""
+
+from typing import Literal
+
+from airflow.sdk import Param, dag, get_current_context, task
+from pydantic import Field
+
+from include.ai import BaseModel
+from include.custom_operators.openai_batch import OpenAIBatchOperator
+from include.task_defaults import DEFAULT_ARGS
+
+CONNECTION = "openai_default"
+PROMPT = "Classify a customer review of the fleet-tracking product Kestrel."
+
+
+class ReviewLabels(BaseModel):
+    sentiment: Literal["positive", "negative", "neutral"] = Field(
+        description="positive: satisfied. negative: unhappy. neutral: balanced, or facts only."
+    )
+    topic: Literal["device", "app", "price", "support", "other"] = Field(description="What the review is mostly about.")
+
+
+@dag(
+    dag_display_name="Batch API: label a file of reviews at half price",
+    schedule=None,
+    default_args=DEFAULT_ARGS,
+    tags=["genai", "pattern", "llm", "batch-api"],
+    doc_md=__doc__,
+    params={
+        "input": Param(
+            None,
+            type=["null", "string"],
+            title="Input",
+            description="URL of a .csv, .jsonl or .parquet file on the project's storage; empty: the sample reviews.",
+        ),
+        "text_column": Param(
+            "review", type="string", minLength=1, title="Text column", description="What the model gets of each row."
+        ),
+        "id_column": Param(
+            "review_id",
+            type=["null", "string"],
+            title="Id column",
+            description="What to call the rows in the results; empty: their numbers.",
+        ),
+        "limit": Param(
+            12,
+            type=["null", "integer"],
+            minimum=1,
+            title="Limit",
+            description="Only the first rows, to try a prompt; empty: all, up to 50,000.",
+        ),
+        "allowed_failures": Param(
+            0.05,
+            type="number",
+            minimum=0,
+            maximum=1,
+            title="Allowed failures",
+            description="The run fails if a larger share of the rows ends without a valid answer.",
+        ),
+        "output_format": Param("parquet", enum=["parquet", "jsonl"], title="Results", description="Form of the file."),
+    },
+)
+def batch_api_inference():
+    @task(multiple_outputs=True)
+    def write_requests():
+        from include.openai_service import openai_service
+
+        return batch_file().write_requests(openai_service(CONNECTION), PROMPT, ReviewLabels)
+
+    @task
+    def report(answers: str):
+        from include.openai_service import openai_service
+
+        return batch_file().report(openai_service(CONNECTION), answers, ReviewLabels)
+
+    files = write_requests()
+    answer = OpenAIBatchOperator(
+        task_id="answer",
+        conn_id=CONNECTION,
+        input_url=files["requests"],
+        output_url=files["answers"],
+        poke_interval=2,
+    )
+    report(answer.output)
+
+
+def batch_file():
+    from include.batch_api import BatchFile
+
+    context = get_current_context()
+    return BatchFile(context["run_id"], context["params"])
+
+
+batch_api_inference()

@@ -1,0 +1,79 @@
+"""The DAG `batch_api_inference`: a file of rows through the Batch API, to a report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from include.batch_api import batch_cost
+from include.openai_service import OpenAIService
+from tests.conftest import KEY, chat_requests
+from tests.emulator import BATCHES, Emulator
+
+DAG = "batch_api_inference"
+LABELS = {"sentiment": "positive", "topic": "app"}
+
+
+@pytest.fixture
+def provider(llm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
+    from local.openai_emulator import serve
+
+    with serve(tmp_path / "emulator", upstream=llm.env()["OPENAI_BASE_URL"], token=KEY) as url:
+        emulator = Emulator(url, KEY)
+        price = {"input": 1000.0, "output": 1000.0}
+        connection = emulator.connection(model="gpt-4o-mini", usd_per_million_tokens=price)
+        monkeypatch.setenv("AIRFLOW_CONN_OPENAI_DEFAULT", connection)
+        yield emulator
+
+
+def test_rows_become_one_batch_and_each_answer_is_checked(provider, llm, run_dag, storage):
+    storage.mkdir(parents=True)
+    rows = [{"name": "r1", "text": "Nice."}, {"name": "r2", "text": ""}, {"name": "r3", "text": "{{ 7 * 6 }} <b>"}]
+    (storage / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    llm.reply(json.dumps(LABELS))
+    llm.reply("sorry", times=None)
+    conf = {"input": f"{storage.as_uri()}/rows.jsonl", "text_column": "text", "id_column": "name"}
+    result = run_dag(DAG, conf | {"output_format": "jsonl", "allowed_failures": 0.7})
+    assert result.state == "success"
+    (batch,) = provider.batches()
+    assert batch["request_counts"] == {"total": 2, "completed": 2, "failed": 0}
+    report = result.xcom("report")
+    found = [json.loads(line) for line in Path(report["results"].removeprefix("file://")).read_text().splitlines()]
+    assert [(row["id"], row["answer"], row["error_class"]) for row in found] == [
+        ("r1", LABELS, ""),
+        ("r2", None, "empty"),
+        ("r3", None, "invalid answer"),
+    ]
+    assert "3 rows: 1 answered, 1 empty, 1 invalid answer, $" in report["result"]
+    assert "at half price" in report["result"]
+    folder = Path(report["artifacts"].removeprefix("file://"))
+    counted = json.loads((folder / "report.json").read_text())
+    assert counted["cost_usd"] == pytest.approx(sum(counted["tokens"].values()) / 1000 / 2)
+    assert (folder / "topic.svg").read_text().lstrip().startswith("<?xml")
+    asked = chat_requests(llm)
+    assert asked[-1]["messages"][1]["content"] == "{{ 7 * 6 }} <b>"
+    assert asked[0]["response_format"]["json_schema"]["schema"]["additionalProperties"] is False
+
+
+def test_too_many_rows_without_an_answer_fail_the_run_with_the_reason(provider, llm, run_dag, logged):
+    llm.reply("sorry", times=None)
+    result = run_dag(DAG, {"limit": 2})
+    assert result.states() == {"write_requests": "success", "answer": "success", "report": "failed"}
+    assert "2 of 2 rows are without an answer, more than the allowed share of 0.05" in logged()
+
+
+def test_a_file_that_cannot_be_read_costs_nothing(provider, run_dag, logged):
+    result = run_dag(DAG, {"input": "file:///etc/passwd"})
+    assert result.state == "failed"
+    assert "is not a file on this project's storage" in logged()
+    assert provider.requests("POST", BATCHES) == []
+
+
+def test_the_price_is_half_that_of_single_calls_and_unknown_for_an_unknown_model():
+    listed = OpenAIService("c", None, "k", {"model": "gpt-4o-mini"})
+    assert batch_cost(listed, 1_000_000, 1_000_000) == pytest.approx((0.15 + 0.6) / 2)
+    assert batch_cost(OpenAIService("c", None, "k", {"model": "our-own"}), 10, 10) is None
