@@ -25,7 +25,7 @@ from local.stack import Stack, stack_arguments
 TAG = "genai"
 MESSAGES = {"event_driven_inference": 2, "stream_inference": 8}
 PARSE_TIMEOUT_S = 90.0
-RUN_TIMEOUT_S = 600.0
+RUN_TIMEOUT_S = 1200.0
 ASSET_WAIT_S = 5.0
 MESSAGE_WAIT_S = 60.0
 POLL_S = 0.5

@@ -32,7 +32,7 @@ def local(module: str, *arguments: str, home: Path, port: int | None = None, **v
         env={**os.environ, **variables},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1500,
     )
 
 

@@ -56,7 +56,7 @@ class ReviewLabels(BaseModel):
             description="What to call the rows in the results; empty: their numbers.",
         ),
         "limit": Param(
-            12,
+            6,
             type=["null", "integer"],
             minimum=1,
             title="Limit",

@@ -40,7 +40,7 @@ class ReviewAnalysis(BaseModel):
             description="One review per line; empty: labelled reviews of the sample data.",
         ),
         "sample_size": Param(
-            12,
+            8,
             type="integer",
             minimum=1,
             maximum=200,

@@ -57,7 +57,7 @@ class ReviewLabels(BaseModel):
             description="What to call the rows in the results; empty: their numbers.",
         ),
         "limit": Param(
-            24,
+            20,
             type=["null", "integer"],
             minimum=1,
             title="Limit",

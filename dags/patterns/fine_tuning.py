@@ -54,7 +54,7 @@ N_EPOCHS = 3
             description="By how much the tuned model must score better than the base model to be promoted.",
         ),
         "evaluation_size": Param(
-            8,
+            4,
             type="integer",
             minimum=1,
             maximum=1000,
