@@ -161,7 +161,7 @@ def test_what_is_left_to_do_is_said(project):
     for connection in ("PYDANTICAI", "EMBEDDINGS", "VECTOR_STORE"):
         assert f"AIRFLOW_CONN_{connection}_DEFAULT={{" in said
     assert "llm_pool" in said
-    assert "ANSWER_PROMPT" in said
+    assert "DOCUMENTS_PER_TASK" in said
     assert "include/knowledge_base/: sample data" in said
 
 
