@@ -15,6 +15,8 @@ from local.copy_pattern import CopyError, analyse, copy, report
 from tests.conftest import PROJECT, dag_files
 from tests.test_prompt_chaining import script
 
+pytestmark = pytest.mark.one_stack
+
 DAGS = [path.stem for path in dag_files()]
 
 # A child per project, forked when what all share has been imported, which takes most of the time. In each, the
