@@ -85,17 +85,22 @@ def test_each_request_gets_its_reply_and_is_committed(topic, model):
     assert topic.run() == {"backlog": False}
 
 
+def hostile(broker: Broker) -> list[bytes | None]:
+    """The hostile messages that the broker delivers: Tansu keeps back a batch in which all values are empty."""
+    return [value for value in HOSTILE.values() if value or broker.name == "Apache Kafka"]
+
+
 def test_each_hostile_message_is_a_dead_letter_as_it_came_and_keeps_nothing_up(topic, model):
     good = []
-    for value in HOSTILE.values():
+    for value in hostile(topic.broker):
         topic.send(value, key=b"\xff key", headers=[("trace", b"\xff\x00")])
         good += topic.ask("Hello?")
-    many = len(HOSTILE)
+    many = len(hostile(topic.broker))
     assert topic.run() == {"dead-lettered": many, "answered": many, "backlog": False}
 
     dead = {dead_letters.position(each)[1:]: each for each in topic.dead()}
     assert dead.keys() == {(0, 2 * number) for number in range(many)}
-    for number, value in enumerate(HOSTILE.values()):
+    for number, value in enumerate(hostile(topic.broker)):
         letter = dead[0, 2 * number]
         assert (letter.value() or b"") == (value or b"")
         assert letter.key() == b"\xff key"
@@ -106,7 +111,7 @@ def test_each_hostile_message_is_a_dead_letter_as_it_came_and_keeps_nothing_up(t
 
 
 def test_ten_hostile_messages_in_a_row(topic, model):
-    topic.send(*list(HOSTILE.values())[:10])
+    topic.send(*hostile(topic.broker)[:10])
     (good,) = topic.ask("Hello?")
 
     assert topic.run() == {"dead-lettered": 10, "answered": 1, "backlog": False}
