@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from include.fine_tuning_jobs import one_line
 from include.openai_service import OpenAIService
-from include.paid_jobs import KEY, Job, JobApi
+from include.paid_jobs import Job, JobApi
 from include.storage import new_artifact
 
 if TYPE_CHECKING:
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from openai.types import Batch
 
 ENDPOINT: Final = "/v1/chat/completions"
-# The API can't be searched: the newest batches are looked through, up to so many.
-MOST_BATCHES = 1_000
 ERRORS_SHOWN = 5
 COUNTS = ("completed", "failed", "total")
 
@@ -51,14 +49,7 @@ class BatchApi(JobApi):
 
     async def find(self, key: str, since: float) -> list[Job]:
         client = (await self.client()).with_options(max_retries=3)
-        found, seen = [], 0
-        async for each in client.batches.list(limit=100):
-            seen += 1
-            if each.created_at < since or seen > MOST_BATCHES:
-                break
-            if (each.metadata or {}).get(KEY) == key:
-                found.append(_job(each))
-        return found
+        return [_job(each) for each in await self._of_key(client.batches.list(limit=100), key, since)]
 
     async def cancel(self, job_id: str) -> None:
         client = await self.client()

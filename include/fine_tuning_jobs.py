@@ -11,8 +11,6 @@ from include.paid_jobs import KEY, Job, JobApi
 if TYPE_CHECKING:
     from openai.types.fine_tuning import FineTuningJob
 
-# Where a service ignores the search for metadata, its newest jobs are looked through, up to so many.
-MOST_JOBS = 1_000
 LONGEST_MESSAGE = 500
 LEVELS = {"info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
 
@@ -36,14 +34,8 @@ class FineTuningApi(JobApi):
 
     async def find(self, key: str, since: float) -> list[Job]:
         client = (await self.client()).with_options(max_retries=3)
-        found, seen = [], 0
-        async for each in client.fine_tuning.jobs.list(metadata={KEY: key}, limit=100):
-            seen += 1
-            if each.created_at < since or seen > MOST_JOBS:
-                break
-            if (each.metadata or {}).get(KEY) == key:
-                found.append(_job(each))
-        return found
+        jobs = client.fine_tuning.jobs.list(metadata={KEY: key}, limit=100)
+        return [_job(each) for each in await self._of_key(jobs, key, since)]
 
     async def cancel(self, job_id: str) -> None:
         client = await self.client()

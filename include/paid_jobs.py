@@ -14,7 +14,7 @@ import logging
 import random
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
@@ -31,6 +31,8 @@ KEY = "airflow_task_instance"
 REQUEST = "airflow_request"
 
 LONGEST_PAUSE_S = 60.0
+# Where a service can't be searched, its newest jobs are looked through, up to so many.
+MOST_JOBS = 1_000
 # Errors that time does not mend (a refused key, an unknown job) in a row, before waiting for the job is given up.
 MOST_REFUSALS = 5
 CANCEL_ATTEMPTS = 4
@@ -137,6 +139,17 @@ class JobApi(ABC):
     @abstractmethod
     async def find(self, key: str, since: float) -> list[Job]:
         """The jobs with this key in their metadata, newest first, back to `since` where the service can't search."""
+
+    async def _of_key(self, newest_first: AsyncIterable[Any], key: str, since: float) -> list[Any]:
+        """Those of the provider's jobs that have this key, among the newest MOST_JOBS back to `since`."""
+        found, seen = [], 0
+        async for each in newest_first:
+            seen += 1
+            if each.created_at < since or seen > MOST_JOBS:
+                break
+            if (each.metadata or {}).get(KEY) == key:
+                found.append(each)
+        return found
 
     @abstractmethod
     async def cancel(self, job_id: str) -> None:
