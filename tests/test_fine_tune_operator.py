@@ -22,6 +22,7 @@ from include.paid_jobs import JobKey, Outcome, one_job
 from include.triggers.gpt_fine_tune import OpenAIFineTuneTrigger
 from tests.conftest import KEY
 from tests.emulator import JOBS, Emulator
+from tests.killing import Killed, killing
 from tests.stack import wait_until
 
 JOB_SECONDS = 0.4
@@ -205,32 +206,6 @@ def test_a_lost_record_is_made_up_for_by_the_provider(task, provider):
 # One job, wherever the worker is killed
 
 
-class Killed(BaseException):
-    """Stands for kill -9: nothing in the process runs on."""
-
-
-def _killing(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int, when: str) -> None:
-    real, calls = getattr(owner, name), [0]
-
-    def dying(*args: Any, **kwargs: Any) -> Any:
-        calls[0] += 1
-        if calls[0] != call:
-            return real(*args, **kwargs)
-        if when == "before":
-            raise Killed
-        if asyncio.iscoroutinefunction(real):
-
-            async def answered() -> Any:
-                await real(*args, **kwargs)
-                raise Killed
-
-            return answered()
-        real(*args, **kwargs)
-        raise Killed
-
-    monkeypatch.setattr(owner, name, dying)
-
-
 CUT_POINTS = [
     (paid_jobs, "write_record", 1, "before"),
     (paid_jobs, "write_record", 1, "after"),
@@ -256,7 +231,7 @@ def test_a_worker_killed_at_this_point_leaves_one_job_and_the_next_try_its_model
 ):
     tuning = task(deferrable=False)
     with pytest.MonkeyPatch.context() as patch:
-        _killing(patch, owner, name, call, when)
+        killing(patch, owner, name, call, when)
         with pytest.raises(Killed):
             tuning.attempt()
     model = tuning.attempt()

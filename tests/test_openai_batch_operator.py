@@ -24,6 +24,7 @@ from include.custom_operators.openai_batch import OpenAIBatchOperator
 from include.triggers.openai_batch import OpenAIBatchTrigger
 from tests.conftest import KEY
 from tests.emulator import BATCHES, Emulator
+from tests.killing import Killed, killing
 from tests.stack import wait_until
 
 
@@ -278,32 +279,6 @@ def test_a_worker_told_to_stop_cancels_the_batch_and_the_next_try_sends_the_rest
     assert batch.asked() == [1, 1, 1]
 
 
-class Killed(BaseException):
-    """Stands for kill -9: nothing in the process runs on."""
-
-
-def _killing(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int, when: str) -> None:
-    real, calls = getattr(owner, name), [0]
-
-    def dying(*args: Any, **kwargs: Any) -> Any:
-        calls[0] += 1
-        if calls[0] != call:
-            return real(*args, **kwargs)
-        if when == "before":
-            raise Killed
-        if asyncio.iscoroutinefunction(real):
-
-            async def answered() -> Any:
-                await real(*args, **kwargs)
-                raise Killed
-
-            return answered()
-        real(*args, **kwargs)
-        raise Killed
-
-    monkeypatch.setattr(owner, name, dying)
-
-
 CUT_POINTS = [
     (openai_batch, "write_upload", 1, "after"),
     (openai_batch, "upload_once", 1, "after"),
@@ -333,7 +308,7 @@ def test_a_worker_killed_at_this_point_leaves_every_request_answered_once(task, 
     batch = task(deferrable=False)
     batch.ask("a", "503:once", "c")
     with pytest.MonkeyPatch.context() as patch:
-        _killing(patch, owner, name, call, when)
+        killing(patch, owner, name, call, when)
         with pytest.raises(Killed):
             batch.attempt()
     assert batch.attempt() == ["A", "503:ONCE", "C"]
