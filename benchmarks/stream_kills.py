@@ -1,6 +1,6 @@
 """Messages to `stream_inference` while everything around it is killed: what became of each.
 
-    python -m benchmarks.stream_kills [--messages 1000] [--seeds 1] [--broker apache]
+    python -m benchmarks.stream_kills [--messages 1000] [--seeds 1]
 
 Starts a local stack on a broker of its own (Apache Kafka where Java and Maven are found) and a fake of a model server,
 sends good messages and malformed ones of each kind, and meanwhile kills and stops the triggerer, the scheduler, the
@@ -35,7 +35,7 @@ from local.kafka_broker import broker_connection
 from local.processes import free_ports
 from local.stack import Stack
 from tests.hostile_messages import HOSTILE
-from tests.kafka import Broker, NoKafka, apache_kafka, embedded_broker
+from tests.kafka import Broker, best_broker
 
 DAG_ID = "stream_inference"
 LATENCY_S = 0.1
@@ -257,15 +257,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.stream_kills", description=__doc__)
     parser.add_argument("--messages", type=int, default=1000, help="good ones per round (default: %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="a round for each (default: %(default)s)")
-    parser.add_argument("--broker", choices=["apache", "embedded"], default="apache")
     parser.add_argument("--seconds", type=float, default=180, help="of sending and killing (default: %(default)s)")
     arguments = parser.parse_args()
     port, model_port = free_ports(2)
     model_url = f"http://127.0.0.1:{model_port}"
     fake = [sys.executable, "-m", "tests.fake_model", "--port", str(model_port), "--latency", str(LATENCY_S)]
     model = subprocess.Popen(fake, cwd=PROJECT)
-    brokers = {"apache": apache_kafka, "embedded": embedded_broker}
-    with tempfile.TemporaryDirectory() as home, brokers[arguments.broker](Path(home) / "kafka") as broker:
+    with tempfile.TemporaryDirectory() as home, best_broker(Path(home) / "kafka") as broker:
         os.environ |= settings(broker, model_url)
         stack = Stack(Path(home), port)
         killer = Killer(stack, broker, model_url)
@@ -296,7 +294,4 @@ def _print(broker: str, seed: int, outcome: Outcome) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except NoKafka as reason:
-        sys.exit(f"NOT TESTED ON APACHE KAFKA: {reason}")
+    main()

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -196,6 +196,18 @@ def apache_kafka(folder: Path) -> Iterator[Broker]:
     assert formatted.returncode == 0, formatted.stdout + formatted.stderr
     broker = Broker(f"127.0.0.1:{port}", "Apache Kafka", folder, [*start, "kafka.Kafka", str(properties)])
     yield from _running(broker)
+
+
+@contextmanager
+def best_broker(folder: Path) -> Iterator[Broker]:
+    """Apache Kafka, or the embedded broker where it can't be had, which is said."""
+    with ExitStack() as stack:
+        try:
+            broker = stack.enter_context(apache_kafka(folder))
+        except NoKafka as reason:
+            print(f"NOT ON APACHE KAFKA, but on the embedded broker: {reason}")
+            broker = stack.enter_context(embedded_broker(folder))
+        yield broker
 
 
 def _running(broker: Broker) -> Iterator[Broker]:
