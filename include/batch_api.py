@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -13,12 +12,11 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from pydantic import BaseModel, ValidationError
 
 from include.batch_chunks import Result
-from include.batch_job import few_values, input_file
-from include.batch_results import results_writer
+from include.batch_job import input_file
+from include.batch_report import BatchReport
 from include.batch_rows import Row, read_rows
-from include.charts import bar_chart
 from include.openai_service import OpenAIService
-from include.storage import artifact_path, new_artifact, stored_file, write_artifact
+from include.storage import artifact_path, new_artifact, stored_file
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -64,41 +62,21 @@ class BatchFile:
         :param answers: URL of what `OpenAIBatchOperator` has left.
         :raises AirflowFailException: more rows ended without a valid answer than is allowed.
         """
-        outcome: Counter[str] = Counter()
-        tokens: Counter[str] = Counter()
-        values = {name: Counter(dict.fromkeys(few, 0)) for name, few in few_values(output_type).items()}
-        path = self._artifacts / f"results.{self._params['output_format']}"
-        with new_artifact(path) as file, results_writer(path.suffix, output_type, file) as write:
-            results = self._results(stored_file(answers), output_type)
-            while part := list(islice(results, ROWS_AT_ONCE)):
-                write(part)
-                for result in part:
-                    outcome[result.error_class or "answered"] += 1
-                    tokens.update(input=result.input_tokens, output=result.output_tokens)
-                    for name, counts in values.items():
-                        if result.answer:
-                            counts[str(result.answer[name])] += 1
-        cost = batch_cost(service, tokens["input"], tokens["output"])
-        rows, failed = outcome.total(), outcome.total() - outcome["answered"]
-        counted = {"rows": rows, "outcome": outcome, "tokens": tokens, "cost_usd": cost, "values": values}
-        write_artifact(self._artifacts / "report.json", json.dumps(counted, indent=2))
-        for name, counts in values.items():
-            write_artifact(self._artifacts / f"{name}.svg", bar_chart(f"{name} of {outcome['answered']} rows", counts))
-        price = "cost unknown" if cost is None else f"${cost:.4f} at half price"
-        summary = f"{rows:,} rows: {', '.join(f'{n:,} {name}' for name, n in outcome.most_common())}, {price}"
-        if failed > self._params["allowed_failures"] * rows:
-            raise AirflowFailException(
-                f"{failed} of {rows} rows are without an answer, more than the allowed share of "
-                f"{self._params['allowed_failures']:g}: {summary}. The reason for each is in {path}. Clear the task "
-                "before this one to send those again that may get an answer; the others are not paid again."
-            )
-        return {"artifacts": str(self._artifacts), "results": str(path), "result": summary}
+        report = BatchReport(self._artifacts, output_type, self._params["output_format"])
+        results = self._results(service, stored_file(answers), output_type)
+        report.write(iter(lambda: list(islice(results, ROWS_AT_ONCE)), []))
+        advice = (
+            "Clear the task before this one to send those again that may get an answer; the others are not paid again."
+        )
+        return report.end(self._params["allowed_failures"], advice)
 
     def _rows(self) -> Iterator[Row]:
         rows = read_rows(input_file(self._params["input"]), self._params["text_column"], self._params["id_column"])
         return islice(rows, self._params["limit"])
 
-    def _results(self, answers: ObjectStoragePath, output_type: type[BaseModel]) -> Iterator[Result]:
+    def _results(
+        self, service: OpenAIService, answers: ObjectStoragePath, output_type: type[BaseModel]
+    ) -> Iterator[Result]:
         """Each row's result; the answers are in the order of the rows, without those that were not asked."""
         with answers.open("rb") as lines:
             for row in self._rows():
@@ -108,7 +86,7 @@ class BatchFile:
                 answer = json.loads(lines.readline() or b"{}")
                 if answer.get("custom_id") != _custom_id(row):
                     raise AirflowFailException(f"{answers} is not of these rows: clear the first task, and all after.")
-                yield _result(row, answer, output_type)
+                yield _result(row, answer, output_type, service)
 
 
 def _custom_id(row: Row) -> str:
@@ -122,7 +100,7 @@ def _response_format(output_type: type[BaseModel]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": output_type.__name__, "strict": True, "schema": schema}}
 
 
-def _result(row: Row, answer: dict[str, Any], output_type: type[BaseModel]) -> Result:
+def _result(row: Row, answer: dict[str, Any], output_type: type[BaseModel], service: OpenAIService) -> Result:
     if error := answer["error"]:
         refused = error["status"] is not None and 400 <= error["status"] < 500
         text = ", ".join(str(value) for value in (error["status"], error["code"], error["message"]) if value)
@@ -134,9 +112,10 @@ def _result(row: Row, answer: dict[str, Any], output_type: type[BaseModel]) -> R
         choice, usage = reply.choices[0], reply.usage
     except (ValidationError, IndexError):
         return Result(row.number, row.id, error="the provider's answer has no choices", error_class="invalid answer")
-    used: dict[str, Any] = (
-        {"input_tokens": usage.prompt_tokens, "output_tokens": usage.completion_tokens} if usage else {}
-    )
+    used: dict[str, Any] = {}
+    if usage:
+        cost = batch_cost(service, usage.prompt_tokens, usage.completion_tokens)
+        used = {"input_tokens": usage.prompt_tokens, "output_tokens": usage.completion_tokens, "cost_usd": cost}
     if choice.message.refusal:
         return Result(row.number, row.id, error=choice.message.refusal, error_class="refused", **used)
     try:
@@ -148,15 +127,15 @@ def _result(row: Row, answer: dict[str, Any], output_type: type[BaseModel]) -> R
 
 
 def batch_cost(service: OpenAIService, input_tokens: int, output_tokens: int) -> float | None:
-    """The price of a batch in US dollars: half that of single calls; None if neither the connection's extra
+    """The price of an answer in US dollars: half that of a single call; None if neither the connection's extra
     `usd_per_million_tokens` nor the public price list has the model."""
     from genai_prices import Usage, calc_price
 
     if price := service.extra.get("usd_per_million_tokens"):
         full = (input_tokens * float(price["input"]) + output_tokens * float(price["output"])) / 1e6
-        return round(full * DISCOUNT, 6)
+        return full * DISCOUNT
     try:
         usage = Usage(input_tokens=input_tokens, output_tokens=output_tokens)
-        return round(float(calc_price(usage, service.base_model).total_price) * DISCOUNT, 6)
+        return float(calc_price(usage, service.base_model).total_price) * DISCOUNT
     except LookupError:
         return None

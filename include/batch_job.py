@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from airflow.providers.common.compat.sdk import AirflowFailException
@@ -18,13 +17,12 @@ from include.ai import LLM_CONN_ID
 from include.batch_answers import Answering
 from include.batch_chunks import Chunk, Result, write_chunks
 from include.batch_progress import Progress
-from include.batch_results import results_writer
+from include.batch_report import BatchReport
 from include.batch_rows import read_rows
-from include.charts import bar_chart
 from include.connections import model_source
 from include.llm_model import DEFAULT_MODEL
 from include.sample_data import FOLDER as SAMPLE_DATA
-from include.storage import artifact_path, new_artifact, storage_path, stored_file, write_artifact
+from include.storage import artifact_path, storage_path, stored_file, write_artifact
 from include.usage import USAGE_XCOM_KEY
 
 if TYPE_CHECKING:
@@ -99,40 +97,17 @@ class Batch:
         return answering.progress
 
     def report(self) -> dict[str, Any]:
-        """Write the results in the order of the input, a chart for each field with few values, and the counts.
+        """Put the results together: see `BatchReport`.
 
         :raises AirflowFailException: more rows failed, or are without an answer, than is allowed.
         """
-        outcome: Counter[str] = Counter()
-        totals: Counter[str] = Counter()
-        values = {name: Counter(dict.fromkeys(few, 0)) for name, few in few_values(self._output_type).items()}
-        cost: float | None = 0.0
-        results = self._artifacts / f"results.{self._params['output_format']}"
-        with new_artifact(results) as file, results_writer(results.suffix, self._output_type, file) as write:
-            for chunk in self._results():
-                write(chunk)
-                for result in chunk:
-                    outcome[result.error_class or "answered"] += 1
-                    for name in ("calls", "input_tokens", "output_tokens", "lost_calls"):
-                        totals[name] += getattr(result, name)
-                    cost = None if None in (cost, result.cost_usd) else cost + result.cost_usd  # type: ignore[operator]
-                    for name, counts in values.items():
-                        if result.answer:
-                            counts[str(result.answer[name])] += 1
-        rows, failed = outcome.total(), outcome.total() - outcome["answered"]
-        counted = {"rows": rows, "outcome": outcome, **totals, "cost_usd": cost, "values": values}
-        write_artifact(self._artifacts / "report.json", json.dumps(counted, indent=2))
-        for name, counts in values.items():
-            write_artifact(self._artifacts / f"{name}.svg", bar_chart(f"{name} of {outcome['answered']} rows", counts))
-        summary = self._summary(outcome, cost, totals["lost_calls"])
-        if failed > self._params["allowed_failures"] * rows:
-            raise AirflowFailException(
-                f"{failed} of {rows} rows are without an answer, more than the allowed share of "
-                f"{self._params['allowed_failures']:g}: {summary}. The results, with the reason for each, are in "
-                f"{results}. To go on with those that were not asked, trigger the DAG with job={self._job!r} and, "
-                "if it was the budget, a higher budget_usd: what was answered is not paid again."
-            )
-        return {"artifacts": str(self._artifacts), "results": str(results), "result": summary}
+        report = BatchReport(self._artifacts, self._output_type, self._params["output_format"])
+        report.write(self._results())
+        advice = (
+            f"To go on with those that were not asked, trigger the DAG with job={self._job!r} and, if it was the "
+            "budget, a higher budget_usd: what was answered is not paid again."
+        )
+        return report.end(self._params["allowed_failures"], advice)
 
     def _chunks(self) -> list[tuple[str, int]]:
         try:
@@ -153,19 +128,6 @@ class Batch:
                     for row in chunk.rows()
                 ]
             yield results
-
-    def _summary(self, outcome: Counter[str], cost: float | None, lost: int) -> str:
-        parts = [f"{count:,} {name}" for name, count in outcome.most_common()]
-        parts.append("cost unknown" if cost is None else f"${cost:.4f}")
-        if lost:
-            parts.append(f"at most {lost} calls paid twice")
-        return f"{outcome.total():,} rows: {', '.join(parts)}"
-
-
-def few_values(output_type: type[BaseModel]) -> dict[str, tuple[str, ...]]:
-    """The fields that have one of a few values, with these."""
-    fields = output_type.model_fields.items()
-    return {name: get_args(field.annotation) for name, field in fields if get_origin(field.annotation) is Literal}
 
 
 def input_file(url: str | None) -> ObjectStoragePath:
