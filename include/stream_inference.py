@@ -12,6 +12,7 @@ import logging
 import time
 from collections import Counter
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException
@@ -20,6 +21,7 @@ from include.dead_letters import dead_letter
 from include.kafka_clients import DELIVERY_TIMEOUT_S, KafkaClients
 from include.kafka_messages import DEAD_LETTERS, REPLIES, read_request
 from include.request_answers import RequestAnswers
+from include.sent_replies import SentReplies
 from include.stream_answers import Answerer, Unanswerable
 
 if TYPE_CHECKING:
@@ -59,6 +61,8 @@ class Stream:
     def __post_init__(self) -> None:
         self.clients = KafkaClients()
         self.producer = self.clients.producer()
+        self.sent = SentReplies(self.clients, self.group)
+        self.began_at = datetime.now(UTC)
         settings = {"max.poll.interval.ms": LONGEST_BATCH_MS, "enable.partition.eof": True}
         self.consumer: Consumer = self.clients.consumer(self.group, settings)
         self._at_end: set[int | None] = set()  # the partitions of which everything was read
@@ -218,6 +222,10 @@ class _Batch:
             self._settle(message, "repeated")  # the first message with this id gets the reply
         elif not request.reply.wanted:
             self._settle(message, "answered")
+        elif reply.answered_at < self.stream.began_at and await asyncio.to_thread(
+            self.stream.sent.holds, reply.request_id, reply.answered_at
+        ):
+            self._settle(message, "repeated")
         else:
             value = reply.model_dump_json().encode()
             self._produce(message, "answered", {"topic": REPLIES, "key": request.request_id, "value": value})

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from include import dead_letters, stream_inference
 from include.kafka_messages import DEAD_LETTERS, REPLIES, new_request
 from include.stream_answers import Answerer
-from include.stream_inference import Stream
+from include.stream_inference import Stream, _Batch
 from local.processes import free_ports
 from tests.fake_model import ANSWER
 from tests.hostile_messages import HOSTILE
@@ -145,19 +145,39 @@ def test_a_request_that_wants_no_reply_is_answered_and_stored_only(topic, model,
     assert json.loads(stored.read_text())["answer"] == ANSWER
 
 
-def test_a_run_that_dies_before_its_commit_is_repeated_at_no_cost_and_with_the_same_replies(topic, model, monkeypatch):
+def test_a_run_that_dies_before_its_commit_is_repeated_at_no_cost_and_sends_no_reply_twice(topic, model, monkeypatch):
     ids = topic.ask(*(f"Question {number}" for number in range(20)))
     with monkeypatch.context() as patch:
         patch.setattr(Stream, "_commit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             topic.run()
     assert topic.committed() == {}
-    assert topic.run()["answered"] == 20
+    assert topic.run() == {"repeated": 20, "backlog": False}
+
+    assert topic.committed() == {0: 20}
+    assert set(model.asked.values()) == {1}
+    assert sorted(reply["request_id"] for reply in topic.replies(*ids)) == sorted(ids)
+
+
+def test_an_answer_that_was_stored_but_not_sent_is_sent_by_the_next_run(topic, model, monkeypatch):
+    ids = topic.ask(*(f"Question {number}" for number in range(20)))
+    with monkeypatch.context() as patch:
+        sent = []
+        produce = _Batch._produce
+
+        def half(batch: _Batch, message: Any, *what: Any) -> None:
+            if len(sent) == 10:
+                raise AirflowException("The worker has no memory left.")
+            sent.append(message)
+            produce(batch, message, *what)
+
+        patch.setattr(_Batch, "_produce", half)
+        with pytest.raises(AirflowException, match="no memory"):
+            topic.run()
+    topic.run()
 
     assert set(model.asked.values()) == {1}
-    replies = topic.replies(*ids)
-    assert len(replies) == 40
-    assert len({json.dumps(reply, sort_keys=True) for reply in replies}) == 20
+    assert sorted(reply["request_id"] for reply in topic.replies(*ids)) == sorted(ids)
 
 
 def test_what_is_not_the_messages_fault_dead_letters_and_commits_nothing_and_heals(topic, model):
@@ -214,7 +234,7 @@ def test_a_dead_letter_that_the_broker_refuses_is_not_committed_past(topic, mode
             topic.run()
         assert topic.committed() == {0: 1}
 
-    assert topic.run() == {"dead-lettered": 1, "answered": 1, "backlog": False}
+    assert topic.run() == {"dead-lettered": 1, "repeated": 1, "backlog": False}
     assert model.asked == {"One": 1, "Two": 1}
 
 
