@@ -39,6 +39,7 @@ from airflow.models.hitl import HITLDetail
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.xcom import XComModel
 from airflow.providers.standard.triggers import hitl as hitl_trigger
+from airflow.sdk import Asset
 from airflow.sdk.api.datamodels._generated import API_VERSION
 from airflow.sdk.execution_time import supervisor
 from airflow.utils.session import create_session
@@ -100,13 +101,18 @@ def xcoms(run: Any) -> dict[str, Any]:
 
 async def watched_events(dag: Any) -> list[tuple[str, dict[str, Any]]]:
     """For each watcher of the DAG's assets, the asset's name and what its next event says."""
-    condition = getattr(dag.timetable, "asset_condition", None)
     found = []
-    for _, asset in condition.iter_assets() if condition else ():
+    for asset in assets_in(getattr(dag.timetable, "asset_condition", None)):
         for watcher in asset.watchers:
             event = await asyncio.wait_for(anext(watcher.trigger.run()), EVENT_TIMEOUT_S)
             found.append((asset.name, {"from_trigger": True, "payload": event.payload}))
     return found
+
+
+def assets_in(condition: Any) -> list[Asset]:
+    if isinstance(condition, Asset):
+        return [condition]
+    return [asset for part in getattr(condition, "objects", ()) for asset in assets_in(part)]
 
 
 def consume_events(said: list[tuple[str, dict[str, Any]]]) -> None:
