@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from include.kafka_messages import EVENT_REQUESTS, REPLIES, STREAM_REQUESTS, new_request
-from local.copy_pattern import CopyError, analyse, copy, report
+from local.copy_pattern import CopyError, analyse, copy, needs, report
 from local.kafka_broker import broker_connection
 from local.openai_emulator import serve as openai_emulator
 from tests.conftest import KEY, PROJECT, dag_files
@@ -197,6 +197,12 @@ def test_what_is_left_to_do_is_said(project):
     assert "llm_pool" in said
     assert "DOCUMENTS_PER_TASK" in said
     assert "include/knowledge_base/: sample data" in said
+
+
+def test_the_docs_say_of_each_dag_what_it_needs():
+    page = (PROJECT / "docs" / "copying-a-pattern.md").read_text()
+    sections = "\n".join(needs(analyse(dag_id)) for dag_id in sorted(DAGS))
+    assert page.partition("A test holds this list to the code.\n\n")[2] == sections, f"It should say:\n{sections}"
 
 
 @pytest.mark.parametrize(
