@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 from confluent_kafka import KafkaException
 
@@ -36,6 +35,7 @@ from local.processes import free_ports
 from local.stack import Stack
 from tests.hostile_messages import HOSTILE
 from tests.kafka import Broker, best_broker
+from tests.scripted_model import ScriptedServer, running
 
 DAG_ID = "stream_inference"
 LATENCY_S = 0.1
@@ -66,13 +66,13 @@ class Outcome:
 class Killer:
     """A stack, its broker, and what is killed of them.
 
-    :param model_url: of the fake (`tests.fake_model`), without `/v1`.
+    :param model: the fake that answers.
     """
 
-    def __init__(self, stack: Stack, broker: Broker, model_url: str) -> None:
+    def __init__(self, stack: Stack, broker: Broker, model: ScriptedServer) -> None:
         self.stack = stack
         self.broker = broker
-        self.model_url = model_url
+        self.model = model
         self.children: list[subprocess.Popen[bytes]] = []
         self.kills: Counter[str] = Counter()
 
@@ -193,7 +193,7 @@ class Killer:
         dead = self._dead()
         bodies = {request.model_dump_json().encode() for request in good.values()}
         wrongly = sum(message.value() in bodies for message in dead.values())
-        asked = httpx.get(f"{self.model_url}/report").json()["asked"]
+        answered = self.model.answered()
         return Outcome(
             sent=len(good),
             malformed=malformed,
@@ -203,7 +203,7 @@ class Killer:
             dead=len(dead) - before,
             wrongly_dead=wrongly,
             not_dead=max(0, malformed - (len(dead) - before)),
-            paid_twice=sum(asked.get(request.text, 0) > 1 for request in good.values()),
+            paid_twice=sum(answered[request.text] > 1 for request in good.values()),
             kills=self.kills,
             seconds=seconds,
         )
@@ -221,7 +221,7 @@ class Killer:
         return [each for each in found if each.ppid() not in {other.pid for other in found}]
 
     def _model_port(self) -> int:
-        return int(self.model_url.rsplit(":", 1)[1])
+        return int(self.model.url.rsplit(":", 1)[1])
 
 
 def _connections(process: psutil.Process) -> list[Any]:
@@ -231,17 +231,11 @@ def _connections(process: psutil.Process) -> list[Any]:
         return []
 
 
-def settings(broker: Broker, model_url: str) -> dict[str, str]:
+def settings(broker: Broker, model: ScriptedServer) -> dict[str, str]:
     """The environment of a stack on this broker and this model."""
-    model = {
-        "conn_type": "pydanticai",
-        "host": f"{model_url}/v1",
-        "password": "any",
-        "extra": {"model": "openai-chat:fake"},
-    }
     return {
         "AIRFLOW_CONN_KAFKA_DEFAULT": broker_connection(broker.bootstrap),
-        "AIRFLOW_CONN_PYDANTICAI_DEFAULT": json.dumps(model),
+        "AIRFLOW_CONN_PYDANTICAI_DEFAULT": model.connection(),
         # A triggerer takes over from one that was killed after this many seconds, not after 30.
         "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "6",
         "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "2",
@@ -259,14 +253,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="a round for each (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=180, help="of sending and killing (default: %(default)s)")
     arguments = parser.parse_args()
-    port, model_port = free_ports(2)
-    model_url = f"http://127.0.0.1:{model_port}"
-    fake = [sys.executable, "-m", "tests.fake_model", "--port", str(model_port), "--latency", str(LATENCY_S)]
-    model = subprocess.Popen(fake, cwd=PROJECT)
-    with tempfile.TemporaryDirectory() as home, best_broker(Path(home) / "kafka") as broker:
-        os.environ |= settings(broker, model_url)
+    (port,) = free_ports(1)
+    with tempfile.TemporaryDirectory() as home, best_broker(Path(home) / "kafka") as broker, running() as model:
+        model.script(latency=LATENCY_S)
+        os.environ |= settings(broker, model)
         stack = Stack(Path(home), port)
-        killer = Killer(stack, broker, model_url)
+        killer = Killer(stack, broker, model)
         try:
             stack.start(say=print)
             while DAG_ID not in stack.api.dag_ids("kafka"):
@@ -280,7 +272,6 @@ def main() -> None:
         finally:
             killer.end()
             stack.stop()
-            model.terminate()
     sys.exit(0 if right else 1)
 
 

@@ -22,15 +22,14 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-import httpx
 from confluent_kafka import OFFSET_END, Consumer, TopicPartition
 
 from benchmarks.stream_kills import settings
 from include.kafka_messages import EVENT_REQUESTS, REPLIES, STREAM_REQUESTS, Request, new_request
-from local.environment import PROJECT
 from local.processes import free_ports
 from local.stack import Stack
 from tests.kafka import Broker, best_broker
+from tests.scripted_model import ScriptedServer, running
 
 BARE_REQUESTS = "bare_requests"
 IN_FLIGHT = 16  # the default of stream_inference
@@ -139,15 +138,15 @@ def _print(title: str, took: list[float], speed: float | None) -> None:
     )
 
 
-def measure(stack: Stack, broker: Broker, model_url: str, burst: int) -> None:
+def measure(stack: Stack, broker: Broker, server: ScriptedServer, burst: int) -> None:
     measured = Measured(broker)
     broker.create_topic(BARE_REQUESTS, 4)
     folder = stack.home / "bare"
     folder.mkdir()
-    arguments = [broker.bootstrap, f"{model_url}/v1", BARE_REQUESTS, REPLIES, str(folder), str(IN_FLIGHT)]
+    arguments = [broker.bootstrap, f"{server.url}/v1", BARE_REQUESTS, REPLIES, str(folder), str(IN_FLIGHT)]
     print(f"{'':48} {'median s':>8} {'p95 s':>8} {'a second':>10}")
     for latency in (0.0, 0.3):
-        httpx.post(f"{model_url}/faults", json={"latency_s": latency}).raise_for_status()
+        server.script(latency=latency)
         model = f"{1000 * latency:.0f} ms"
         bare = subprocess.Popen([sys.executable, "-c", BARE, *arguments])
         try:
@@ -169,20 +168,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.stream_latency", description=__doc__)
     parser.add_argument("--burst", type=int, default=500, help="messages at once (default: %(default)s)")
     arguments = parser.parse_args()
-    port, model_port = free_ports(2)
-    model_url = f"http://127.0.0.1:{model_port}"
-    model = subprocess.Popen([sys.executable, "-m", "tests.fake_model", "--port", str(model_port)], cwd=PROJECT)
-    with tempfile.TemporaryDirectory() as home, best_broker(Path(home) / "kafka") as broker:
-        os.environ |= settings(broker, model_url)
+    (port,) = free_ports(1)
+    with tempfile.TemporaryDirectory() as home, best_broker(Path(home) / "kafka") as broker, running() as server:
+        os.environ |= settings(broker, server)
         stack = Stack(Path(home), port)
         try:
             stack.start(say=print)
             while not {"stream_inference", "event_driven_inference"} <= stack.api.dag_ids("kafka"):
                 time.sleep(0.5)
-            measure(stack, broker, model_url, arguments.burst)
+            measure(stack, broker, server, arguments.burst)
         finally:
             stack.stop()
-            model.terminate()
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from local.environment import PROJECT
 
 REQUIREMENT = re.compile(r"([A-Za-z0-9-]+)(\[[^]]*\])?==\S+")
 USES_THE_POOL = {"LLM_POOL", "LLM_TASK", "llm_kwargs", "agent_kwargs"}
+AI_SDKS = {"airflow-ai-sdk", "apache-airflow-providers-common-ai"}
 CONNECTION = re.compile(r"[a-z_]+_default")
 
 
@@ -112,7 +113,10 @@ def lines_to_change(pattern: Pattern) -> list[str]:
         elif isinstance(node, ast.ClassDef):
             found[node.lineno] = f"{node.name}, what the model is asked to return"
         elif isinstance(node, ast.ImportFrom) and node.module == "include.sample_data":
-            found[node.lineno] = "reads the sample data: put your own rows here"
+            found[node.lineno] = "the sample data: put your own rows here"
+        elif isinstance(node, ast.ImportFrom) and any(alias.name.endswith("_PROMPT") for alias in node.names):
+            prompts = ", ".join(alias.name for alias in node.names if alias.name.endswith("_PROMPT"))
+            found[node.lineno] = f"{prompts}, of {(node.module or '').replace('.', '/')}.py"
         elif isinstance(node, ast.keyword) and node.arg in ("dag_display_name", "schedule", "params"):
             found[node.lineno] = node.arg
     lines = [f"dags/{pattern.dag.name}:{number}: {what}" for number, what in sorted(found.items())]
@@ -222,6 +226,26 @@ def report(pattern: Pattern, target: Path, written: list[Path]) -> str:
         lines += ["", "The pool llm_pool, from airflow_settings.yaml: without it no task that calls a model starts."]
     lines += ["", "To make it yours:", *(f"  {line}" for line in lines_to_change(pattern))]
     return "\n".join(lines)
+
+
+def needs(pattern: Pattern) -> str:
+    """The pattern's section in docs/copying-a-pattern.md: `report` without versions, examples and numbers of lines."""
+    files = [pattern.dag, *(path for path in pattern.modules if path.name != "__init__.py")]
+    packages = [_name(pin) for pin in pattern.requirements]
+    lines = [
+        re.split(", what|: put|, of", line.partition(": ")[2])[0]
+        for line in lines_to_change(pattern)
+        if line.startswith("dags/")
+    ]
+    bullets = {
+        "files": [f"`{path}`" for path in files],
+        "data": sorted({f"`{_top(path)}/`" for path in pattern.data}),
+        "packages": sorted({"the AI SDK" if name in AI_SDKS else f"`{name}`" for name in packages}),
+        "to set": [*(f"`{name}`" for name in pattern.connections), *["the pool `llm_pool`"] * pattern.pool],
+        "yours": [line for line in lines if line not in ("dag_display_name", "schedule", "params")],
+    }
+    told = [f"- {name}: {', '.join(values)}" for name, values in bullets.items() if values]
+    return "\n".join([f"### {pattern.dag.stem}", "", *told, ""])
 
 
 def main() -> None:

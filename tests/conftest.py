@@ -228,15 +228,21 @@ def kafka(broker: Any, storage: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return broker
 
 
-@pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A fake of a language model that is quick and takes faults, behind the connection `pydanticai_default`."""
-    from tests.fake_model import serve
+@pytest.fixture(scope="session")
+def model_server() -> Iterator[Any]:
+    """The process of the fixture `model`."""
+    from tests.scripted_model import running
 
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with serve() as (fake, url):
-        monkeypatch.setenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT", model_connection(url))
-        yield fake
+    with running() as server:
+        yield server
+
+
+@pytest.fixture
+def model(model_server: Any, storage: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A fake of a language model that is quick and takes faults, behind the connection `pydanticai_default`."""
+    model_server.script()
+    monkeypatch.setenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT", model_server.connection())
+    return model_server
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,14 @@
     python -m tests.scripted_model --port 8100 --latency 0.3
 
 It speaks OpenAI's chat API. Each answer is decided by the last number in the row's text, so that an answer can be
-told from another row's: with number n the call of the output tool has the (n mod k)-th of the k values that each of
-its fields may have ("a scripted text" where any will do). Words in the text make it misbehave: REFUSE (400), TOOLONG
-(400, context length), NONSENSE (a value that is not allowed), DOWN (503, always).
+told from another row's: with number n (0 where there is none) the call of the output tool has the (n mod k)-th of the
+k values that each of its fields may have ("a scripted text" where any will do). Words in the text make it misbehave:
+REFUSE (400), TOOLONG (400, context length), NONSENSE (a value that is not allowed), DOWN (503, always).
 
-`GET /seen` tells every request: when it came (seconds since the epoch), its row's text, and the status of its answer,
-None as long as it has none. `POST /script` takes `latency` (seconds) and `refuse` (the share of requests that get a
-429 with `Retry-After: 1`, evenly spread), and forgets what was seen.
+`GET /seen` tells every request: when it came (seconds since the epoch), its row's text, the number of requests that
+were then in flight, and the status of its answer, None as long as it has none. `POST /script` takes `latency`
+(seconds), `refuse` (the share of requests that get a 429 with `Retry-After: 1`, evenly spread) and `faults` (by a part
+of the text the status of its answer, which is not to be retried), and forgets what was seen.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ class ScriptedModel:
 
     def __init__(self, latency: float = 0.0, refuse: float = 0.0) -> None:
         self.latency, self.refuse = latency, refuse
+        self.faults: dict[str, int] = {}
         self._seen: list[dict[str, Any]] = []
+        self._in_flight = 0
         self._refusals = 0.0
         self.app = Starlette(
             routes=[
@@ -62,9 +65,13 @@ class ScriptedModel:
     async def _answer(self, request: Request) -> JSONResponse:
         body = await request.json()
         text = _last_text(body["messages"])
-        seen = {"time": time.time(), "text": text, "status": None}
+        self._in_flight += 1
+        seen = {"time": time.time(), "text": text, "in_flight": self._in_flight, "status": None}
         self._seen.append(seen)
-        await asyncio.sleep(self.latency)
+        try:
+            await asyncio.sleep(self.latency)
+        finally:
+            self._in_flight -= 1
         response = self._response(body, text)
         seen["status"] = response.status_code
         return response
@@ -74,6 +81,9 @@ class ScriptedModel:
         if self._refusals >= 1:
             self._refusals -= 1
             return JSONResponse(_error("rate_limit_exceeded"), 429, {"Retry-After": "1"})
+        for word, status in self.faults.items():
+            if word in text:
+                return JSONResponse(_error(None), status, {"x-should-retry": "false"})
         for word, (status, code) in ERRORS.items():
             if word in text:
                 return JSONResponse(_error(code), status)
@@ -101,7 +111,7 @@ class ScriptedModel:
 
     async def _script(self, request: Request) -> JSONResponse:
         script = await request.json()
-        self.latency, self.refuse = script.get("latency", self.latency), script.get("refuse", self.refuse)
+        self.latency, self.refuse, self.faults = script["latency"], script["refuse"], script["faults"]
         self._seen, self._refusals = [], 0.0
         return JSONResponse({})
 
@@ -111,7 +121,7 @@ def _last_text(messages: list[dict[str, Any]]) -> str:
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
-def _error(code: str) -> dict[str, Any]:
+def _error(code: str | None) -> dict[str, Any]:
     return {"error": {"code": code, "message": "This was asked for.", "type": "scripted"}}
 
 
@@ -126,7 +136,7 @@ class ScriptedServer:
 
     def script(self, **script: Any) -> None:
         """Set how the server behaves from now on, and forget what it has seen."""
-        httpx.post(f"{self.url}/script", json={"latency": 0, "refuse": 0} | script).raise_for_status()
+        httpx.post(f"{self.url}/script", json={"latency": 0, "refuse": 0, "faults": {}} | script).raise_for_status()
 
     def seen(self) -> list[dict[str, Any]]:
         """Every request since then, oldest first."""
@@ -135,6 +145,10 @@ class ScriptedServer:
     def calls(self) -> Counter[str]:
         """How often each text was asked."""
         return Counter(each["text"] for each in self.seen())
+
+    def answered(self) -> Counter[str]:
+        """How often each text was answered, and so paid."""
+        return Counter(each["text"] for each in self.seen() if each["status"] == 200)
 
     def connection(self, **extra: Any) -> str:
         """A connection to it as JSON, for AIRFLOW_CONN_*; a call costs CALL_USD."""

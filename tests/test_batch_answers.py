@@ -7,8 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -21,7 +19,6 @@ from include.batch_chunks import Chunk, Result, write_chunks
 from include.batch_rows import Row
 from include.storage import storage_path
 from tests.conftest import PROJECT
-from tests.scripted_model import ScriptedServer, running
 from tests.stack import wait_until
 
 pytestmark = pytest.mark.one_stack
@@ -53,19 +50,6 @@ def assert_right(results: list[Result], rows: int) -> None:
     assert [(result.row, result.answer) for result in results] == [
         (n + 1, {"sentiment": SENTIMENTS[n % 3]}) for n in range(rows)
     ]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ScriptedServer]:
-    with running() as server:
-        yield server
-
-
-@pytest.fixture
-def model(server: ScriptedServer, storage: Path, monkeypatch: pytest.MonkeyPatch) -> ScriptedServer:
-    server.script()
-    monkeypatch.setenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT", server.connection())
-    return server
 
 
 # Paid once

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,23 +13,10 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.conftest import KEY
-from tests.scripted_model import CALL_USD, ScriptedServer, running
+from tests.scripted_model import CALL_USD, ScriptedServer
 
 DAG = "batch_inference_at_scale"
 SENTIMENTS = ("positive", "negative", "neutral")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ScriptedServer]:
-    with running() as server:
-        yield server
-
-
-@pytest.fixture
-def model(server: ScriptedServer, storage: Path, monkeypatch: pytest.MonkeyPatch) -> ScriptedServer:
-    server.script()
-    monkeypatch.setenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT", server.connection())
-    return server
 
 
 @pytest.fixture

@@ -1,66 +1,69 @@
-"""`make copy`: each DAG, copied into an empty Astro project, is parsed there, and some are run there."""
+"""`make copy`: each DAG is copied into an empty Astro project, and run there."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from local.copy_pattern import CopyError, analyse, copy, report
-from tests.conftest import PROJECT, dag_files
-from tests.test_prompt_chaining import script
+from include.kafka_messages import EVENT_REQUESTS, REPLIES, STREAM_REQUESTS, new_request
+from local.copy_pattern import CopyError, analyse, copy, needs, report
+from local.kafka_broker import broker_connection
+from local.openai_emulator import serve as openai_emulator
+from tests.conftest import KEY, PROJECT, dag_files
+from tests.emulator import Emulator
+from tests.kafka import Broker, embedded_broker
 
 pytestmark = pytest.mark.one_stack
 
 DAGS = [path.stem for path in dag_files()]
 
-# A child per project, forked when what all share has been imported, which takes most of the time. In each, the
-# project's folder alone is where `include` can come from. Arguments: a list of [folder, DAG id, conf or false].
-CHILDREN = """
-import functools, json, os, runpy, sys, traceback
-
-import airflow.sdk, airflow.providers.standard.operators.hitl, openai, pydantic_ai.models.openai
-from airflow.sdk.execution_time import supervisor
-
-try:
-    from airflow.dag_processing import dagbag
-except ImportError:  # Airflow 3.1
-    from airflow.models import dagbag
-
-airflow.sdk.task.llm  # finds all providers
-supervisor.in_process_api_server = functools.cache(supervisor.in_process_api_server)
-
-def work(folder, dag_id, conf):
-    sys.path.insert(0, folder)
-    os.chdir(folder)
-    if conf is False:
-        runpy.run_path(f"dags/{dag_id}.py")
-    else:
-        bag = dagbag.DagBag(f"{folder}/dags/{dag_id}.py")
-        dagbag.sync_bag_to_db(bag, "dags-folder", None)
-        run = bag.dags[dag_id].test(run_conf=conf)
-        assert str(run.state) == "success", run.state
-    from include import task_defaults
-    assert task_defaults.__file__.startswith(folder), task_defaults.__file__
-
-children = {}
-for folder, dag_id, conf in json.loads(sys.argv[1]):
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work(folder, dag_id, conf)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    children[dag_id] = os.waitpid(pid, 0)[1]
-print(json.dumps(children))
-"""
+# Every DAG: the conf of its run, the task whose result is looked at, and what that result says. The model's answers are
+# made from the schemas that it is asked to fill. Each DAG comes after those that it builds on; the two chains of them
+# take about as long.
+MODELS_AND_MAPPING: dict[str, tuple[dict[str, Any], str, str]] = {
+    "map_expand": ({}, "report", "3 of 3 messages masked"),
+    "map_expand_kwargs": ({}, "report", "2 of 2 answers graded, mean grade 0.62"),
+    "map_partial_expand": ({}, "report", "2 of 2 documents summarized, such as: "),
+    "map_task_group": ({"companies": ["Tretwald"]}, "report", r"Tretwald shrinks \(118.3 to 96.5"),
+    "map_chunks": ({}, "report", r"200 tickets sorted by 2 tasks, \d+% as labelled"),
+    "prompt_chaining": ({}, "deliver_reply", "billing / low urgency: mock-message"),
+    "routing": ({}, "summarize", "(critical|standard|low): accounts, within"),
+    "multi_agent": ({"company": "Tretwald"}, "write_report", "Tretwald: mock-answer"),
+    "batch_inference": ({}, "report", "8 positive, 0 negative, 0 neutral"),
+    "batch_inference_at_scale": ({}, "report", "20 rows: 20 answered"),
+    "batch_api_inference": ({}, "report", "6 rows: 6 answered, "),
+    "fine_tuning": ({"margin": 0}, "compare", "score on 4 examples: "),
+    "human_review": ({"sample_size": 1}, "report", r"1 sent \(0 edited\), 0 rejected"),
+}
+KNOWLEDGE_AND_EVENTS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "rag_pipeline": (
+        {"mode": "keyword", "min_score": -1},
+        "publish_answer",
+        r"mock-answer \[resetting-your-password.md\]",
+    ),
+    "rag_evaluation": ({"min_recall": 0}, "report", r"recall@3: .*keyword 0.[89]\d.*; grounded answers: \d of 4"),
+    "asset_producer": ({}, "refresh_knowledge_base", r"documents: \d\d added, 0 changed, 0 removed; \d+ chunks"),
+    "asset_consumer": ({}, "write_news", r"\d\d changes in 1 update\(s\)"),
+    "asset_or_time": ({}, "check_retrieval", r"because of a person: \d+ of \d+ questions find their document"),
+    "feedback_intake": ({}, "land_tickets", "20 tickets"),
+    "any_asset": ({}, "publish_report", "started by hand: "),
+    "all_assets": ({}, "write_digest", r"20 reviews and 20 tickets: \d+ about"),
+    "on_demand_inference": ({}, "answer", "mock-summary"),
+    "event_driven_inference": ({}, "reply", "1 answered"),
+    "stream_inference": ({}, "answer_messages", "2 answered, 0 repeated, 1 dead-lettered"),
+    "dead_letters": ({}, "count_or_replay", "1 dead letters: 1 x .*Invalid JSON"),
+}
+CHAINS = [MODELS_AND_MAPPING, KNOWLEDGE_AND_EVENTS]
 
 
 @pytest.fixture
@@ -76,37 +79,66 @@ def astro_project(folder: Path) -> Path:
     return folder
 
 
-def in_children(work: list[tuple[Path, str, Any]]) -> dict[str, int]:
-    """The exit status by DAG."""
-    argument = json.dumps([(str(folder), dag_id, conf) for folder, dag_id, conf in work])
-    environment = {**os.environ, "PYTHONPATH": "", "PYTHONDONTWRITEBYTECODE": "1"}
-    ended = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", CHILDREN, argument],
-        env=environment,
+@pytest.fixture
+def broker(llm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Broker]:
+    """A broker in which messages wait, and all else that a DAG of this project connects to."""
+    with (
+        embedded_broker(tmp_path / "broker") as broker,
+        openai_emulator(tmp_path / "emulator", upstream=llm.base_url(), job_seconds=0.3, token=KEY) as url,
+    ):
+        emulator = Emulator(url, KEY)
+        monkeypatch.setenv("AIRFLOW_CONN_OPENAI_DEFAULT", emulator.connection(model="gpt-4o-mini"))
+        monkeypatch.setenv("AIRFLOW_CONN_KAFKA_DEFAULT", broker_connection(broker.bootstrap))
+        message = new_request("My invoice is wrong.").model_dump_json().encode()
+        other = new_request("The app does not start.").model_dump_json().encode()
+        broker.send(EVENT_REQUESTS, [message])
+        broker.send(STREAM_REQUESTS, [message, b"hello", other])
+        yield broker
+
+
+def copied_database(to: Path) -> str:
+    """The URL of a copy of the session's Airflow database, so that no other test sees these runs and their assets."""
+    with (
+        closing(sqlite3.connect(Path(os.environ["AIRFLOW_HOME"]) / "airflow.db")) as one,
+        closing(sqlite3.connect(to)) as other,
+    ):
+        one.backup(other)
+    return f"sqlite:///{to}"
+
+
+def test_each_dag_runs_in_an_empty_project_to_which_it_was_copied(tmp_path, airflow_db, broker):
+    runs = {dag_id: run for chain in CHAINS for dag_id, run in chain.items()}
+    assert sorted(runs) == sorted(DAGS)
+    folders = {dag_id: astro_project(tmp_path / "projects" / dag_id) for dag_id in runs}
+    patterns = {dag_id: analyse(dag_id) for dag_id in runs}
+    for dag_id, folder in folders.items():
+        copy(patterns[dag_id], folder)
+    work = [
+        [
+            copied_database(tmp_path / f"{n}.db"),
+            [
+                (str(folders[dag_id]), dag_id, conf, patterns[dag_id].connections)
+                for dag_id, (conf, _, _) in chain.items()
+            ],
+        ]
+        for n, chain in enumerate(CHAINS)
+    ]
+    subprocess.run(
+        [sys.executable, "-P", "-W", "ignore", str(PROJECT / "tests" / "copied_projects.py"), json.dumps(work)],
+        env={**os.environ, "PYTHONPATH": "", "PYTHONDONTWRITEBYTECODE": "1"},
         cwd="/",
-        capture_output=True,
-        text=True,
+        check=True,
         timeout=300,
     )
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    children = dict(json.loads(ended.stdout.splitlines()[-1]))
-    assert all(status == 0 for status in children.values()), f"{children}\n{ended.stdout[-3000:]}{ended.stderr[-6000:]}"
-    return children
 
-
-def test_each_dag_is_parsed_in_an_empty_project_to_which_it_was_copied_and_some_run_there(
-    tmp_path, airflow_db, llm, storage
-):
-    run = {"prompt_chaining": {"ticket": "Three vans are offline."}, "map_task_group": {"companies": ["Tretwald"]}}
-    script(llm)
-    work = []
-    for dag_id in DAGS:
-        folder = astro_project(tmp_path / dag_id)
-        copy(analyse(dag_id), folder)
-        work.append((folder, dag_id, run.get(dag_id, False)))
-
-    assert in_children(work) == dict.fromkeys(DAGS, 0)
-    assert list(storage.glob("outbox/*/reply.json"))
+    for dag_id, (_, task_id, says) in runs.items():
+        log = (folders[dag_id] / "log").read_text()[-5000:]
+        assert (folders[dag_id] / "left.json").exists(), f"{dag_id} did not run:\n{log}"
+        left = json.loads((folders[dag_id] / "left.json").read_text())
+        assert left["state"] == "success", f"{dag_id}:\n{log}"
+        result = left["xcoms"].get(task_id) or {}
+        assert re.match(says, result.get("result") or result.get("summary", "")), f"{dag_id}: {result}\n{log}"
+    assert len(broker.read(REPLIES)) == 3
 
 
 def test_every_module_is_copied_that_might_be_imported_at_run_time():
@@ -165,6 +197,12 @@ def test_what_is_left_to_do_is_said(project):
     assert "llm_pool" in said
     assert "DOCUMENTS_PER_TASK" in said
     assert "include/knowledge_base/: sample data" in said
+
+
+def test_the_docs_say_of_each_dag_what_it_needs():
+    page = (PROJECT / "docs" / "copying-a-pattern.md").read_text()
+    sections = "\n".join(needs(analyse(dag_id)) for dag_id in sorted(DAGS))
+    assert page.partition("A test holds this list to the code.\n\n")[2] == sections, f"It should say:\n{sections}"
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,13 @@ from include.kafka_messages import DEAD_LETTERS, REPLIES, new_request
 from include.stream_answers import Answerer
 from include.stream_inference import Stream, _Batch
 from local.processes import free_ports
-from tests.fake_model import ANSWER
 from tests.hostile_messages import HOSTILE
 from tests.kafka import Broker
 from tests.stack import wait_until
 
 pytestmark = pytest.mark.one_stack
+
+ANSWER = {"category": "billing", "summary": "a scripted text"}  # of `model`, to a text without a number
 
 
 class Triage(BaseModel):
@@ -126,7 +127,7 @@ def test_a_request_that_comes_twice_is_answered_and_paid_once(topic, model):
 
     assert topic.run() == {"repeated": 2, "backlog": False}
     assert len(topic.replies("once-" + topic.name)) == 1
-    assert model.asked["Hello?"] == 1
+    assert model.calls()["Hello?"] == 1
 
 
 def test_an_id_that_comes_again_with_another_text_does_not_get_the_answer_of_the_first(topic, model):
@@ -155,7 +156,7 @@ def test_a_run_that_dies_before_its_commit_is_repeated_at_no_cost_and_sends_no_r
     assert topic.run() == {"repeated": 20, "backlog": False}
 
     assert topic.committed() == {0: 20}
-    assert set(model.asked.values()) == {1}
+    assert set(model.calls().values()) == {1}
     assert sorted(reply["request_id"] for reply in topic.replies(*ids)) == sorted(ids)
 
 
@@ -176,27 +177,27 @@ def test_an_answer_that_was_stored_but_not_sent_is_sent_by_the_next_run(topic, m
             topic.run()
     topic.run()
 
-    assert set(model.asked.values()) == {1}
+    assert set(model.calls().values()) == {1}
     assert sorted(reply["request_id"] for reply in topic.replies(*ids)) == sorted(ids)
 
 
 def test_what_is_not_the_messages_fault_dead_letters_and_commits_nothing_and_heals(topic, model):
     (request_id,) = topic.ask("Hello?")
     for status in (400, 401, 402, 404, 429, 500, 503):
-        model.status = status
+        model.script(faults={"": status})
         with pytest.raises(AirflowException, match="pydanticai_default") as raised:
             topic.run()
         assert isinstance(raised.value, AirflowFailException) == (status in (400, 401, 402, 404))
         assert topic.committed() == {}
 
-    model.status = 200
+    model.script()
     assert topic.run() == {"answered": 1, "backlog": False}
     assert len(topic.replies(request_id)) == 1
     assert topic.dead() == []
 
 
 def test_a_text_that_the_model_never_answers_is_a_dead_letter_while_others_are_answered(topic, model):
-    model.faults = {"rude": 400, "long": 413, "strange": 500}
+    model.script(faults={"rude": 400, "long": 413, "strange": 500})
     topic.ask("One", "rude", "Two", "long", "strange", "Three")
 
     assert topic.run() == {"answered": 3, "dead-lettered": 3, "backlog": False}
@@ -204,20 +205,22 @@ def test_a_text_that_the_model_never_answers_is_a_dead_letter_while_others_are_a
     assert "refuses it" in reasons[1]
     assert "refuses it" in reasons[3]
     assert "fails on it" in reasons[4]
-    assert model.asked.keys() >= {"One", "Two", "Three"}
+    assert model.answered().keys() >= {"One", "Two", "Three"}
 
 
 def test_a_key_that_is_refused_in_mid_batch_commits_what_is_done_up_to_there(topic, model):
-    model.faults = {"Three": 401}
+    model.script(faults={"Three": 401})
     topic.ask("One", "Two", "Three", "Four", "Five")
     with pytest.raises(AirflowFailException, match="key was refused"):
         topic.run(in_flight=1)
     assert topic.committed() == {0: 2}
+    paid = model.answered()
 
-    model.faults = {}
+    model.script()
     assert topic.run() == {"answered": 3, "backlog": False}
     assert topic.dead() == []
-    assert all(count == 1 for text, count in model.asked.items() if text in ("One", "Two", "Three", "Four", "Five"))
+    paid += model.answered()
+    assert {paid[text] for text in ("One", "Two", "Three", "Four", "Five")} == {1}
 
 
 def test_a_dead_letter_that_the_broker_refuses_is_not_committed_past(topic, model, kafka, monkeypatch):
@@ -235,7 +238,7 @@ def test_a_dead_letter_that_the_broker_refuses_is_not_committed_past(topic, mode
         assert topic.committed() == {0: 1}
 
     assert topic.run() == {"dead-lettered": 1, "repeated": 1, "backlog": False}
-    assert model.asked == {"One": 1, "Two": 1}
+    assert model.calls() == {"One": 1, "Two": 1}
 
 
 @pytest.mark.parametrize("name", ["REPLIES", "DEAD_LETTERS"])
@@ -244,7 +247,7 @@ def test_a_missing_topic_is_named_before_anything_is_asked(topic, model, monkeyp
     monkeypatch.setattr(stream_inference, name, "no-such-topic")
     with pytest.raises(AirflowException, match=r"topic 'no-such-topic' cannot be used.*Create it"):
         topic.run()
-    assert not model.asked
+    assert not model.calls()
     assert topic.committed() == {}
 
 
@@ -271,11 +274,11 @@ def test_a_connection_that_is_missing_or_names_no_broker_says_what_to_set(model,
 
 def test_of_two_runs_at_once_the_later_goes_on_and_every_request_is_answered_once(topic, model):
     ids = topic.ask(*(f"Question {number}" for number in range(60)))
-    model.latency_s = 0.1
+    model.script(latency=0.1)
 
     async def both() -> list[Any]:
         first = asyncio.create_task(topic.stream(4).run(60))
-        await asyncio.to_thread(wait_until, lambda: len(model.asked) >= 10)
+        await asyncio.to_thread(wait_until, lambda: len(model.calls()) >= 10)
         return await asyncio.gather(first, topic.stream(4).run(60))
 
     asyncio.run(both())
@@ -288,11 +291,11 @@ def test_of_two_runs_at_once_the_later_goes_on_and_every_request_is_answered_onc
 
 
 def test_no_more_are_in_flight_than_asked_for(topic, model):
-    model.latency_s = 0.05
+    model.script(latency=0.05)
     topic.ask(*(f"Question {number}" for number in range(30)))
     topic.run(in_flight=5)
 
-    assert 3 <= model.most_in_flight <= 5
+    assert 3 <= max(each["in_flight"] for each in model.seen()) <= 5
 
 
 def test_a_run_whose_time_is_over_says_that_there_is_more(topic, model, monkeypatch):
@@ -308,7 +311,7 @@ def test_a_run_whose_time_is_over_says_that_there_is_more(topic, model, monkeypa
 
 def test_a_batch_that_takes_too_long_is_committed_as_far_as_it_came(topic, model, monkeypatch):
     monkeypatch.setattr(stream_inference, "BATCH_S", 0.5)
-    model.latency_s = 0.2
+    model.script(latency=0.2)
     topic.ask(*(f"Question {number}" for number in range(12)))
     done = topic.run(in_flight=1)
 
@@ -319,13 +322,13 @@ def test_a_batch_that_takes_too_long_is_committed_as_far_as_it_came(topic, model
 
 def test_dead_letters_are_counted_and_replayed_once(topic, model, kafka):
     dead_letters.replay(DEAD_LETTERS)  # those of other tests
-    model.faults = {"poison": 400}
+    model.script(faults={"poison": 400})
     topic.ask("poison")
     topic.send(b"hello", headers=[("trace", b"1")])
     topic.run()
     assert sorted(dead_letters.count(DEAD_LETTERS).values()) == [1, 1]
 
-    model.faults = {}
+    model.script()
     assert dead_letters.replay(DEAD_LETTERS) == 2
     assert dead_letters.replay(DEAD_LETTERS) == 0
     assert topic.run() == {"answered": 1, "dead-lettered": 1, "backlog": False}
