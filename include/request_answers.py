@@ -2,29 +2,75 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from datetime import datetime
+from collections import defaultdict
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 from pydantic import BaseModel, ValidationError
 
+from include.kafka_messages import Reply
 from include.storage import storage_path, write_artifact
+from include.stream_answers import Answerer, Unanswerable
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
+    from include.kafka_messages import Request
+
 
 class StoredAnswer(BaseModel):
-    """An answer, and the message that it was given to."""
+    """An answer, and the message that it was given to, by a name that only this message has on its queue."""
 
     request_id: str
     fingerprint: str
-    topic: str
-    partition: int
-    offset: int
+    message: str
     answer: Any
     answered_at: datetime
+
+
+class RequestAnswers:
+    """Answers requests, each id once.
+
+    :param folder: where the answers are stored.
+    :param answerer: asks the model.
+    """
+
+    def __init__(self, folder: str, answerer: Answerer) -> None:
+        self._folder = folder
+        self._answerer = answerer
+        self._of_id: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def reply(self, request: Request, message: str) -> Reply | None:
+        """The reply to a request that came as this message, with the stored answer if it has come before.
+
+        :return: None if another message with this id gets the reply.
+        :raises Unanswerable: the model never answers this text, or the id was used for another text.
+        :raises AirflowException: what is in the way of all requests: see `Answerer.answer`.
+        """
+        async with self._of_id[request.request_id]:
+            stored = await asyncio.to_thread(read_answer, self._folder, request.request_id)
+            if stored is None:
+                stored = StoredAnswer(
+                    request_id=request.request_id,
+                    fingerprint=request.fingerprint(),
+                    message=message,
+                    answer=await self._answerer.answer(request.text),
+                    answered_at=datetime.now(UTC),
+                )
+                await asyncio.to_thread(write_answer, self._folder, stored)
+        if stored.fingerprint != request.fingerprint():
+            raise Unanswerable("request_id: it was used for another text before")
+        if stored.message != message:
+            return None
+        return Reply(
+            request_id=request.request_id,
+            answer=stored.answer,
+            echo=request.reply.echo,
+            answered_at=stored.answered_at,
+        )
 
 
 def answer_path(folder: str, request_id: str) -> ObjectStoragePath:

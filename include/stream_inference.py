@@ -10,17 +10,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException
 
 from include.dead_letters import dead_letter
 from include.kafka_clients import DELIVERY_TIMEOUT_S, KafkaClients
-from include.kafka_messages import DEAD_LETTERS, REPLIES, Reply, Request, read_request
-from include.request_answers import StoredAnswer, read_answer, write_answer
+from include.kafka_messages import DEAD_LETTERS, REPLIES, read_request
+from include.request_answers import RequestAnswers
 from include.stream_answers import Answerer, Unanswerable
 
 if TYPE_CHECKING:
@@ -193,7 +192,7 @@ class _Batch:
         self.done: set[Place] = set()
         self.problem: Exception | None = None
         self.refusal = ""
-        self._of_id: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._answers = RequestAnswers(stream.group, stream.answerer)
 
     async def handle(self, message: Message) -> None:
         """Do what is to be done with one message, unless something is in the way of all."""
@@ -210,49 +209,25 @@ class _Batch:
         if request is None:
             self._bury(message, error or "")
             return
-        async with self._of_id[request.request_id]:
-            stored = await asyncio.to_thread(read_answer, self.stream.group, request.request_id)
-            if stored is None:
-                try:
-                    stored = await self._answer(message, request)
-                except Unanswerable as reason:
-                    self._bury(message, str(reason))
-                    return
-            elif stored.fingerprint != request.fingerprint():
-                self._bury(message, "request_id: it was used for another text before")
-                return
-            elif (stored.topic, stored.partition, stored.offset) != (self.stream.topic, *_place(message)):
-                self._settle(message, "repeated")  # the first message with this id gets the reply
-                return
-        if not request.reply.wanted:
-            self._settle(message, "answered")
+        try:
+            reply = await self._answers.reply(request, self._name(message))
+        except Unanswerable as reason:
+            self._bury(message, str(reason))
             return
-        reply = Reply(
-            request_id=request.request_id,
-            answer=stored.answer,
-            echo=request.reply.echo,
-            answered_at=stored.answered_at,
-        )
-        value = reply.model_dump_json().encode()
-        self._produce(message, "answered", {"topic": REPLIES, "key": request.request_id, "value": value})
+        if reply is None:
+            self._settle(message, "repeated")  # the first message with this id gets the reply
+        elif not request.reply.wanted:
+            self._settle(message, "answered")
+        else:
+            value = reply.model_dump_json().encode()
+            self._produce(message, "answered", {"topic": REPLIES, "key": request.request_id, "value": value})
 
-    async def _answer(self, message: Message, request: Request) -> StoredAnswer:
-        answer = await self.stream.answerer.answer(request.text)
+    def _name(self, message: Message) -> str:
         partition, offset = _place(message)
-        stored = StoredAnswer(
-            request_id=request.request_id,
-            fingerprint=request.fingerprint(),
-            topic=self.stream.topic,
-            partition=partition,
-            offset=offset,
-            answer=answer,
-            answered_at=datetime.now(UTC),
-        )
-        await asyncio.to_thread(write_answer, self.stream.group, stored)
-        return stored
+        return f"{self.stream.topic}[{partition}] at {offset}"
 
     def _bury(self, message: Message, reason: str) -> None:
-        log.warning("%s[%s] at %s: %s", self.stream.topic, *_place(message), reason)
+        log.warning("%s: %s", self._name(message), reason)
         self._produce(message, "dead-lettered", dead_letter(DEAD_LETTERS, message, reason))
 
     def _settle(self, message: Message, outcome: str) -> None:
