@@ -16,14 +16,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from include.usage import USAGE_XCOM_KEY
-from local.environment import PROJECT
+from local.environment import PROJECT, user_environment, uses_embedded_queue
 from local.processes import StackError, interrupt_on_signals
 from local.reviewer import Reviewer
-from local.send import TOPICS, client_settings, send
+from local.send import SQS_DAG, send_to
 from local.stack import Stack, stack_arguments
 
 TAG = "genai"
-MESSAGES = {"event_driven_inference": 2, "stream_inference": 8}
+MESSAGES = {"event_driven_inference": 2, "stream_inference": 8, SQS_DAG: 4}
 PARSE_TIMEOUT_S = 90.0
 RUN_TIMEOUT_S = 1200.0
 ASSET_WAIT_S = 5.0
@@ -70,19 +70,22 @@ class Demo:
     def run(self, dag_ids: list[str]) -> list[Result]:
         """Run these DAGs side by side until all have ended.
 
-        DAGs that wait for messages are sent some, through the broker. DAGs that wait for assets are left to the updates
-        that the others make. Those that no update has started (as nothing has changed since the last demo) are then
-        started by hand.
+        DAGs that wait for messages are sent some, through the broker or the queue. DAGs that wait for assets are left
+        to the updates that the others make. Those that no update has started (as nothing has changed since the last
+        demo) are then started by hand.
 
         :raises StackError: a DAG file cannot be imported, or something takes too long.
         """
         self._wait_until_parsed(set(dag_ids))
         since = datetime.now(UTC).isoformat()
         waiting = {dag_id for dag_id in dag_ids if self.api.waits_for_assets(dag_id)}
-        self._send_messages(waiting & TOPICS.keys())
+        messaged = waiting & MESSAGES.keys()
+        if not uses_embedded_queue(user_environment()):
+            messaged -= {SQS_DAG}
+        self._send_messages(messaged)
         run_ids = self._trigger([dag_id for dag_id in dag_ids if dag_id not in waiting])
         deadline = time.monotonic() + RUN_TIMEOUT_S
-        last_end = time.monotonic() if run_ids or waiting & TOPICS.keys() else 0.0
+        last_end = time.monotonic() if run_ids or messaged else 0.0
         open_runs = dict(run_ids)
         with self.console.status("") as status:
             while open_runs or waiting:
@@ -95,7 +98,7 @@ class Demo:
                     del open_runs[dag_id]
                     last_end = time.monotonic()
                 started = self._started_by_assets(waiting, since)
-                patience = MESSAGE_WAIT_S if waiting & TOPICS.keys() else ASSET_WAIT_S
+                patience = MESSAGE_WAIT_S if waiting & messaged else ASSET_WAIT_S
                 if not open_runs and not started and time.monotonic() > last_end + patience:
                     started = self._trigger(sorted(waiting))
                 open_runs |= started
@@ -108,8 +111,8 @@ class Demo:
 
     def _send_messages(self, dag_ids: set[str]) -> None:
         for dag_id in sorted(dag_ids):
-            ids = send(client_settings(self.stack), TOPICS[dag_id], number=MESSAGES[dag_id], malformed=1)
-            self.say(f"sent {len(ids)} messages, and a malformed one, to {TOPICS[dag_id]}")
+            ids = send_to(self.stack, dag_id, number=MESSAGES[dag_id], malformed=1)
+            self.say(f"sent {len(ids)} messages, and a malformed one, to {dag_id}")
 
     def _trigger(self, dag_ids: list[str]) -> dict[str, str]:
         if dag_ids:

@@ -9,6 +9,7 @@ from pathlib import Path
 from dotenv import dotenv_values
 
 from local.kafka_broker import broker_connection
+from local.sqs_server import sqs_connection
 
 PROJECT = Path(__file__).resolve().parent.parent
 DEFAULT_HOME = PROJECT / ".local"
@@ -28,8 +29,13 @@ def uses_embedded_model(environment: dict[str, str]) -> bool:
     return not (environment.get("AIRFLOW_CONN_PYDANTICAI_DEFAULT") or environment.get("OPENAI_API_KEY"))
 
 
+def uses_embedded_queue(environment: dict[str, str]) -> bool:
+    """Whether nothing the user set says which queue of Amazon SQS to read, or leads to an AWS account."""
+    return not (environment.get("GENAI_SQS_QUEUE") or environment.get("AIRFLOW_CONN_AWS_DEFAULT"))
+
+
 def airflow_environment(
-    home: Path, api_port: int, model_url: str, openai_url: str, broker: str, log_ports: tuple[int, int]
+    home: Path, api_port: int, model_url: str, openai_url: str, broker: str, queue: str, log_ports: tuple[int, int]
 ) -> dict[str, str]:
     """All variables for the stack's Airflow processes.
 
@@ -37,6 +43,7 @@ def airflow_environment(
     :param model_url: base URL of the embedded model server, up to and with `/v1`.
     :param openai_url: base URL of the emulator of OpenAI's fine-tuning API, likewise.
     :param broker: host and port of the embedded Kafka broker.
+    :param queue: URL of the queue of requests on the embedded fake of Amazon SQS.
     :param log_ports: ports on which scheduler and triggerer serve the logs of running tasks.
     """
     user = user_environment()
@@ -82,6 +89,8 @@ def airflow_environment(
     }
     if uses_embedded_model(user):
         defaults["AIRFLOW_CONN_PYDANTICAI_DEFAULT"] = _model_connection(model_url, f"openai-chat:{CHAT_MODEL}")
+    if uses_embedded_queue(user):
+        defaults |= {"GENAI_SQS_QUEUE": queue, "AIRFLOW_CONN_AWS_DEFAULT": sqs_connection(queue)}
     if not user.get("OPENAI_API_KEY"):
         defaults["AIRFLOW_CONN_EMBEDDINGS_DEFAULT"] = _model_connection(model_url, f"openai:{EMBEDDING_MODEL}")
     return {**defaults, **user, **settings}

@@ -2,6 +2,7 @@
 
 make send N=20                          to stream_inference
 make send N=3 DAG=event_driven_inference
+make send N=3 DAG=sqs_inference         through the embedded fake of Amazon SQS
 """
 
 from __future__ import annotations
@@ -11,18 +12,21 @@ import itertools
 import json
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from confluent_kafka import OFFSET_END, Consumer, KafkaException, Producer, TopicPartition
 
-from include.kafka_messages import EVENT_REQUESTS, REPLIES, STREAM_REQUESTS, new_request
+from include.kafka_messages import EVENT_REQUESTS, REPLIES, STREAM_REQUESTS, Request, new_request
 from include.sample_data import tickets
-from local.environment import DEFAULT_HOME, user_environment
+from local.environment import DEFAULT_HOME, user_environment, uses_embedded_queue
 from local.kafka_broker import broker_connection
 from local.processes import StackError
+from local.sqs_server import sqs_client
 from local.stack import Stack
 
+SQS_DAG = "sqs_inference"
 TOPICS = {"stream_inference": STREAM_REQUESTS, "event_driven_inference": EVENT_REQUESTS}
 TIMEOUT_S = 20.0
 NOT_A_REQUEST = b'{"text": "I forgot the other fields."}'
@@ -44,12 +48,29 @@ def client_settings(stack: Stack) -> dict[str, Any]:
     return {"log_level": 0, **{key: value for key, value in settings.items() if not key.startswith("group.")}}
 
 
+def queue_of(stack: Stack) -> str:
+    """The URL of the queue of requests on the embedded fake of Amazon SQS.
+
+    :raises StackError: the stack reads another queue.
+    """
+    if not uses_embedded_queue(user_environment()):
+        raise StackError(
+            "The stack does not read the embedded queue, as GENAI_SQS_QUEUE or AIRFLOW_CONN_AWS_DEFAULT is set."
+        )
+    return stack.queue
+
+
+def sample_requests(number: int) -> list[Request]:
+    """Requests with texts of the sample tickets."""
+    return [new_request(ticket["text"]) for ticket in itertools.islice(itertools.cycle(tickets()), number)]
+
+
 def send(settings: dict[str, Any], topic: str, number: int, malformed: int = 0) -> list[str]:
-    """Send requests with texts of the sample tickets, and some that are no requests; return their ids.
+    """Send sample requests, and some messages that are no requests, to a topic; return the requests' ids.
 
     :raises StackError: the broker does not take them.
     """
-    requests = [new_request(ticket["text"]) for ticket in itertools.islice(itertools.cycle(tickets()), number)]
+    requests = sample_requests(number)
     refused: list[Any] = []
     # The id as the key keeps those of the same id in order, on one partition.
     records: list[tuple[str | None, bytes]] = [
@@ -68,30 +89,68 @@ def send(settings: dict[str, Any], topic: str, number: int, malformed: int = 0) 
     return [request.request_id for request in requests]
 
 
-def show_replies(settings: dict[str, Any], send_them: Any, timeout: float) -> int:
-    """Print each reply once, until all have come or the time is over; return how many are missing."""
+def send_to_queue(queue: str, number: int, malformed: int = 0) -> list[str]:
+    """The same, to a queue of the embedded fake of Amazon SQS."""
+    requests = sample_requests(number)
+    client = sqs_client(queue)
+    for body in [*(request.model_dump_json() for request in requests), *[NOT_A_REQUEST.decode()] * malformed]:
+        # They become visible together, so that one poll finds them all.
+        client.send_message(QueueUrl=queue, MessageBody=body, DelaySeconds=1)
+    return [request.request_id for request in requests]
+
+
+def send_to(stack: Stack, dag_id: str, number: int, malformed: int = 0) -> list[str]:
+    """The same, to where this DAG waits for messages."""
+    if dag_id == SQS_DAG:
+        return send_to_queue(queue_of(stack), number, malformed)
+    return send(client_settings(stack), TOPICS[dag_id], number, malformed)
+
+
+# New replies, as they come; None means that there is none now. The first None comes when it is there to see them.
+Replies = Iterator[dict[str, Any] | None]
+
+
+def kafka_replies(settings: dict[str, Any]) -> Replies:
     consumer = Consumer({**settings, "group.id": "send", "enable.auto.commit": False})
     partitions = consumer.list_topics(REPLIES, timeout=TIMEOUT_S).topics[REPLIES].partitions
     consumer.assign([TopicPartition(REPLIES, number, OFFSET_END) for number in partitions])
     consumer.poll(1.0)  # from here on
+    yield None
+    while True:
+        message = consumer.poll(0.5)
+        yield None if message is None or message.error() else json.loads(message.value() or b"{}")
+
+
+def queue_replies(queue: str) -> Replies:
+    client, replies = sqs_client(queue), f"{queue}-replies"
+    while True:
+        yield None
+        found = client.receive_message(QueueUrl=replies, WaitTimeSeconds=1, MaxNumberOfMessages=10)
+        for message in found.get("Messages", []):
+            client.delete_message(QueueUrl=replies, ReceiptHandle=message["ReceiptHandle"])
+            yield json.loads(message["Body"])
+
+
+def show_replies(replies: Replies, send_them: Callable[[], list[str]], timeout: float) -> int:
+    """Print each reply once, until all have come or the time is over; return how many are missing."""
+    next(replies)
     started = time.monotonic()
     waiting = set(send_them())
-    while waiting and time.monotonic() < started + timeout:
-        message = consumer.poll(0.5)
-        if message is None or message.error():
-            continue
-        reply = json.loads(message.value() or b"{}")
-        if reply.get("request_id") in waiting:
+    for reply in replies:
+        if reply and reply.get("request_id") in waiting:
             waiting.discard(reply["request_id"])
             print(f"{time.monotonic() - started:5.1f} s  {json.dumps(reply['answer'], ensure_ascii=False)}", flush=True)
-    consumer.close()
+        if not waiting or time.monotonic() > started + timeout:
+            break
     return len(waiting)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m local.send", description=__doc__)
     parser.add_argument("--number", type=int, default=20, help="how many (default: %(default)s)")
-    parser.add_argument("--dag", choices=TOPICS, default="stream_inference", help="whose topic (default: %(default)s)")
+    parser.add_argument(
+        "--dag", choices=[*TOPICS, SQS_DAG], default="stream_inference", help="to which (default: %(default)s)"
+    )
     parser.add_argument("--timeout", type=float, default=300, help="seconds to wait for replies (default: %(default)s)")
     parser.add_argument("--home", type=Path, default=DEFAULT_HOME, help="folder of the stack (default: .local)")
     arguments = parser.parse_args()
@@ -99,9 +158,8 @@ def main() -> None:
     try:
         if not stack.attach():
             raise StackError("No stack is running: first `make start`.")
-        settings = client_settings(stack)
-        topic = TOPICS[arguments.dag]
-        missing = show_replies(settings, lambda: send(settings, topic, arguments.number), arguments.timeout)
+        replies = queue_replies(queue_of(stack)) if arguments.dag == SQS_DAG else kafka_replies(client_settings(stack))
+        missing = show_replies(replies, lambda: send_to(stack, arguments.dag, arguments.number), arguments.timeout)
     except (StackError, KafkaException) as error:
         sys.exit(f"Nothing can be sent: {error}")
     except KeyboardInterrupt:

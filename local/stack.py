@@ -1,4 +1,4 @@
-"""The Docker-free stack: a whole Airflow, the embedded model server and Kafka broker, and a fine-tuning emulator."""
+"""The Docker-free stack: a whole Airflow, the embedded model server and Kafka broker, and fakes of two services."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from local.environment import (
 )
 from local.kafka_broker import broker_command, create_topics
 from local.processes import ProcessGroup, StackError, free_ports, interrupt_on_signals, require_free_port
+from local.sqs_server import create_queues, queue_url, sqs_command
 
 DEFAULT_PORT = 8080
 START_TIMEOUT_S = 180.0
@@ -52,11 +53,17 @@ class Stack:
         self._api_port = api_port
         self._port_file = self.home / "port"
         self._broker_file = self.home / "broker"
+        self._queue_file = self.home / "queue"
 
     @property
     def broker(self) -> str:
         """Host and port of the embedded Kafka broker."""
         return self._broker_file.read_text()
+
+    @property
+    def queue(self) -> str:
+        """URL of the queue of requests on the embedded fake of Amazon SQS."""
+        return self._queue_file.read_text()
 
     def attach(self) -> bool:
         """Use the stack that already runs in this folder, on whichever port, if there is one.
@@ -78,12 +85,13 @@ class Stack:
         require_free_port(self._api_port)
         self.home.mkdir(parents=True, exist_ok=True)
         self._port_file.write_text(str(self._api_port))
-        model_port, openai_port, broker_port, worker_logs, trigger_logs = free_ports(5)
-        broker = f"127.0.0.1:{broker_port}"
+        model_port, openai_port, broker_port, sqs_port, worker_logs, trigger_logs = free_ports(6)
+        broker, queue = f"127.0.0.1:{broker_port}", queue_url(sqs_port)
         self._broker_file.write_text(broker)
+        self._queue_file.write_text(queue)
         model_url, openai_url = (f"http://127.0.0.1:{port}" for port in (model_port, openai_port))
         environment = airflow_environment(
-            self.home, self._api_port, f"{model_url}/v1", f"{openai_url}/v1", broker, (worker_logs, trigger_logs)
+            self.home, self._api_port, f"{model_url}/v1", f"{openai_url}/v1", broker, queue, (worker_logs, trigger_logs)
         )
         python = [sys.executable, "-m"]
         say(TINY_MODEL_NOTICE if uses_embedded_model(user_environment()) else OWN_MODEL_NOTICE)
@@ -98,8 +106,10 @@ class Stack:
             emulator += ["--folder", str(self.home / "openai_emulator"), "--upstream", f"{model_url}/v1"]
             self.processes.spawn("openai-emulator", emulator, environment, PROJECT)
             self.processes.spawn("kafka-broker", broker_command(self.home, broker_port), environment, PROJECT)
+            self.processes.spawn("sqs-server", sqs_command(sqs_port), environment, PROJECT)
             self._migrate(environment, say)
             self.processes.wait_for("kafka-broker", lambda: create_topics(broker), deadline)
+            self.processes.wait_for("sqs-server", lambda: create_queues(queue), deadline)
             for name in ("api-server", "scheduler", "dag-processor", "triggerer"):
                 self.processes.spawn(name, [*python, "local.preloaded_airflow", name], environment, PROJECT)
             self._wait_for("model-server", f"{model_url}/health", deadline)

@@ -186,9 +186,3 @@ def test_the_models_of_standalone_mode_are_those_that_the_embedded_server_has() 
 
     assert f'"openai-chat:{CHAT_MODEL}"' in deploy_doc()
     assert f'"openai:{EMBEDDING_MODEL}"' in deploy_doc()
-
-
-def test_the_package_for_s3_is_the_version_that_the_tests_use() -> None:
-    (line,) = re.findall(r"^apache-airflow-providers-amazon\[s3fs\]==\S+", deploy_doc(), re.MULTILINE)
-    assert line in (ROOT / "local" / "requirements.in").read_text()
-    assert line in (ROOT / ".env.example").read_text()

@@ -10,6 +10,7 @@ import pytest
 from include.dead_letters import position
 from include.kafka_messages import DEAD_LETTERS, EVENT_REQUESTS, REPLIES, STREAM_REQUESTS, new_request
 from local.send import send
+from local.sqs_server import sqs_client
 from tests.hostile_messages import HOSTILE
 from tests.kafka import Broker
 from tests.stack import RunningAirflow, local, wait_until
@@ -67,6 +68,30 @@ def test_the_command_sends_requests_and_shows_the_replies(airflow):
 
     assert sent.returncode == 0, sent.stderr
     assert sent.stdout.count('"category"') == 3
+
+
+def test_messages_on_sqs_start_runs_that_reply_to_them_and_then_delete_them(airflow):
+    requests = (airflow.home / "queue").read_text()
+    client = sqs_client(requests)
+    names = [
+        "ApproximateNumberOfMessages",
+        "ApproximateNumberOfMessagesNotVisible",
+        "ApproximateNumberOfMessagesDelayed",
+    ]
+
+    def on_the_queue() -> int:
+        found = client.get_queue_attributes(QueueUrl=requests, AttributeNames=names)
+        return sum(map(int, found["Attributes"].values()))
+
+    for body in (HOSTILE["NaN"], HOSTILE["a NUL in the text"]):
+        client.send_message(QueueUrl=requests, MessageBody=body.decode())
+    sent = local("send", "--number", "3", "--dag", "sqs_inference", home=airflow.home)
+
+    assert sent.returncode == 0, sent.stderr
+    assert sent.stdout.count('"category"') == 3
+    wait_until(lambda: on_the_queue() == 0, timeout=60)
+    dead = client.receive_message(QueueUrl=f"{requests}-dead-letters", MaxNumberOfMessages=10)["Messages"]
+    assert {each["Body"].encode() for each in dead} >= {HOSTILE["NaN"], HOSTILE["a NUL in the text"]}
 
 
 def test_the_command_says_that_no_stack_is_running(tmp_path):

@@ -24,7 +24,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def variables(tmp_path: Path) -> dict[str, str]:
-    return airflow_environment(tmp_path / "home", 8080, MODEL_URL, "http://127.0.0.1:7778/v1", "127.0.0.1:7779", (1, 2))
+    openai_url, queue = "http://127.0.0.1:7778/v1", "http://127.0.0.1:7780/123456789012/requests"
+    return airflow_environment(tmp_path / "home", 8080, MODEL_URL, openai_url, "127.0.0.1:7779", queue, (1, 2))
 
 
 def test_with_nothing_set_every_connection_is_an_embedded_part(tmp_path):
@@ -59,3 +60,13 @@ def test_everything_listens_on_this_machine_only(tmp_path):
     found = variables(tmp_path)
     assert found["AIRFLOW__API__HOST"] == "127.0.0.1"
     assert found["AIRFLOW__CORE__EXECUTION_API_SERVER_URL"] == "http://127.0.0.1:8080/execution/"
+
+
+def test_messages_come_from_the_fake_of_sqs_unless_a_setting_leads_to_aws(tmp_path, monkeypatch):
+    found = variables(tmp_path)
+    extra = json.loads(found["AIRFLOW_CONN_AWS_DEFAULT"])["extra"]
+    assert found["GENAI_SQS_QUEUE"].startswith(extra["service_config"]["sqs"]["endpoint_url"])
+    assert "endpoint_url" not in extra  # S3 and the others stay with AWS
+
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", '{"conn_type": "aws"}')
+    assert "GENAI_SQS_QUEUE" not in variables(tmp_path)
