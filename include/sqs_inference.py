@@ -52,6 +52,8 @@ def messages_of(events: Iterable[Any]) -> list[Message]:
     """
     found = {}
     for event in events:
+        if not event.extra:
+            continue  # a run that rings for its successor
         try:
             messages = [Message.model_validate(each) for each in event.extra["payload"]["message_batch"]]
         except (TypeError, KeyError, ValueError):
@@ -77,6 +79,11 @@ class Queues:
         for each in ("", "-replies", "-dead-letters"):  # before anything is paid for that could not be delivered
             self._call("get_queue_attributes", url + each, AttributeNames=["QueueArn"])
 
+    def hidden(self) -> int:
+        """About how many messages were given out and are not deleted."""
+        name = "ApproximateNumberOfMessagesNotVisible"
+        return int(self._call("get_queue_attributes", self.url, AttributeNames=[name])["Attributes"][name])
+
     def reply(self, reply: Reply) -> None:
         """Send a reply; it is on the queue when this returns."""
         # ASCII, as SQS refuses some characters that JSON may hold.
@@ -96,16 +103,16 @@ class Queues:
         """Tell SQS that the message is done."""
         self._call("delete_message", self.url, ReceiptHandle=message.receipt)
 
-    def _call(self, operation: str, url: str, **arguments: Any) -> None:
+    def _call(self, operation: str, url: str, **arguments: Any) -> Any:
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
             self._client = self._client or SqsHook(aws_conn_id=AWS_CONN_ID).get_conn()
-            getattr(self._client, operation)(QueueUrl=url, **arguments)
+            return getattr(self._client, operation)(QueueUrl=url, **arguments)
         except (BotoCoreError, ClientError) as error:
             if operation == "delete_message" and _code(error) in OLD_RECEIPT:
                 log.warning("A message of %s was not deleted, as it has come back since; it is a repeat then.", url)
-                return
+                return None
             raise QueueRefusal(
                 f"Connection {AWS_CONN_ID!r}, queue {url}: {operation} failed: {error}. Does the queue exist, in the "
                 "connection's region, and may this role use it? Nothing is lost: what is not deleted comes back."
@@ -134,10 +141,11 @@ class QueueRun:
         self._refusal: QueueRefusal | None = None
         self._counts: Counter[str] = Counter()
 
-    async def run(self, messages: Sequence[Message]) -> dict[str, int]:
+    async def run(self, messages: Sequence[Message]) -> dict[str, Any]:
         """Answer the messages side by side.
 
-        :return: numbers of messages: `answered`, `repeated`, `dead-lettered`, and those `left` for want of time.
+        :return: numbers of messages: `answered`, `repeated`, `dead-lettered`, and those `left` for want of time; and
+            whether there is a `backlog` of others, in events that no run has read, or that another one is at work on.
         :raises AirflowFailException: the account or a connection is at fault; no retry mends it.
         :raises AirflowException: a queue or the model fails; what is done by then is deleted, the rest stays.
         """
@@ -147,7 +155,8 @@ class QueueRun:
             self._answerer.usage.publish()
         if problem := self._problem or self._refusal:
             raise problem
-        return dict(self._counts)
+        hidden = await asyncio.to_thread(self._queues.hidden)
+        return {**self._counts, "backlog": hidden > self._counts["left"]}
 
     async def _handle_one(self, message: Message) -> None:
         """Do what is to be done with a message, unless something is in the way of all."""
