@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -243,6 +244,30 @@ def model(model_server: Any, storage: Path, monkeypatch: pytest.MonkeyPatch) -> 
     model_server.script()
     monkeypatch.setenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT", model_server.connection())
     return model_server
+
+
+@pytest.fixture(scope="session")
+def sqs_server() -> Iterator[str]:
+    """The URL of a queue that does not exist yet, on moto's server (a fake of Amazon SQS)."""
+    from moto.server import ThreadedMotoServer
+
+    from local.sqs_server import queue_url
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    yield queue_url(server.get_host_and_port()[1])
+    server.stop()
+
+
+@pytest.fixture
+def sqs(sqs_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a new queue, with those of replies and dead letters beside it, behind the connection `aws_default`."""
+    from local.sqs_server import create_queues, sqs_connection
+
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", sqs_connection(sqs_server))
+    url = f"{sqs_server}-{uuid4().hex[:12]}"
+    assert create_queues(url)
+    return url
 
 
 @pytest.fixture(scope="session")

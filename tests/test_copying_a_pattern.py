@@ -19,6 +19,7 @@ from include.kafka_messages import EVENT_REQUESTS, REPLIES, STREAM_REQUESTS, new
 from local.copy_pattern import CopyError, analyse, copy, needs, report
 from local.kafka_broker import broker_connection
 from local.openai_emulator import serve as openai_emulator
+from local.sqs_server import sqs_client
 from tests.conftest import KEY, PROJECT, dag_files
 from tests.emulator import Emulator
 from tests.kafka import Broker, embedded_broker
@@ -61,6 +62,7 @@ KNOWLEDGE_AND_EVENTS: dict[str, tuple[dict[str, Any], str, str]] = {
     "on_demand_inference": ({}, "answer", "mock-summary"),
     "event_driven_inference": ({}, "reply", "1 answered"),
     "stream_inference": ({}, "answer_messages", "2 answered, 0 repeated, 1 dead-lettered"),
+    "sqs_inference": ({}, "answer_messages", "1 dead-lettered, 1 answered"),
     "dead_letters": ({}, "count_or_replay", "1 dead letters: 1 x .*Invalid JSON"),
 }
 CHAINS = [MODELS_AND_MAPPING, KNOWLEDGE_AND_EVENTS]
@@ -80,8 +82,9 @@ def astro_project(folder: Path) -> Path:
 
 
 @pytest.fixture
-def broker(llm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Broker]:
+def broker(llm: Any, sqs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Broker]:
     """A broker in which messages wait, and all else that a DAG of this project connects to."""
+    monkeypatch.setenv("GENAI_SQS_QUEUE", sqs)
     with (
         embedded_broker(tmp_path / "broker") as broker,
         openai_emulator(tmp_path / "emulator", upstream=llm.base_url(), job_seconds=0.3, token=KEY) as url,
@@ -93,6 +96,8 @@ def broker(llm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
         other = new_request("The app does not start.").model_dump_json().encode()
         broker.send(EVENT_REQUESTS, [message])
         broker.send(STREAM_REQUESTS, [message, b"hello", other])
+        for each in (message, b"hello"):
+            sqs_client(sqs).send_message(QueueUrl=sqs, MessageBody=each.decode())
         yield broker
 
 

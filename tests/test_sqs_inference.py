@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, Literal
-from uuid import uuid4
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
@@ -19,13 +18,13 @@ from include.kafka_messages import new_request
 from include.sqs_inference import QueueRun, Queues, messages_of
 from include.stream_answers import Answerer
 from local.processes import free_ports
-from local.sqs_server import create_queues, queue_url, sqs_client, sqs_connection
-from tests.fake_model import ANSWER
+from local.sqs_server import queue_url, sqs_client, sqs_connection
 from tests.hostile_messages import HOSTILE
 
 pytestmark = pytest.mark.one_stack
 
 VISIBILITY_S = 60
+ANSWER = {"category": "billing", "summary": "a scripted text"}  # of `model`, to a text without a number
 
 
 class Triage(BaseModel):
@@ -130,22 +129,9 @@ class Queue:
         return {each["Body"]: each["MessageAttributes"]["reason"]["StringValue"] for each in self._all("-dead-letters")}
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    yield queue_url(server.get_host_and_port()[1])
-    server.stop()
-
-
 @pytest.fixture
-def queue(server: str, model: Any, storage: Any, monkeypatch: pytest.MonkeyPatch) -> Queue:
-    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", sqs_connection(server))
-    url = f"{server}-{uuid4().hex[:12]}"
-    assert create_queues(url)
-    return Queue(url)
+def queue(sqs: str, model: Any, storage: Any) -> Queue:
+    return Queue(sqs)
 
 
 def test_each_request_is_answered_replied_to_and_deleted(queue, model):
@@ -165,7 +151,7 @@ def test_messages_of_many_events_are_answered_by_one_run(queue, model):
 
     assert len(events) >= 3
     assert queue.run(events) == {"answered": 25}
-    assert model.most_in_flight > 1
+    assert max(call["in_flight"] for call in model.seen()) > 1
     assert queue.in_flight() == 0
 
 
@@ -197,7 +183,7 @@ def test_a_hostile_message_alone_is_a_dead_letter_as_it_came(queue, model, name)
     ((body, reason),) = queue.dead().items()
     assert (body, bool(reason)) == (SENDABLE[name], True)
     assert (queue.visible(), queue.in_flight()) == (0, 0)
-    assert not model.asked
+    assert not model.calls()
 
 
 def test_hostile_messages_all_at_once_keep_no_good_one_up(queue):
@@ -229,7 +215,7 @@ def test_a_message_that_is_delivered_twice_is_paid_once_and_gets_the_same_reply(
     queue.run(first)
     queue.run(first)  # as a retry does after a crash between the reply and the end of the task
 
-    assert model.asked["Hello?"] == 1
+    assert model.calls()["Hello?"] == 1
     one, other = queue.replies()
     assert one == other
 
@@ -239,7 +225,7 @@ def test_a_request_that_is_sent_twice_gets_one_reply(queue, model):
 
     assert queue.run() == {"answered": 1, "repeated": 1}
     assert len(queue.replies()) == 1
-    assert model.asked["Hello?"] == 1
+    assert model.calls()["Hello?"] == 1
     assert queue.in_flight() == 0
 
 
@@ -262,7 +248,7 @@ def test_an_id_that_comes_again_with_another_text_does_not_get_the_answer_of_the
 
 
 def test_a_text_that_the_model_never_answers_is_a_dead_letter(queue, model):
-    model.faults = {"poison": 422}
+    model.script(faults={"poison": 422})
     queue.ask("poison", "Hello?")
 
     assert queue.run() == {"answered": 1, "dead-lettered": 1}
@@ -277,7 +263,7 @@ def test_a_request_that_wants_no_reply_is_answered_and_deleted(queue, model):
 
 
 def test_a_refused_key_fails_the_run_and_leaves_every_message_on_the_queue(queue, model):
-    model.status = 401
+    model.script(faults={"": 401})
     queue.ask("Hello?", "Is anybody there?")
     events = queue.events()
 
@@ -285,7 +271,7 @@ def test_a_refused_key_fails_the_run_and_leaves_every_message_on_the_queue(queue
         queue.run(events)
     assert queue.in_flight() == 2
     assert queue.dead() == {}
-    model.status = 200
+    model.script()
     queue.bring_back(events)
     assert queue.run() == {"answered": 2}
 
@@ -307,7 +293,7 @@ def test_a_run_that_fails_before_its_delete_leaves_the_message_and_the_next_pays
     queue.bring_back(events)
 
     assert queue.run() == {"answered": 1}
-    assert model.asked["Hello?"] == 1
+    assert model.calls()["Hello?"] == 1
     assert queue.replies()
     assert queue.in_flight() == 0
 
@@ -321,7 +307,7 @@ def test_a_missing_queue_is_named_before_anything_is_paid_and_nothing_is_deleted
     with pytest.raises(AirflowException, match=f"'aws_default', queue {queue.url}{suffix}: .*Does the queue exist"):
         queue.run()
     assert queue.in_flight() == 2
-    assert not model.asked
+    assert not model.calls()
 
 
 def test_a_dead_letter_that_is_refused_stays_and_the_others_are_done(queue):
@@ -342,7 +328,7 @@ def test_what_the_time_is_too_short_for_is_left_on_the_queue(queue, model, monke
 
     assert queue.run() == {"left": 2}
     assert queue.in_flight() == 2
-    assert not model.asked
+    assert not model.calls()
 
 
 def test_a_server_that_is_down_is_one_error_that_names_queue_and_connection(monkeypatch):
@@ -439,4 +425,4 @@ def test_the_trigger_knows_the_queue_and_the_connection_but_no_secret(load_with_
 
 
 def watched(dag: Any) -> list[Any]:
-    return [asset for _, asset in dag.timetable.asset_condition.iter_assets()]
+    return list(dag.get_task("call_successor").outlets)
