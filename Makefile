@@ -52,7 +52,7 @@ copy: $(READY)  ## copy a DAG and all it needs into your Astro project: make cop
 test: $(READY)  ## run the tests
 	@$(BIN)/python -m pytest
 
-embed: $(READY)  ## test models of sentence-transformers, which `make test` skips (installs torch: 5 GB more)
+embed: $(READY)  ## test models of sentence-transformers, which `make test` skips (installs torch: 7 GB more)
 	@test -x $(EMBED_BIN)/python || "$(PYTHON)" -m venv .venv-sentence-transformers
 	@$(BIN)/uv pip install --quiet --no-deps --python $(EMBED_BIN)/python -r local/airflow-ai-sdk.lock -r local/sentence-transformers.lock
 	@$(EMBED_BIN)/python -m pytest tests/test_sentence_transformers.py

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from datetime import UTC, datetime
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 from uuid import uuid4
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
@@ -81,14 +81,14 @@ class Reply(BaseModel):
     answered_at: AwareDatetime = Field(description="When the model answered.")
 
 
-class Received(TypedDict):
-    """A message as its reader sees it: either `request` or `error` is None."""
+class Received(dict[str, Any]):
+    """A message as its reader sees it: `topic`, `partition`, `offset`, and either `request` or `error` is not None.
 
-    topic: str
-    partition: int
-    offset: int
-    request: dict[str, Any] | None
-    error: str | None
+    Airflow logs every event of a trigger: of this one only where it stands, and not what it says.
+    """
+
+    def __repr__(self) -> str:
+        return f"<message of {self['topic']}[{self['partition']}] at {self['offset']}>"
 
 
 def parse_message(*args: Any) -> Received:
@@ -102,13 +102,13 @@ def parse_message(*args: Any) -> Received:
         value, error = read_request(message.value())
     except Exception as problem:  # whatever it is, the message must not stop its reader
         value, error = None, f"it cannot be read ({type(problem).__name__})"
-    return {
-        "topic": message.topic(),
-        "partition": message.partition(),
-        "offset": message.offset(),
-        "request": value.model_dump(mode="json") if value else None,
-        "error": error,
-    }
+    return Received(
+        topic=message.topic(),
+        partition=message.partition(),
+        offset=message.offset(),
+        request=value.model_dump(mode="json") if value else None,
+        error=error,
+    )
 
 
 def read_request(value: bytes | None) -> tuple[Request | None, str | None]:

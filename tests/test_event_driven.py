@@ -51,6 +51,9 @@ def test_messages_start_runs_that_answer_them_and_hostile_ones_hold_nobody_up(ai
     dead = [each for each in queue.read(DEAD_LETTERS) if position(each)[0] == STREAM_REQUESTS]
     assert {each.value() for each in dead} >= {HOSTILE["NaN"], HOSTILE["no JSON"], HOSTILE["5 MB"]}
     assert airflow.health()["triggerer"] == "healthy"
+    log = (airflow.home / "logs" / "triggerer.log").read_text()
+    assert f"<message of {EVENT_REQUESTS}[" in log, "the events are not where this test looks"
+    assert "My invoice is wrong." not in log
 
 
 def test_the_dead_letters_are_counted(airflow, queue):
