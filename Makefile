@@ -62,11 +62,13 @@ lint: $(READY)  ## check format, style and types
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
-bench: $(READY)  ## measure parsing, waiting for answers and jobs, batches, RAG, and the embedded model
+bench: $(READY)  ## measure parsing, waiting for answers and jobs, batches, streams, RAG, and the embedded model
 	@$(BIN)/python -m benchmarks.parse_cost
 	@$(BIN)/python -m benchmarks.on_demand_latency
 	@$(BIN)/python -m benchmarks.deferred_jobs
 	@$(BIN)/python -m benchmarks.batch_throughput
+	@$(BIN)/python -m benchmarks.stream_latency
+	@$(BIN)/python -m benchmarks.stream_kills
 	@$(BIN)/python -m benchmarks.rag
 	@$(BIN)/python -m benchmarks.model_quality
 
