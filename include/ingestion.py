@@ -53,9 +53,8 @@ def find_changes(name: str, batch_size: int, conn_id: str = VECTOR_STORE_CONN_ID
     embedder = Embedder()
     with open_vector_store(conn_id) as store:
         collection = store.collection(collection_name(name, embedder))
+        collection.create(embedder.dimension)
         stored = collection.documents()
-        if not stored:
-            collection.create(embedder.dimension)  # which asks the model: not for unchanged documents
     changed = [source for source in names if stored.get(source) != file_checksum(source)]
     log.info("%d of %d documents are new or changed.", len(changed), len(names))
     return [changed[start : start + batch_size] for start in range(0, len(changed), batch_size)]
