@@ -80,7 +80,8 @@ class Chunk:
         """Read the journal: what is known so far of a chunk that has no results yet."""
         journal = self.folder / "journal"
         if journal.is_dir():
-            for content in journal.fs.cat([path.path for path in journal.iterdir()]).values():
+            paths = [path.path for path in journal.iterdir()]
+            for content in journal.fs.cat(paths, on_error="omit").values():  # another process may just complete it
                 for line in content.decode().splitlines():
                     self._recall_line(line)
         return list(self.open_results.values())
@@ -156,5 +157,11 @@ def write_chunks(
 
 
 def _write(path: ObjectStoragePath, content: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content)
+    for may_repeat in (True, False):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.write_text(content)
+            return
+        except FileNotFoundError:  # another process has completed the chunk, and dropped the journal meanwhile
+            if not may_repeat:
+                raise

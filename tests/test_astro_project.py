@@ -94,7 +94,7 @@ def test_each_connection_of_the_env_example_is_one_that_airflow_reads() -> None:
     for name, value in example_connections():
         fields = json.loads(value)
         conn = Connection.from_json(value, conn_id=name)
-        read = {key: getattr(conn, key) for key in ("conn_type", "host", "port", "password")}
+        read = {key: getattr(conn, key) for key in ("conn_type", "host", "port", "login", "password")}
         assert {**read, "extra": conn.extra_dejson} == {**dict.fromkeys(read), "extra": {}, **fields}
 
 
@@ -105,6 +105,8 @@ def test_the_env_example_has_the_settings_of_this_project() -> None:
         "AIRFLOW_CONN_EMBEDDINGS_DEFAULT",
         "AIRFLOW_CONN_OPENAI_DEFAULT",
         "AIRFLOW_CONN_KAFKA_DEFAULT",
+        "GENAI_SQS_QUEUE",
+        "AIRFLOW_CONN_AWS_DEFAULT",
         "AIRFLOW_CONN_VECTOR_STORE_DEFAULT",
         "GENAI_KNOWLEDGE_BASE",
         "GENAI_STORAGE",

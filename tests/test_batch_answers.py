@@ -11,6 +11,7 @@ from typing import Literal
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException
+from airflow.sdk import ObjectStoragePath
 
 from include import batch_answers
 from include.ai import BaseModel
@@ -100,6 +101,22 @@ def test_two_workers_on_the_same_rows_at_once_do_no_harm(model):
 
     asyncio.run(both())
     assert_right(chunks[0].results() or [], 60)
+
+
+def test_a_journal_that_another_worker_has_just_dropped_loses_nothing(model, monkeypatch):
+    answering, chunks = work(20)
+    mkdir, dropped = ObjectStoragePath.mkdir, []
+
+    def drop_after_mkdir(path, *arguments, **more):
+        mkdir(path, *arguments, **more)
+        if path.name == "journal" and not dropped:
+            dropped.append(path)
+            path.fs.rm(path.path, recursive=True)
+
+    monkeypatch.setattr(ObjectStoragePath, "mkdir", drop_after_mkdir)
+    asyncio.run(answering.run())
+    assert dropped
+    assert_right(chunks[0].results() or [], 20)
 
 
 def test_a_storage_that_fails_ends_the_try_and_nothing_is_asked_that_was_not_noted(model, monkeypatch):
