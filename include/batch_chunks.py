@@ -158,10 +158,10 @@ def write_chunks(
 
 def _write(path: ObjectStoragePath, content: str) -> None:
     for may_repeat in (True, False):
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(content)
             return
-        except FileNotFoundError:  # another process has completed the chunk, and dropped the journal meanwhile
+        except (FileNotFoundError, FileExistsError):  # another process has completed the chunk, and drops the journal
             if not may_repeat:
                 raise
