@@ -7,8 +7,8 @@ uses. It reads nothing of what it decides on: it is no example of a review.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from itertools import cycle
+from time import monotonic
 from typing import Any
 
 from include.human_review import APPROVE, REJECT
@@ -16,7 +16,7 @@ from local.airflow_api import AirflowAPI
 
 # An answer in the same instant as the question can reach Airflow before it has noted that the task waits. The task is
 # then retried, and asks again. No person is that fast.
-THINKING_TIME = timedelta(seconds=8)
+THINKING_TIME_S = 8.0
 
 ADDITION = "\n\nThis line was added in the review."
 
@@ -30,13 +30,15 @@ class Reviewer:
     def __init__(self, api: AirflowAPI) -> None:
         self.api = api
         self._ways = cycle(["approve", "edit", "reject"])
+        self._first_seen: dict[str, float] = {}  # by task instance; a question that comes again is a new one
 
     def answer(self, dag_id: str, run_id: str) -> Iterator[str]:
         """Answer each open request of the run that is not brand-new, and say how."""
-        asked_before = datetime.now(UTC) - THINKING_TIME
         requests = self.api.open_requests(dag_id, run_id)
         for request in sorted(requests, key=lambda request: request["task_instance"]["map_index"]):
-            if datetime.fromisoformat(request["created_at"]) < asked_before:
+            task_instance = request["task_instance"]["id"]
+            if self._first_seen.setdefault(task_instance, monotonic()) < monotonic() - THINKING_TIME_S:
+                del self._first_seen[task_instance]
                 option, fields = self.decide(request)
                 self.api.answer_request(request, option, fields)
                 yield f"{request['subject']} {option}, says the demo: nobody is here to decide"
