@@ -11,7 +11,6 @@ that takes 0 or 300 ms; the broker is Apache Kafka where Java and Maven are foun
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -22,11 +21,10 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from confluent_kafka import OFFSET_END, Consumer, TopicPartition
-
 from benchmarks.stream_kills import settings
 from include.kafka_messages import EVENT_REQUESTS, REPLIES, STREAM_REQUESTS, Request, new_request
 from local.processes import free_ports
+from local.send import kafka_replies
 from local.stack import Stack
 from tests.kafka import Broker, best_broker
 from tests.scripted_model import ScriptedServer, running
@@ -83,10 +81,8 @@ class Measured:
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
         self.producer = broker.producer(**{"linger.ms": 0})
-        self.replies = Consumer({"bootstrap.servers": broker.bootstrap, "group.id": "latency", "log_level": 0})
-        partitions = self.replies.list_topics(REPLIES, timeout=20).topics[REPLIES].partitions
-        self.replies.assign([TopicPartition(REPLIES, number, OFFSET_END) for number in partitions])
-        self.replies.poll(1.0)
+        self.replies = kafka_replies({"bootstrap.servers": broker.bootstrap, "log_level": 0})
+        next(self.replies)
 
     def send(self, topic: str, number: int) -> list[Request]:
         """Put so many requests on the topic."""
@@ -103,10 +99,9 @@ class Measured:
         deadline = time.monotonic() + timeout
         while len(answered) < len(sent):
             assert time.monotonic() < deadline, f"{len(sent) - len(answered)} of {len(sent)} have no reply"
-            for message in self.replies.consume(500, 0.2):
-                reply = json.loads(message.value() or b"{}") if not message.error() else {}
-                if reply.get("request_id") in sent:
-                    answered.setdefault(reply["request_id"], datetime.fromisoformat(reply["answered_at"]))
+            reply = next(self.replies)
+            if reply and reply.get("request_id") in sent:
+                answered.setdefault(reply["request_id"], datetime.fromisoformat(reply["answered_at"]))
         took = [(at - sent[name]).total_seconds() for name, at in answered.items()]
         return took, (max(answered.values()) - min(sent.values())).total_seconds()
 

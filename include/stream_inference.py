@@ -2,7 +2,7 @@
 
 A run reads from the committed offset, in batches. A message is done when its answer is stored and its reply (or its
 dead letter) is acknowledged by the broker; only what is done is committed, without a gap. So a message is handled at
-least once. A repeat finds the stored answer: it is not paid again, and its reply is the same.
+least once. A repeat finds the stored answer: it is not paid again, and a reply that is on the topic is not sent again.
 """
 
 from __future__ import annotations

@@ -157,6 +157,8 @@ class ScriptedServer:
         return json.dumps({"conn_type": "pydanticai", "host": host, "password": KEY, "extra": extra})
 
 
+# What a text without a number gets, where a category and a summary are asked for.
+ANSWER = {"category": "billing", "summary": "a scripted text"}
 CALL_USD = (100 * 1.0 + 10 * 10.0) / 1e6
 
 

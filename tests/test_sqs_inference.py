@@ -20,11 +20,11 @@ from include.stream_answers import Answerer
 from local.processes import free_ports
 from local.sqs_server import queue_url, sqs_client, sqs_connection
 from tests.hostile_messages import HOSTILE
+from tests.scripted_model import ANSWER
 
 pytestmark = pytest.mark.one_stack
 
 VISIBILITY_S = 60
-ANSWER = {"category": "billing", "summary": "a scripted text"}  # of `model`, to a text without a number
 
 
 class Triage(BaseModel):

@@ -18,11 +18,10 @@ from include.stream_inference import Stream, _Batch
 from local.processes import free_ports
 from tests.hostile_messages import HOSTILE
 from tests.kafka import Broker
+from tests.scripted_model import ANSWER
 from tests.stack import wait_until
 
 pytestmark = pytest.mark.one_stack
-
-ANSWER = {"category": "billing", "summary": "a scripted text"}  # of `model`, to a text without a number
 
 
 class Triage(BaseModel):
