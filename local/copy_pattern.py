@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from typing import NamedTuple
 
 from local.environment import PROJECT
 
@@ -23,6 +24,7 @@ REQUIREMENT = re.compile(r"([A-Za-z0-9-]+)(\[[^]]*\])?==\S+")
 USES_THE_POOL = {"LLM_POOL", "LLM_TASK", "llm_kwargs", "agent_kwargs"}
 AI_SDKS = {"airflow-ai-sdk", "apache-airflow-providers-common-ai"}
 CONNECTION = re.compile(r"[a-z_]+_default")
+EVERY_DAG_HAS = ("dag_display_name", "schedule", "params")
 
 
 class CopyError(Exception):
@@ -43,6 +45,14 @@ class Pattern:
     @property
     def files(self) -> list[Path]:
         return [self.dag, *self.modules, *self.data]
+
+
+class OwnLine(NamedTuple):
+    """A line of a DAG's file that whoever copies it will want to change: its number, what it defines, and what for."""
+
+    number: int
+    name: str
+    note: str
 
 
 def dag_file(name: str) -> Path:
@@ -104,27 +114,30 @@ def copy(pattern: Pattern, target: Path) -> list[Path]:
     return list(placed.values())
 
 
-def lines_to_change(pattern: Pattern) -> list[str]:
-    """What is this project's own in the DAG, as `dags/x.py:12: what it is`."""
-    found = {}
+def own_lines(pattern: Pattern) -> list[OwnLine]:
+    """What in the DAG's file is this project's own, in the order of its lines."""
+    found: dict[int, OwnLine] = {}
+
+    def add(node: ast.stmt | ast.keyword, name: str, note: str = "") -> None:
+        found[node.lineno] = OwnLine(node.lineno, name, note)
+
     for node in ast.walk(_parse(pattern.dag)):
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id.isupper():
-            found[node.lineno] = node.targets[0].id
+            add(node, node.targets[0].id)
         elif isinstance(node, ast.ClassDef):
-            found[node.lineno] = f"{node.name}, what the model is asked to return"
+            add(node, node.name, ", what the model is asked to return")
         elif isinstance(node, ast.ImportFrom) and node.module == "include.sample_data":
-            found[node.lineno] = "the sample data: put your own rows here"
+            add(node, "the sample data", ": put your own rows here")
         elif isinstance(node, ast.ImportFrom) and any(alias.name.endswith("_PROMPT") for alias in node.names):
             prompts = ", ".join(alias.name for alias in node.names if alias.name.endswith("_PROMPT"))
-            found[node.lineno] = f"{prompts}, of {(node.module or '').replace('.', '/')}.py"
-        elif isinstance(node, ast.keyword) and node.arg in ("dag_display_name", "schedule", "params"):
-            found[node.lineno] = node.arg
-    lines = [f"dags/{pattern.dag.name}:{number}: {what}" for number, what in sorted(found.items())]
-    return lines + [f"{path}/: sample data" for path in sorted({_top(path) for path in pattern.data})]
+            add(node, prompts, f", of {(node.module or '').replace('.', '/')}.py")
+        elif isinstance(node, ast.keyword) and node.arg in EVERY_DAG_HAS:
+            add(node, node.arg)
+    return [found[number] for number in sorted(found)]
 
 
-def _top(path: Path) -> Path:
-    return Path(*path.parts[:2])
+def _data_folders(pattern: Pattern) -> list[Path]:
+    return sorted({Path(*path.parts[:2]) for path in pattern.data})
 
 
 def _parse(path: Path) -> ast.Module:
@@ -224,7 +237,9 @@ def report(pattern: Pattern, target: Path, written: list[Path]) -> str:
         lines += [f"  {_example_of(connection) or connection}" for connection in pattern.connections]
     if pattern.pool:
         lines += ["", "The pool llm_pool, from airflow_settings.yaml: without it no task that calls a model starts."]
-    lines += ["", "To make it yours:", *(f"  {line}" for line in lines_to_change(pattern))]
+    own = [f"dags/{pattern.dag.name}:{line.number}: {line.name}{line.note}" for line in own_lines(pattern)]
+    own += [f"{folder}/: sample data" for folder in _data_folders(pattern)]
+    lines += ["", "To make it yours:", *(f"  {line}" for line in own)]
     return "\n".join(lines)
 
 
@@ -232,17 +247,12 @@ def needs(pattern: Pattern) -> str:
     """The pattern's section in docs/copying-a-pattern.md: `report` without versions, examples and numbers of lines."""
     files = [pattern.dag, *(path for path in pattern.modules if path.name != "__init__.py")]
     packages = [_name(pin) for pin in pattern.requirements]
-    lines = [
-        re.split(", what|: put|, of", line.partition(": ")[2])[0]
-        for line in lines_to_change(pattern)
-        if line.startswith("dags/")
-    ]
     bullets = {
         "files": [f"`{path}`" for path in files],
-        "data": sorted({f"`{_top(path)}/`" for path in pattern.data}),
+        "data": [f"`{folder}/`" for folder in _data_folders(pattern)],
         "packages": sorted({"the AI SDK" if name in AI_SDKS else f"`{name}`" for name in packages}),
         "to set": [*(f"`{name}`" for name in pattern.connections), *["the pool `llm_pool`"] * pattern.pool],
-        "yours": [line for line in lines if line not in ("dag_display_name", "schedule", "params")],
+        "yours": [line.name for line in own_lines(pattern) if line.name not in EVERY_DAG_HAS],
     }
     told = [f"- {name}: {', '.join(values)}" for name, values in bullets.items() if values]
     return "\n".join([f"### {pattern.dag.stem}", "", *told, ""])

@@ -44,6 +44,21 @@ os.environ |= {
 KEY = "sk-the-secret-key-of-the-tests"
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Group the tests for `make test`, which runs the groups side by side, each in one process.
+
+    A file is a group. So are all tests on a real Airflow: a small machine carries one at a time, and as they take the
+    longest, they begin first. And all on Kafka, which share their brokers.
+    """
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            name = next((name for name in ("airflow", "broker") if name in item.fixturenames), item.path.stem)
+            item.add_marker(pytest.mark.xdist_group(name))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args != ("airflow",))
+
+
 def dag_files(folder: str = "") -> list[Path]:
     """The project's DAG files, to parametrize tests with."""
     return sorted((PROJECT / "dags" / folder).rglob("*.py"))
