@@ -39,7 +39,8 @@ def deferred_jobs():
     @task
     def upload():
         import asyncio
-        from include.fine_tuning import TRAINING, example_file, upload_once
+        from include.fine_tuning import TRAINING, example_file
+        from include.openai_files import upload_once
         from include.openai_service import openai_service
         return asyncio.run(upload_once(openai_service("openai_default"), example_file(None, TRAINING)))
 

@@ -6,9 +6,8 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from include.fine_tuning_jobs import one_line
-from include.openai_service import OpenAIService
-from include.paid_jobs import Job, JobApi
+from include.openai_service import OpenAIService, one_line
+from include.paid_jobs.job import Job, JobApi
 from include.storage import new_artifact
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class BatchApi(JobApi):
-    """See `include.paid_jobs.JobApi`. A job's `detail` has the fields of `_detail`.
+    """See `include.paid_jobs.job.JobApi`. A job's `detail` has the fields of `_detail`.
 
     :param input_file_id: what `create` sends, as the request itself only says what is in the file.
     """

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from include.batch_jobs import BatchApi
-from include.paid_jobs import Job
+from include.paid_jobs.job import Job
 from include.storage import storage_path, write_artifact
 
 if TYPE_CHECKING:

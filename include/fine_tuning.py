@@ -1,24 +1,20 @@
-"""The steps around a fine-tuning job: ask first what it can, check, estimate, upload once."""
+"""The steps before a fine-tuning job: ask what the service can, check, estimate."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, cast
+from typing import Any, BinaryIO, cast
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from include.chat_examples import CheckedFile, Example, check_files, examples
+from include.openai_files import InputFile
 from include.openai_service import OpenAIService, describe, task_error
 from include.storage import stored_file
-
-if TYPE_CHECKING:
-    from openai import AsyncOpenAI
 
 EXAMPLES = Path(__file__).parent / "examples"
 TRAINING = EXAMPLES / "train" / "training_data.jsonl"
@@ -32,36 +28,27 @@ INSTEAD = (
     "without tuning: a current model that is shown a few similar examples in its prompt often does as well."
 )
 PROBLEMS_IN_ERROR = 50
-# A file at the provider that is deleted sooner is uploaded again: a job may still have to begin.
-LEAST_LIFE_S = 2 * 24 * 3600.0
 
 log = logging.getLogger(__name__)
 
 
-class ExampleFile(NamedTuple):
-    """A file of examples: its name, and how to open it as bytes."""
-
-    name: str
-    open: Callable[[], BinaryIO]
-
-
-def example_file(url: str | None, bundled: Path) -> ExampleFile:
+def example_file(url: str | None, bundled: Path) -> InputFile:
     """The file at this URL of the project's storage; the bundled one if there is none.
 
     :raises AirflowFailException: the URL is of somewhere else, or nothing is there.
     """
     if url is None:
-        return ExampleFile(bundled.name, lambda: bundled.open("rb"))
+        return InputFile(bundled.name, lambda: bundled.open("rb"))
     try:
         path = stored_file(url)
     except ValueError as error:
         raise AirflowFailException(str(error)) from None
     if not path.is_file():
         raise AirflowFailException(f"There is no file {url}.")
-    return ExampleFile(path.name, lambda: cast(BinaryIO, path.open("rb")))  # type: ignore[no-untyped-call]
+    return InputFile(path.name, lambda: cast(BinaryIO, path.open("rb")))  # type: ignore[no-untyped-call]
 
 
-def files_of_run(params: Mapping[str, Any]) -> tuple[ExampleFile, ExampleFile]:
+def files_of_run(params: Mapping[str, Any]) -> tuple[InputFile, InputFile]:
     """The training and the validation file that a run's params name."""
     return (
         example_file(params["training_file"], TRAINING),
@@ -115,7 +102,7 @@ async def preflight(service: OpenAIService) -> str:
     return model
 
 
-def check_examples(training: ExampleFile, validation: ExampleFile) -> tuple[CheckedFile, CheckedFile]:
+def check_examples(training: InputFile, validation: InputFile) -> tuple[CheckedFile, CheckedFile]:
     """Check both files.
 
     :raises AirflowFailException: naming every bad line, up to 50; the log has up to 1,000 per file.
@@ -153,39 +140,3 @@ def estimate(service: OpenAIService, tokens: int, n_epochs: int, budget_usd: flo
                 f"the budget of ${budget_usd:.2f}. Nothing was spent. Raise budget_usd, or take fewer examples."
             )
     return {"tokens": trained, "cost_usd": cost}
-
-
-async def upload_once(
-    service: OpenAIService, file: ExampleFile, purpose: Literal["fine-tune", "batch"] = "fine-tune"
-) -> str:
-    """The provider's id of this file, which is uploaded unless the provider has the same content already.
-
-    The name at the provider says what the content is.
-    """
-    with file.open() as content:
-        digest = hashlib.file_digest(cast(Any, content), "sha256").hexdigest()
-        size = content.seek(0, 2)
-    name = f"{digest}.jsonl"
-    async with service.client() as client:
-        try:
-            if found := await _uploaded(client, name, size, purpose):
-                log.info("%s is at the provider already, as %s.", file.name, found)
-                return found
-            with file.open() as content:
-                uploaded = await client.files.create(file=(name, content), purpose=purpose, timeout=600)
-        except Exception as error:
-            raise task_error(service, f"uploading {file.name}", error) from None
-    log.info("%s was uploaded as %s (%d bytes).", file.name, uploaded.id, size)
-    return uploaded.id
-
-
-async def _uploaded(client: AsyncOpenAI, name: str, size: int, purpose: str) -> str | None:
-    needed_until = time.time() + LEAST_LIFE_S
-    found = [
-        each
-        async for each in client.files.list(purpose=purpose, limit=1000)
-        if (each.filename, each.bytes) == (name, size)
-        and each.status != "error"
-        and (each.expires_at is None or each.expires_at > needed_until)
-    ]
-    return min(found, key=lambda each: (each.created_at, each.id)).id if found else None

@@ -6,19 +6,19 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from include.paid_jobs import KEY, Job, JobApi
+from include.openai_service import one_line
+from include.paid_jobs.job import KEY, Job, JobApi
 
 if TYPE_CHECKING:
     from openai.types.fine_tuning import FineTuningJob
 
-LONGEST_MESSAGE = 500
 LEVELS = {"info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
 
 log = logging.getLogger(__name__)
 
 
 class FineTuningApi(JobApi):
-    """See `include.paid_jobs.JobApi`. A job's `detail` has the fields of `_detail`."""
+    """See `include.paid_jobs.job.JobApi`. A job's `detail` has the fields of `_detail`."""
 
     underway = frozenset({"validating_files", "queued", "running"})
 
@@ -71,9 +71,3 @@ def _detail(job: FineTuningJob) -> dict[str, Any]:
         "seconds": job.finished_at - job.created_at if job.finished_at else None,
         "error": error and f"{one_line(error.message)} (code {error.code}, {error.param or 'no file named'})",
     }
-
-
-def one_line(text: str) -> str:
-    """Text from outside, so that it cannot pass for lines of the log."""
-    printable = "".join(char if char.isprintable() else " " for char in text)
-    return " ".join(printable.split())[:LONGEST_MESSAGE]

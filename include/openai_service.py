@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
+import ssl
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 # Seconds for one call. A job is created in one, whatever it takes afterwards.
 CALL_TIMEOUT_S = 30.0
+# Characters of a provider's message that go into a log or an error.
+LONGEST_MESSAGE = 500
 
 
 @dataclass(frozen=True)
@@ -71,12 +75,26 @@ class OpenAIService:
 
     def client(self, retries: int = 3) -> AsyncOpenAI:
         """A client that tries each call so many times again, where another try may help."""
-        from openai import AsyncOpenAI
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
         # A line per call is too much where a job is looked at for a day.
         for name in ("httpx", "httpx2"):
             logging.getLogger(name).setLevel(logging.WARNING)
-        return AsyncOpenAI(api_key=self.key, base_url=self.url, max_retries=retries, timeout=CALL_TIMEOUT_S)
+        return AsyncOpenAI(
+            api_key=self.key,
+            base_url=self.url,
+            max_retries=retries,
+            timeout=CALL_TIMEOUT_S,
+            http_client=DefaultAsyncHttpxClient(verify=_certificates()),
+        )
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    """What a server's certificate is checked against, for all clients: a triggerer has one per job that waits."""
+    import httpx2
+
+    return httpx2.create_ssl_context()
 
 
 def openai_service(conn_id: str) -> OpenAIService:
@@ -125,6 +143,12 @@ def describe(error: Exception) -> str:
             parts = [f"{name} {v}" for name in ("code", "param") if (v := getattr(error, name, None))]
             return ", ".join([f"status {error.status_code}", *parts])
     return type(error).__name__
+
+
+def one_line(text: str) -> str:
+    """Text from outside, so that it cannot pass for lines of the log."""
+    printable = "".join(char if char.isprintable() else " " for char in text)
+    return " ".join(printable.split())[:LONGEST_MESSAGE]
 
 
 def task_error(service: OpenAIService, action: str, error: Exception) -> AirflowException:

@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, TaskDeferred
 
-from include import paid_jobs
 from include.custom_operators.gpt_fine_tune import OpenAIFineTuneOperator, valid_suffix
 from include.fine_tuning_jobs import FineTuningApi
 from include.openai_service import openai_service
-from include.paid_jobs import JobKey, Outcome, one_job
+from include.paid_jobs import start
+from include.paid_jobs.job import Outcome
+from include.paid_jobs.record import JobKey, record_path
+from include.paid_jobs.start import one_job
 from include.triggers.gpt_fine_tune import OpenAIFineTuneTrigger
 from tests.conftest import KEY
 from tests.emulator import JOBS, Emulator
@@ -40,7 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
 @pytest.fixture
 def provider(server: Emulator, storage: Path, monkeypatch: pytest.MonkeyPatch) -> Emulator:
     monkeypatch.setenv("AIRFLOW_CONN_OPENAI_DEFAULT", server.connection())
-    monkeypatch.setattr(paid_jobs, "SETTLE_S", 0.3)
+    monkeypatch.setattr(start, "SETTLE_S", 0.3)
     return server
 
 
@@ -186,7 +188,7 @@ def test_a_changed_request_starts_another_job_and_cancels_the_one_under_way(task
 def test_a_job_that_the_provider_does_not_know_is_no_reason_to_pay_again(task, provider):
     tuning = task(wait_for_completion=False)
     tuning.attempt()
-    path = paid_jobs.record_path(JobKey(tuning.ti).value)
+    path = record_path(JobKey(tuning.ti).value)
     path.write_text(path.read_text().replace(tuning.xcoms["job_id"], "ftjob-of-another-account"))
     with pytest.raises(AirflowFailException, match=r"does not know job ftjob-of-another-account.*another account"):
         tuning.attempt()
@@ -199,7 +201,7 @@ def test_a_job_that_the_provider_does_not_know_is_no_reason_to_pay_again(task, p
 def test_a_lost_record_is_made_up_for_by_the_provider(task, provider):
     tuning = task(wait_for_completion=False)
     job_id = tuning.attempt()
-    paid_jobs.record_path(JobKey(tuning.ti).value).unlink()
+    record_path(JobKey(tuning.ti).value).unlink()
     assert tuning.attempt() == job_id
 
 
@@ -207,16 +209,16 @@ def test_a_lost_record_is_made_up_for_by_the_provider(task, provider):
 
 
 CUT_POINTS = [
-    (paid_jobs, "write_record", 1, "before"),
-    (paid_jobs, "write_record", 1, "after"),
+    (start, "write_record", 1, "before"),
+    (start, "write_record", 1, "after"),
     (FineTuningApi, "create", 1, "before"),
     (FineTuningApi, "create", 1, "after"),
-    (paid_jobs, "write_record", 2, "before"),
-    (paid_jobs, "write_record", 2, "after"),
+    (start, "write_record", 2, "before"),
+    (start, "write_record", 2, "after"),
     (FineTuningApi, "find", 1, "before"),
     (FineTuningApi, "find", 2, "after"),
-    (paid_jobs, "write_record", 3, "before"),
-    (paid_jobs, "write_record", 3, "after"),
+    (start, "write_record", 3, "before"),
+    (start, "write_record", 3, "after"),
     (FineTuningApi, "get", 1, "before"),
     (FineTuningApi, "get", 2, "after"),
     (FineTuningApi, "relay_news", 1, "after"),

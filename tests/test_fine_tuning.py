@@ -11,8 +11,9 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
 from include import fine_tuning as steps
-from include.fine_tuning import ExampleFile, check_examples, estimate, example_file, preflight, upload_once
+from include.fine_tuning import check_examples, estimate, example_file, preflight
 from include.model_comparison import comparison_table, scores, word_f1
+from include.openai_files import InputFile, upload_once
 from include.openai_service import OpenAIService, openai_service
 from tests.conftest import KEY, chat_requests
 from tests.emulator import JOBS, Emulator
@@ -94,8 +95,8 @@ def test_a_file_is_only_read_from_the_projects_storage(storage):
 
 
 def test_of_many_bad_lines_the_error_shows_fifty_and_counts_the_rest():
-    many = ExampleFile("many.jsonl", lambda: file_of([b"{}"] * 80))
-    fine = ExampleFile("fine.jsonl", lambda: file_of(lines()))
+    many = InputFile("many.jsonl", lambda: file_of([b"{}"] * 80))
+    fine = InputFile("fine.jsonl", lambda: file_of(lines()))
     with pytest.raises(AirflowFailException) as raised:
         check_examples(many, fine)
     message = str(raised.value)
@@ -116,8 +117,8 @@ def test_the_estimate_is_tokens_times_epochs_times_price():
 
 
 def test_a_file_of_the_same_content_is_uploaded_once_whatever_its_name(provider):
-    one, same = (ExampleFile(name, lambda: file_of(lines())) for name in ("one.jsonl", "two.jsonl"))
-    other = ExampleFile("one.jsonl", lambda: file_of(lines(13)))
+    one, same = (InputFile(name, lambda: file_of(lines())) for name in ("one.jsonl", "two.jsonl"))
+    other = InputFile("one.jsonl", lambda: file_of(lines(13)))
     first = asyncio.run(upload_once(service(), one))
     assert asyncio.run(upload_once(service(), same)) == first
     assert asyncio.run(upload_once(service(), other)) != first
@@ -127,7 +128,7 @@ def test_a_file_of_the_same_content_is_uploaded_once_whatever_its_name(provider)
 
 def test_an_upload_whose_answer_was_lost_is_found_again(provider):
     provider.fault("POST", "/v1/files", times=4, drop="after")
-    file = ExampleFile("one.jsonl", lambda: file_of(lines()))
+    file = InputFile("one.jsonl", lambda: file_of(lines()))
     with pytest.raises(AirflowException, match=r"uploading one\.jsonl failed"):
         asyncio.run(upload_once(service(), file))
     sent = len(provider.requests("POST", "/v1/files"))

@@ -16,11 +16,12 @@ from typing import Any, ClassVar
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, TaskDeferred
 
-from include import batch_requests, paid_jobs
+from include import batch_requests
 from include.batch_jobs import BatchApi
 from include.batch_rounds import Rounds
 from include.custom_operators import openai_batch
 from include.custom_operators.openai_batch import OpenAIBatchOperator
+from include.paid_jobs import start
 from include.triggers.openai_batch import OpenAIBatchTrigger
 from tests.conftest import KEY
 from tests.emulator import BATCHES, Emulator
@@ -75,7 +76,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
 @pytest.fixture
 def provider(server: Emulator, storage: Path, monkeypatch: pytest.MonkeyPatch) -> Emulator:
     monkeypatch.setenv("AIRFLOW_CONN_OPENAI_DEFAULT", server.connection())
-    monkeypatch.setattr(paid_jobs, "SETTLE_S", 0.3)
+    monkeypatch.setattr(start, "SETTLE_S", 0.3)
     return server
 
 
@@ -282,11 +283,11 @@ def test_a_worker_told_to_stop_cancels_the_batch_and_the_next_try_sends_the_rest
 CUT_POINTS = [
     (openai_batch, "write_upload", 1, "after"),
     (openai_batch, "upload_once", 1, "after"),
-    (paid_jobs, "write_record", 1, "after"),
+    (start, "write_record", 1, "after"),
     (BatchApi, "create", 1, "before"),
     (BatchApi, "create", 1, "after"),
-    (paid_jobs, "write_record", 2, "before"),
-    (paid_jobs, "write_record", 3, "after"),
+    (start, "write_record", 2, "before"),
+    (start, "write_record", 3, "after"),
     (BatchApi, "relay_news", 1, "after"),
     (BatchApi, "download", 1, "before"),
     (BatchApi, "download", 1, "after"),

@@ -92,7 +92,8 @@ def fine_tuning():
     def upload():
         import asyncio
 
-        from include.fine_tuning import files_of_run, upload_once
+        from include.fine_tuning import files_of_run
+        from include.openai_files import upload_once
         from include.openai_service import openai_service
 
         training, validation = files_of_run(get_current_context()["params"])

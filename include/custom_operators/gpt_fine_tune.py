@@ -10,7 +10,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from include.custom_operators.paid_job import PaidJobOperator
 from include.fine_tuning_jobs import FineTuningApi
 from include.openai_service import OpenAIService, openai_service
-from include.paid_jobs import Job
+from include.paid_jobs.job import Job
 from include.triggers.gpt_fine_tune import OpenAIFineTuneTrigger
 
 if TYPE_CHECKING:

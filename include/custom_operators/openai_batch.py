@@ -16,9 +16,10 @@ from include.batch_jobs import ENDPOINT, BatchApi
 from include.batch_requests import Answers, check_requests, write_upload
 from include.batch_rounds import Rounds
 from include.custom_operators.paid_job import PaidJobOperator
-from include.fine_tuning import ExampleFile, upload_once
+from include.openai_files import InputFile, upload_once
 from include.openai_service import OpenAIService, openai_service, task_error
-from include.paid_jobs import Job, JobKey, Outcome, read_record
+from include.paid_jobs.job import Job, Outcome
+from include.paid_jobs.record import JobKey, read_record
 from include.storage import stored_file
 from include.triggers.openai_batch import OpenAIBatchTrigger
 
@@ -89,7 +90,7 @@ class OpenAIBatchOperator(PaidJobOperator):
         self.log.info("Round %d: %d of %d requests are to be sent.", rounds.number, len(missing), len(requests))
         upload = rounds.folder / "requests.jsonl"
         self._request = {"endpoint": ENDPOINT, "sha256": write_upload(upload, path, missing)}
-        file = ExampleFile(path.name, lambda: cast(BinaryIO, upload.open("rb")))  # type: ignore[no-untyped-call]
+        file = InputFile(path.name, lambda: cast(BinaryIO, upload.open("rb")))  # type: ignore[no-untyped-call]
         self._input_file_id = asyncio.run(upload_once(openai_service(self.conn_id), file, "batch"))
         return super().execute(context)
 

@@ -14,7 +14,10 @@ from airflow.sdk import BaseOperator, BaseOperatorLink
 from pydantic import ValidationError
 
 from include.openai_service import OpenAIService, openai_service
-from include.paid_jobs import Job, JobApi, JobKey, Outcome, cancel, mark_killed, one_job, read_record, wait_for_job
+from include.paid_jobs.job import Job, JobApi, Outcome
+from include.paid_jobs.record import JobKey, mark_killed, read_record
+from include.paid_jobs.start import one_job
+from include.paid_jobs.wait import cancel, wait_for_job
 from include.triggers.paid_job import PaidJobTrigger
 
 if TYPE_CHECKING:

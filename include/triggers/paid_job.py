@@ -11,7 +11,8 @@ from typing import Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from include.openai_service import OpenAIService, openai_service
-from include.paid_jobs import JobApi, cancel, wait_for_job
+from include.paid_jobs.job import JobApi
+from include.paid_jobs.wait import cancel, wait_for_job
 
 # In these states a task instance needs its job no more. A cleared one is in none of them: it takes the job up again.
 GIVEN_UP = frozenset({"failed", "success", "skipped", "upstream_failed", "removed"})
@@ -20,7 +21,7 @@ LONGEST_CANCEL_S = 30.0
 
 
 class PaidJobTrigger(BaseTrigger):
-    """Wait for a job and send one event, an `include.paid_jobs.Outcome`.
+    """Wait for a job and send one event, an `include.paid_jobs.job.Outcome`.
 
     The row of the trigger names the connection; the key is read where and when it is needed. A triggerer that stops
     or hands over to another cancels nothing. A person who ends the deferred task does, if `cancel_on_kill`: on
