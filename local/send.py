@@ -13,6 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -111,14 +112,14 @@ Replies = Iterator[dict[str, Any] | None]
 
 
 def kafka_replies(settings: dict[str, Any]) -> Replies:
-    consumer = Consumer({**settings, "group.id": "send", "enable.auto.commit": False})
-    partitions = consumer.list_topics(REPLIES, timeout=TIMEOUT_S).topics[REPLIES].partitions
-    consumer.assign([TopicPartition(REPLIES, number, OFFSET_END) for number in partitions])
-    consumer.poll(1.0)  # from here on
-    yield None
-    while True:
-        message = consumer.poll(0.5)
-        yield None if message is None or message.error() else json.loads(message.value() or b"{}")
+    with closing(Consumer({**settings, "group.id": "send", "enable.auto.commit": False})) as consumer:
+        partitions = consumer.list_topics(REPLIES, timeout=TIMEOUT_S).topics[REPLIES].partitions
+        consumer.assign([TopicPartition(REPLIES, number, OFFSET_END) for number in partitions])
+        consumer.poll(1.0)  # from here on
+        yield None
+        while True:
+            message = consumer.poll(0.5)
+            yield None if message is None or message.error() else json.loads(message.value() or b"{}")
 
 
 def queue_replies(queue: str) -> Replies:
