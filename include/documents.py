@@ -8,13 +8,18 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import NAMESPACE_URL, uuid5
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from include.document_formats import TEXT, UnreadableDocument, read_text
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
 
 # A folder that every worker sees.
 KNOWLEDGE_BASE = Path(os.environ.get("GENAI_KNOWLEDGE_BASE") or Path(__file__).parent / "knowledge_base")
@@ -149,10 +154,8 @@ def split_document(document: Document) -> list[Chunk]:
 
 def _headings(text: str) -> tuple[list[int], list[str]]:
     """Where each Markdown heading starts, as a number of characters, and the path of headings down to it."""
-    from markdown_it import MarkdownIt
-
     line_starts = [0, *accumulate(len(line) + 1 for line in text.split("\n"))]
-    tokens = MarkdownIt("commonmark").disable(["inline", "text_join"]).parse(text)  # blocks are all that is needed
+    tokens = _block_parser().parse(text)
     starts, paths = [], []
     above: list[tuple[int, str]] = []
     for token, content in pairwise(tokens):
@@ -162,6 +165,14 @@ def _headings(text: str) -> tuple[list[int], list[str]]:
             starts.append(line_starts[token.map[0]])
             paths.append(" > ".join(name for _, name in above if name)[: 2 * LONGEST_TITLE])
     return starts, paths
+
+
+@cache
+def _block_parser() -> MarkdownIt:
+    """A parser of Markdown's blocks, which are all that is needed. Making it takes longer than most documents do."""
+    from markdown_it import MarkdownIt
+
+    return MarkdownIt("commonmark").disable(["inline", "text_join"])
 
 
 def _checksum(*parts: str) -> str:

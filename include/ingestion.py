@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from math import ceil
 from typing import TypedDict
 
 from include.document_formats import UnreadableDocument
@@ -41,7 +42,9 @@ class Finished(TypedDict):
 
 
 def find_changes(name: str, batch_size: int, conn_id: str = VECTOR_STORE_CONN_ID) -> list[list[str]]:
-    """The names of documents that the index lacks or has in another version, in lists of `batch_size`.
+    """The names of documents that the index lacks or has in another version, in lists of `batch_size` at most.
+
+    The lists are of one length: tasks that begin together end together.
 
     Makes the collection for the embedding model of now, if it is not there: tasks that fill it find it there.
 
@@ -57,7 +60,10 @@ def find_changes(name: str, batch_size: int, conn_id: str = VECTOR_STORE_CONN_ID
         stored = collection.documents()
     changed = [source for source in names if stored.get(source) != file_checksum(source)]
     log.info("%d of %d documents are new or changed.", len(changed), len(names))
-    return [changed[start : start + batch_size] for start in range(0, len(changed), batch_size)]
+    if not changed:
+        return []
+    size = ceil(len(changed) / ceil(len(changed) / batch_size))
+    return [changed[start : start + size] for start in range(0, len(changed), size)]
 
 
 def index_documents(name: str, sources: Sequence[str], conn_id: str = VECTOR_STORE_CONN_ID) -> Indexed:

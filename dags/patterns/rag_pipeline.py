@@ -18,7 +18,7 @@ from include.ai import llm_kwargs
 from include.answers import ANSWER_PROMPT, MOST_PASSAGES, Answer, answer_prompt
 from include.task_defaults import DEFAULT_ARGS, LLM_POOL
 
-DOCUMENTS_PER_TASK = 500
+DOCUMENTS_PER_TASK = 1000
 
 
 @dag(
