@@ -102,6 +102,14 @@ def test_a_second_run_over_unchanged_documents_embeds_nothing(index, llm, knowle
     assert embedded(llm, requests) == []
 
 
+def test_changed_documents_are_shared_out_evenly_and_each_once(index, knowledge_base):
+    for number in range(4):
+        (knowledge_base / f"page-{number}.md").write_text(f"# Page {number}")
+    batches = find_changes(index, 5)
+    assert [len(batch) for batch in batches] == [4, 3]
+    assert [name for batch in batches for name in batch] == documents.document_names(knowledge_base)
+
+
 def test_only_the_changed_chunks_of_an_edited_document_are_embedded(index, llm, knowledge_base):
     sections = [f"## Section {n}\n\n{f'Sentence of section {n}. ' * 30}" for n in range(5)]
     (knowledge_base / "long.md").write_text("\n\n".join(["# Long", *sections]))
