@@ -30,9 +30,6 @@ def prefix(request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         delete_collections(name)
 
 
-pytestmark = pytest.mark.one_stack
-
-
 @pytest.fixture
 def store(prefix: str) -> Iterator[Any]:
     with open_vector_store() as store:
@@ -178,6 +175,17 @@ def test_a_new_version_leaves_nothing_of_the_old_one_and_other_documents_alone(c
     assert collection.documents() == {"a.md": "new", "b.md": "other"}
     assert found(collection, "three", mode="keyword") == []
     assert found(collection, "new", mode="keyword") == ["a.md"]
+
+
+def test_two_documents_that_change_places_leave_nothing_of_each_other(collection):
+    one, other = ["one", "two", "three"], ["four"]
+    put(collection, "a.md", *one)
+    put(collection, "b.md", *other)
+    swapped = chunks("a.md", *other) + chunks("b.md", *one)
+    collection.replace_documents(swapped, [EAST] * len(swapped))
+
+    assert collection.count() == 4
+    assert collection.documents() == {"a.md": "four", "b.md": "one+two+three"}
 
 
 def test_a_document_of_which_chunks_are_missing_or_old_is_not_complete(collection):

@@ -22,6 +22,7 @@ READY_PAUSE_S = 1.0
 
 # Objects in one request: 3,072 numbers each are 3 MB, and a server takes 10 MB where it is set to little.
 BATCH_OBJECTS = 256
+BATCH_DOCUMENTS = 64
 BATCH_TRIES = 4
 FIRST_PAUSE_S = 0.5
 
@@ -160,12 +161,12 @@ class WeaviateCollection:
             ]
             insert_all(self._collection, objects)
         # Ids stand for positions: what is left of the earlier versions are positions that there are no more.
-        for group in _groups(sorted({(chunk.source, chunk.document_checksum) for chunk in chunks}), BATCH_OBJECTS):
-            sources, checksums = ([row[column] for row in group] for column in (0, 1))
-            self._delete(
-                Filter.by_property("source").contains_any(sources)
-                & Filter.by_property("document_checksum").contains_none(checksums)
-            )
+        for group in _groups(sorted({(chunk.source, chunk.document_checksum) for chunk in chunks}), BATCH_DOCUMENTS):
+            earlier_versions = [
+                Filter.by_property("source").equal(source) & Filter.by_property("document_checksum").not_equal(checksum)
+                for source, checksum in group
+            ]
+            self._delete(Filter.any_of(earlier_versions))
 
     def delete_documents(self, sources: Sequence[str]) -> None:
         from weaviate.classes.query import Filter
