@@ -23,6 +23,13 @@ it stands, with finish_reason "length". With `response_format` "json_object", a 
 is followed, and without one the fields are made up. Equal requests get equal answers.
 """
 
-from .running import serve
+from contextlib import AbstractContextManager
 
-__all__ = ["serve"]
+from local.web_server import in_a_thread
+
+from .app import create_app
+
+
+def serve(port: int = 0) -> AbstractContextManager[str]:
+    """Run the server in a thread of this process; see `local.web_server.in_a_thread`."""
+    return in_a_thread(create_app, port)

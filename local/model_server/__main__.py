@@ -3,8 +3,9 @@
 import argparse
 
 import local.model_server as package
+from local.web_server import until_stopped
 
-from .running import run
+from .app import create_app
 
 
 def main() -> None:
@@ -15,7 +16,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--port", type=int, default=8080, help="port on 127.0.0.1 (default: %(default)s; 0: any free)")
-    run(parser.parse_args().port)
+    until_stopped(create_app, parser.parse_args().port)
 
 
 if __name__ == "__main__":

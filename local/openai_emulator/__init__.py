@@ -48,6 +48,29 @@ no key is asked for. Outcomes and faults are forgotten when the process ends:
     `{"method", "path", "status", "time"}` of the last 100,000 requests to `/v1`; the status of a dropped one is null.
 """
 
-from .running import serve
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
 
-__all__ = ["serve"]
+from local.web_server import in_a_thread
+
+from .app import EMBEDDING_MODEL, JOB_SECONDS, create_app
+
+
+def serve(
+    folder: Path,
+    upstream: str | None = None,
+    job_seconds: float = JOB_SECONDS,
+    port: int = 0,
+    token: str | None = None,
+    embedding_model: str = EMBEDDING_MODEL,
+) -> AbstractContextManager[str]:
+    """Run the emulator in a thread of this process; see `local.web_server.in_a_thread`.
+
+    :param folder: where its state is kept.
+    :param upstream: base URL of the OpenAI-compatible server that has the models; without one it answers no questions.
+    :param job_seconds: how long a job takes.
+    :param token: the only API key that is accepted; any is if there is none.
+    :param embedding_model: the model of the server behind that finds the nearest examples.
+    """
+    return in_a_thread(partial(create_app, folder, upstream, job_seconds, token, embedding_model), port)

@@ -1,12 +1,14 @@
 """``python -m local.openai_emulator --port N --folder DIR``."""
 
 import argparse
+import logging
+from functools import partial
 from pathlib import Path
 
 import local.openai_emulator as package
+from local.web_server import until_stopped
 
-from .app import EMBEDDING_MODEL, JOB_SECONDS
-from .running import run
+from .app import EMBEDDING_MODEL, JOB_SECONDS, create_app
 
 
 def main() -> None:
@@ -30,7 +32,9 @@ def main() -> None:
         help="model of the upstream server that finds the nearest examples (default: %(default)s)",
     )
     options = parser.parse_args()
-    run(options.port, options.folder, options.upstream, options.job_seconds, options.token, options.embedding_model)
+    logging.getLogger("python_multipart").setLevel(logging.WARNING)
+    settings = (options.folder, options.upstream, options.job_seconds, options.token, options.embedding_model)
+    until_stopped(partial(create_app, *settings), options.port)
 
 
 if __name__ == "__main__":
