@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
+from typing import TYPE_CHECKING
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
 from include.connections import model_source
 
+if TYPE_CHECKING:
+    from pydantic_ai.embeddings import EmbeddingModel
+
 EMBEDDINGS_CONN_ID = "embeddings_default"
 DEFAULT_MODEL = "openai:text-embedding-3-small"
+IN_PROCESS = "sentence-transformers:"
 
 # Texts in one request; OpenAI allows 2,048 texts and 300,000 tokens, and a chunk has about 200 tokens.
 BATCH_SIZE = 256
 
 
 class Embedder:
-    """Turns texts into vectors. Make one per task: it holds the model.
+    """Turns texts into vectors.
 
     :param conn_id: the connection that names the embedding model. `dimensions` in its extra asks for shorter vectors.
     """
@@ -32,7 +37,10 @@ class Embedder:
         source = model_source(conn_id, DEFAULT_MODEL)
         dimensions = source.provider_args.pop("dimensions", None)
         try:
-            model = infer_embedding_model(source.model_id, provider_factory=source.provider)
+            if source.model_id.startswith(IN_PROCESS):
+                model = _in_process_model(source.model_id)
+            else:
+                model = infer_embedding_model(source.model_id, provider_factory=source.provider)
         except (UserError, ValueError, ImportError, TypeError) as error:
             raise AirflowFailException(
                 f"Connection {conn_id!r} names the embedding model {source.model_id!r}, which cannot be built: {error}"
@@ -87,6 +95,14 @@ class Embedder:
                 f"Connection {self.conn_id!r}: embedding with {self.model_id!r} failed ({status}). "
                 "Check the connection's host, key and model."
             ) from None
+
+
+@cache
+def _in_process_model(model_id: str) -> EmbeddingModel:
+    """A model in this process. It takes seconds to load, and a task may make several `Embedder`s."""
+    from pydantic_ai.embeddings import infer_embedding_model
+
+    return infer_embedding_model(model_id)
 
 
 def _unit(vector: Sequence[float]) -> list[float]:

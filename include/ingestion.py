@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from math import ceil
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 from include.document_formats import UnreadableDocument
 from include.documents import Chunk, document_names, file_checksum, read_document, split_document
@@ -41,12 +41,17 @@ class Finished(TypedDict):
     removed: list[str]
 
 
-def find_changes(name: str, batch_size: int, conn_id: str = VECTOR_STORE_CONN_ID) -> list[list[str]]:
-    """The names of documents that the index lacks or has in another version, in lists of `batch_size` at most.
+class Changes(NamedTuple):
+    """The collection of the embedding model of now, and the documents that it lacks or has in another version."""
 
-    The lists are of one length: tasks that begin together end together.
+    collection: str
+    documents: list[str]
 
-    Makes the collection for the embedding model of now, if it is not there: tasks that fill it find it there.
+
+def find_changes(name: str, conn_id: str = VECTOR_STORE_CONN_ID) -> Changes:
+    """What there is to do for the index `name`.
+
+    Makes the collection, if it is not there: tasks that fill it find it there.
 
     :raises ValueError: there are no documents: a folder that was not deployed must not empty the index.
     """
@@ -55,15 +60,21 @@ def find_changes(name: str, batch_size: int, conn_id: str = VECTOR_STORE_CONN_ID
         raise ValueError("There are no documents in the knowledge base.")
     embedder = Embedder()
     with open_vector_store(conn_id) as store:
-        collection = store.collection(collection_name(name, embedder))
+        collection_id = collection_name(name, embedder)
+        collection = store.collection(collection_id)
         collection.create(embedder.dimension)
         stored = collection.documents()
     changed = [source for source in names if stored.get(source) != file_checksum(source)]
     log.info("%d of %d documents are new or changed.", len(changed), len(names))
-    if not changed:
+    return Changes(collection_id, changed)
+
+
+def in_parts(documents: list[str], most: int) -> list[list[str]]:
+    """The documents for each of as few tasks as need be, if one takes `most` at most. Their shares are equal."""
+    if not documents:
         return []
-    size = ceil(len(changed) / ceil(len(changed) / batch_size))
-    return [changed[start : start + size] for start in range(0, len(changed), size)]
+    size = ceil(len(documents) / ceil(len(documents) / most))
+    return [documents[start : start + size] for start in range(0, len(documents), size)]
 
 
 def index_documents(name: str, sources: Sequence[str], conn_id: str = VECTOR_STORE_CONN_ID) -> Indexed:
@@ -83,14 +94,15 @@ def index_documents(name: str, sources: Sequence[str], conn_id: str = VECTOR_STO
     return done
 
 
-def finish(name: str, conn_id: str = VECTOR_STORE_CONN_ID) -> Finished:
+def finish(name: str, collection_id: str, conn_id: str = VECTOR_STORE_CONN_ID) -> Finished:
     """Delete documents that are gone, and point the searches at this collection, if they still use an older one.
 
+    It needs no embedding model.
+
+    :param collection_id: the collection that was filled, of `Changes`.
     :raises ValueError: there is nothing in the collection.
     """
-    embedder = Embedder()
     with open_vector_store(conn_id) as store:
-        collection_id = collection_name(name, embedder)
         collection = store.collection(collection_id)
         removed = sorted(collection.documents().keys() - set(document_names()))
         collection.delete_documents(removed)
@@ -107,11 +119,12 @@ def finish(name: str, conn_id: str = VECTOR_STORE_CONN_ID) -> Finished:
         return Finished(collection=collection_id, chunks=chunks, removed=removed)
 
 
-def refresh_index(name: str, conn_id: str = VECTOR_STORE_CONN_ID, batch_size: int = 50) -> Finished:
+def refresh_index(name: str, conn_id: str = VECTOR_STORE_CONN_ID) -> Finished:
     """All three steps, one after the other. A retry goes on with what is still missing."""
-    for sources in find_changes(name, batch_size, conn_id):
-        index_documents(name, sources, conn_id)
-    return finish(name, conn_id)
+    changes = find_changes(name, conn_id)
+    if changes.documents:
+        index_documents(name, changes.documents, conn_id)
+    return finish(name, changes.collection, conn_id)
 
 
 def _split(sources: Sequence[str], done: Indexed) -> Iterator[list[Chunk]]:

@@ -22,7 +22,7 @@ from llmock.simulation import build_mock_embedding as vector_of
 
 from include import documents, ingestion, knowledge_index
 from include.answers import DONT_KNOW
-from include.ingestion import find_changes, finish, index_documents, refresh_index
+from include.ingestion import find_changes, finish, in_parts, index_documents, refresh_index
 from include.knowledge_index import COLLECTION, search
 from include.vector_store import SearchQuery, open_vector_store
 from tests.conftest import KEY, chat_requests, embedding_requests, model_connection
@@ -95,7 +95,7 @@ def test_a_second_run_over_unchanged_documents_embeds_nothing(index, llm, knowle
     assert in_step(index, knowledge_base)
     before, requests = stored(index), len(embedding_requests(llm))
 
-    assert find_changes(index, 10) == []
+    assert find_changes(index).documents == []
     refresh_index(index)
 
     assert stored(index) == before
@@ -105,9 +105,10 @@ def test_a_second_run_over_unchanged_documents_embeds_nothing(index, llm, knowle
 def test_changed_documents_are_shared_out_evenly_and_each_once(index, knowledge_base):
     for number in range(4):
         (knowledge_base / f"page-{number}.md").write_text(f"# Page {number}")
-    batches = find_changes(index, 5)
-    assert [len(batch) for batch in batches] == [4, 3]
-    assert [name for batch in batches for name in batch] == documents.document_names(knowledge_base)
+    parts = in_parts(find_changes(index).documents, 5)
+    assert [len(part) for part in parts] == [4, 3]
+    assert [name for part in parts for name in part] == documents.document_names(knowledge_base)
+    assert in_parts([], 5) == []
 
 
 def test_only_the_changed_chunks_of_an_edited_document_are_embedded(index, llm, knowledge_base):
@@ -119,7 +120,7 @@ def test_only_the_changed_chunks_of_an_edited_document_are_embedded(index, llm, 
     sections.insert(0, "## Section new\n\n" + "Something else to begin with. " * 24)  # moves all others
     (knowledge_base / "long.md").write_text("\n\n".join(["# Long", *sections]))
 
-    assert find_changes(index, 10) == [["long.md"]]
+    assert find_changes(index).documents == ["long.md"]
     refresh_index(index)
 
     texts = embedded(llm, requests)
@@ -140,9 +141,9 @@ def test_a_shorter_version_and_a_removed_document_leave_nothing(index, knowledge
 
 def test_a_run_that_dies_half_way_is_finished_by_the_next(index, llm, knowledge_base, monkeypatch):
     monkeypatch.setattr(ingestion, "CHUNKS_AT_ONCE", 1)  # each document is written on its own
-    (batch,) = find_changes(index, 10)
+    changed = find_changes(index).documents
     requests = len(embedding_requests(llm))
-    index_documents(index, batch[:1])
+    index_documents(index, changed[:1])
     paid = len(embedded(llm, requests))
     with open_vector_store() as store:
         assert store.active(index) is None  # nobody searches a collection that is not full
@@ -173,12 +174,13 @@ def test_a_document_of_which_only_a_part_was_stored_is_completed(index, llm, kno
     assert first.text not in embedded(llm, requests)
 
 
-def test_two_ingestions_at_once_do_no_harm(index, knowledge_base):
+def test_two_ingestions_at_once_do_no_harm(index, knowledge_base, monkeypatch):
+    monkeypatch.setattr(ingestion, "CHUNKS_AT_ONCE", 1)  # each document is written on its own
     barrier = threading.Barrier(2)
 
     def ingest(_: int) -> None:
         barrier.wait(timeout=60)
-        refresh_index(index, batch_size=1)
+        refresh_index(index)
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(ingest, range(2)))
@@ -198,12 +200,12 @@ def test_another_model_or_dimension_fills_a_new_collection_and_then_takes_over(
     else:  # a server that serves another model under the same name
         monkeypatch.setattr(llmock.routers.openai, "build_mock_embedding", lambda text, _: vector_of(text, 64))
 
-    for batch in find_changes(index, 2):
-        index_documents(index, batch)
+    changes = find_changes(index)
+    index_documents(index, changes.documents)
     assert stored(index)[0] == old
     with pytest.raises(AirflowFailException, match="holds vectors of another model"):
         search(index, SearchQuery("reset link", [], 3))
-    finish(index)
+    finish(index, changes.collection)
 
     new, _, new_count = stored(index)
     assert new != old
@@ -220,9 +222,9 @@ def test_files_that_cannot_be_read_are_named_and_the_rest_goes_in(index, knowled
     (knowledge_base / "geofences.md").write_bytes(b"# Geb\xfchren")
     (knowledge_base / "empty.md").write_text(" ")
     (knowledge_base / "new.txt").write_text("Something new.")
-    (batch,) = find_changes(index, 10)
-    done = index_documents(index, batch)
-    finish(index)
+    changes = find_changes(index)
+    done = index_documents(index, changes.documents)
+    finish(index, changes.collection)
 
     assert done["documents"] == 1
     assert done["unreadable"].keys() == {"empty.md", "geofences.md"}

@@ -67,10 +67,12 @@ DOCUMENTS_PER_TASK = 1000
 def rag_pipeline():
     @task
     def find_changes() -> list[list[str]]:
-        from include.ingestion import find_changes
+        from include.ingestion import find_changes, in_parts
         from include.knowledge_index import COLLECTION
 
-        return find_changes(COLLECTION, DOCUMENTS_PER_TASK)
+        changes = find_changes(COLLECTION)
+        get_current_context()["ti"].xcom_push(key="collection", value=changes.collection)
+        return in_parts(changes.documents, DOCUMENTS_PER_TASK)
 
     @task(map_index_template="{{ documents }}", pool=LLM_POOL)
     def index_documents(sources: list[str]):
@@ -85,7 +87,8 @@ def rag_pipeline():
         from include.ingestion import finish
         from include.knowledge_index import COLLECTION
 
-        return finish(COLLECTION)
+        collection = get_current_context()["ti"].xcom_pull(task_ids="find_changes", key="collection")
+        return finish(COLLECTION, collection)
 
     @task
     def retrieve() -> list[dict]:
