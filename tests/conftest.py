@@ -44,6 +44,7 @@ os.environ |= {
 KEY = "sk-the-secret-key-of-the-tests"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist's own hook, which reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Group the tests for `make test`, which runs the groups side by side, each in one process.
 
