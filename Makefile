@@ -50,7 +50,7 @@ copy: $(READY)  ## copy a DAG and all it needs into your Astro project: make cop
 	@$(BIN)/python -m local.copy_pattern "$(PATTERN)" "$(TO)"
 
 test: $(READY)  ## run the tests
-	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 embed: $(READY)  ## test models of sentence-transformers, which `make test` skips (installs torch: 7 GB more)
 	@test -x $(EMBED_BIN)/python || "$(PYTHON)" -m venv .venv-sentence-transformers

@@ -44,20 +44,29 @@ os.environ |= {
 KEY = "sk-the-secret-key-of-the-tests"
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist's own hook, which reads the groups
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Group the tests for `make test`, which runs the groups side by side, each in one process.
+# `make test` runs files side by side, but these one after the other: a small machine carries one Airflow at a time.
+# They begin first, as together they take the longest.
+REAL_AIRFLOW = ("end_to_end", "scheduling", "event_driven", "fine_tuning_restarts", "human_review")
+# And these, which share their brokers.
+KAFKA = ("stream_inference", "kafka_doorbell")
+GROUPS = {f"test_{name}.py": group for group in (REAL_AIRFLOW, KAFKA) for name in group}
 
-    A file is a group. So are all tests on a real Airflow: a small machine carries one at a time, and as they take the
-    longest, they begin first. And all on Kafka, which share their brokers.
-    """
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        if not item.get_closest_marker("xdist_group"):
-            name = next((name for name in ("airflow", "broker") if name in item.fixturenames), item.path.stem)
-            item.add_marker(pytest.mark.xdist_group(name))
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args != ("airflow",))
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Files of a group, in one process."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class GroupScheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return str(GROUPS.get(Path(file).name, file))
+
+    return GroupScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: GROUPS.get(item.path.name) != REAL_AIRFLOW)
 
 
 def dag_files(folder: str = "") -> list[Path]:

@@ -18,8 +18,6 @@ from tests.stack import command, local, processes_of, wait_until
 
 DAGS = {path.stem for path in dag_files()}
 
-pytestmark = pytest.mark.xdist_group("airflow")
-
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
