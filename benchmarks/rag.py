@@ -121,8 +121,8 @@ import resource, sys
 from include.documents import document_names
 from include.ingestion import find_changes, index_documents
 from include.knowledge_index import COLLECTION
-find_changes(COLLECTION)
-index_documents(COLLECTION, document_names()[:int(sys.argv[1])])
+collection = find_changes(COLLECTION).collection
+index_documents(COLLECTION, collection, document_names()[:int(sys.argv[1])])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 

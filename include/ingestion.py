@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from math import ceil
 from typing import NamedTuple, TypedDict
 
+from airflow.providers.common.compat.sdk import AirflowFailException
+
 from include.document_formats import UnreadableDocument
 from include.documents import Chunk, document_names, file_checksum, read_document, split_document
 from include.embeddings import Embedder
@@ -77,16 +79,25 @@ def in_parts(documents: list[str], most: int) -> list[list[str]]:
     return [documents[start : start + size] for start in range(0, len(documents), size)]
 
 
-def index_documents(name: str, sources: Sequence[str], conn_id: str = VECTOR_STORE_CONN_ID) -> Indexed:
+def index_documents(
+    name: str, collection_id: str, sources: Sequence[str], conn_id: str = VECTOR_STORE_CONN_ID
+) -> Indexed:
     """Chunk, embed and store these documents in place of their earlier versions.
 
     A chunk whose text the index holds already is not embedded again, wherever in its document it stands now. A file
     that cannot be read is left out, with an error in the log; the index keeps its last version that could be read.
+
+    :param collection_id: the collection of `Changes`.
+    :raises AirflowFailException: it is for another embedding model than that of now.
     """
     done = Indexed(documents=0, chunks=0, embedded=0, unreadable={})
     embedder = Embedder()
+    if collection_name(name, embedder) != collection_id:
+        raise AirflowFailException(
+            f"The embedding model of {embedder.conn_id!r} has changed since this run began: start a new run."
+        )
     with open_vector_store(conn_id) as store:
-        collection = store.collection(collection_name(name, embedder))
+        collection = store.collection(collection_id)
         for chunks in _groups(_split(sources, done)):
             done["chunks"] += len(chunks)
             done["embedded"] += _index(chunks, collection, embedder)
@@ -123,7 +134,7 @@ def refresh_index(name: str, conn_id: str = VECTOR_STORE_CONN_ID) -> Finished:
     """All three steps, one after the other. A retry goes on with what is still missing."""
     changes = find_changes(name, conn_id)
     if changes.documents:
-        index_documents(name, changes.documents, conn_id)
+        index_documents(name, *changes, conn_id)
     return finish(name, changes.collection, conn_id)
 
 

@@ -141,9 +141,9 @@ def test_a_shorter_version_and_a_removed_document_leave_nothing(index, knowledge
 
 def test_a_run_that_dies_half_way_is_finished_by_the_next(index, llm, knowledge_base, monkeypatch):
     monkeypatch.setattr(ingestion, "CHUNKS_AT_ONCE", 1)  # each document is written on its own
-    changed = find_changes(index).documents
+    changes = find_changes(index)
     requests = len(embedding_requests(llm))
-    index_documents(index, changed[:1])
+    index_documents(index, changes.collection, changes.documents[:1])
     paid = len(embedded(llm, requests))
     with open_vector_store() as store:
         assert store.active(index) is None  # nobody searches a collection that is not full
@@ -194,14 +194,17 @@ def test_another_model_or_dimension_fills_a_new_collection_and_then_takes_over(
 ):
     refresh_index(index)
     old, _, count = stored(index)
+    before = find_changes(index)
     if change == "model":
         other = model_connection(llm.base_url("openai"), "openai:text-embedding-3-large")
         monkeypatch.setenv("AIRFLOW_CONN_EMBEDDINGS_DEFAULT", other)
     else:  # a server that serves another model under the same name
         monkeypatch.setattr(llmock.routers.openai, "build_mock_embedding", lambda text, _: vector_of(text, 64))
 
+    with pytest.raises(AirflowFailException, match="has changed since this run began"):
+        index_documents(index, before.collection, documents.document_names(knowledge_base))
     changes = find_changes(index)
-    index_documents(index, changes.documents)
+    index_documents(index, *changes)
     assert stored(index)[0] == old
     with pytest.raises(AirflowFailException, match="holds vectors of another model"):
         search(index, SearchQuery("reset link", [], 3))
@@ -223,7 +226,7 @@ def test_files_that_cannot_be_read_are_named_and_the_rest_goes_in(index, knowled
     (knowledge_base / "empty.md").write_text(" ")
     (knowledge_base / "new.txt").write_text("Something new.")
     changes = find_changes(index)
-    done = index_documents(index, changes.documents)
+    done = index_documents(index, *changes)
     finish(index, changes.collection)
 
     assert done["documents"] == 1

@@ -79,8 +79,10 @@ def rag_pipeline():
         from include.ingestion import index_documents
         from include.knowledge_index import COLLECTION
 
-        get_current_context()["documents"] = f"{sources[0]} to {sources[-1]}"
-        return index_documents(COLLECTION, sources)
+        context = get_current_context()
+        context["documents"] = f"{sources[0]} to {sources[-1]}"
+        collection = context["ti"].xcom_pull(task_ids="find_changes", key="collection")
+        return index_documents(COLLECTION, collection, sources)
 
     @task(trigger_rule="none_failed")
     def finish_index():
