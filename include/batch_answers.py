@@ -105,8 +105,11 @@ class Answering:
     def _rows_to_ask(self) -> Iterator[tuple[Chunk, list[Row], Row]]:
         """The rows without a result, each with its chunk and all of the chunk's rows."""
         for chunk in self._chunks:
-            results = chunk.results()
-            for result in results or chunk.recall():
+            results, recalled = chunk.results(), list[Result]()
+            if results is None:
+                recalled = chunk.recall()
+                results = chunk.results()  # another process may have completed the chunk, and dropped its journal
+            for result in results or recalled:
                 self.progress.add(result)
                 self.progress.known += 1
             if results is None:

@@ -79,11 +79,15 @@ class Chunk:
     def recall(self) -> list[Result]:
         """Read the journal: what is known so far of a chunk that has no results yet."""
         journal = self.folder / "journal"
-        if journal.is_dir():
+        try:
             paths = [path.path for path in journal.iterdir()]
-            for content in journal.fs.cat(paths, on_error="omit").values():  # another process may just complete it
-                for line in content.decode().splitlines():
-                    self._recall_line(line)
+        except FileNotFoundError:
+            paths = []
+        # Another process may drop the journal at this moment.
+        found = journal.fs.cat(paths, on_error="omit") if paths else {}
+        for content in found.values():
+            for line in content.decode().splitlines():
+                self._recall_line(line)
         return list(self.open_results.values())
 
     def _recall_line(self, line: str) -> None:

@@ -92,6 +92,12 @@ def test_a_line_that_a_kill_has_cut_short_does_not_count(model):
     assert "review 0" not in model.calls()
 
 
+def test_a_journal_that_another_worker_has_just_emptied_tells_nothing(storage):
+    _, (chunk, *_) = work(5)
+    (chunk.folder / "journal").mkdir()
+    assert chunk.recall() == []
+
+
 def test_two_workers_on_the_same_rows_at_once_do_no_harm(model):
     model.script(latency=0.01)
     (one, chunks), (two, _) = work(60), work(60)
