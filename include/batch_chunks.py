@@ -81,7 +81,7 @@ class Chunk:
         journal = self.folder / "journal"
         try:
             paths = [path.path for path in journal.iterdir()]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # there is none, said in two ways
             paths = []
         # Another process may drop the journal at this moment.
         found = journal.fs.cat(paths, on_error="omit") if paths else {}
