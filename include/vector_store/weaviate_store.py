@@ -161,10 +161,14 @@ class WeaviateCollection:
             ]
             insert_all(self._collection, objects)
         # Ids stand for positions: what is left of the earlier versions are positions that there are no more.
-        for group in _groups(sorted({(chunk.source, chunk.document_checksum) for chunk in chunks}), BATCH_DOCUMENTS):
+        versions: dict[str, set[str]] = {}
+        for chunk in chunks:
+            versions.setdefault(chunk.source, set()).add(chunk.document_checksum)
+        for group in _groups(sorted(versions), BATCH_DOCUMENTS):
             earlier_versions = [
-                Filter.by_property("source").equal(source) & Filter.by_property("document_checksum").not_equal(checksum)
-                for source, checksum in group
+                Filter.by_property("source").equal(source)
+                & Filter.by_property("document_checksum").contains_none(sorted(versions[source]))
+                for source in group
             ]
             self._delete(Filter.any_of(earlier_versions))
 
