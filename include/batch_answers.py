@@ -105,14 +105,11 @@ class Answering:
     def _rows_to_ask(self) -> Iterator[tuple[Chunk, list[Row], Row]]:
         """The rows without a result, each with its chunk and all of the chunk's rows."""
         for chunk in self._chunks:
-            results, recalled = chunk.results(), list[Result]()
-            if results is None:
-                recalled = chunk.recall()
-                results = chunk.results()  # another process may have completed the chunk, and dropped its journal
-            for result in results or recalled:
+            known, complete = chunk.so_far()
+            for result in known:
                 self.progress.add(result)
                 self.progress.known += 1
-            if results is None:
+            if not complete:
                 rows = chunk.rows()
                 todo = [row for row in rows if row.number not in chunk.open_results]
                 if not todo:

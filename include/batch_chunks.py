@@ -76,6 +76,16 @@ class Chunk:
             return None
         return [Result(**json.loads(line)) for line in lines]
 
+    def so_far(self) -> tuple[list[Result], bool]:
+        """The results that are known, and whether these are all; then they are in the order of the rows."""
+        results = self.results()
+        if results is None:
+            recalled = self.recall()
+            results = self.results()  # another process may have completed the chunk, and dropped its journal
+            if results is None:
+                return recalled, False
+        return results, True
+
     def recall(self) -> list[Result]:
         """Read the journal: what is known so far of a chunk that has no results yet."""
         journal = self.folder / "journal"

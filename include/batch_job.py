@@ -120,9 +120,9 @@ class Batch:
         """The results of each chunk, in the order of the input."""
         for name, _ in self._chunks():
             chunk = Chunk(self._folder / name)
-            results = chunk.results()
-            if results is None:
-                known = {result.row: result for result in chunk.recall()}
+            results, complete = chunk.so_far()
+            if not complete:
+                known = {result.row: result for result in results}
                 results = [
                     known.get(row.number) or Result(row.number, row.id, error="not answered", error_class=UNANSWERED)
                     for row in chunk.rows()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import cache, cached_property
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 EMBEDDINGS_CONN_ID = "embeddings_default"
 DEFAULT_MODEL = "openai:text-embedding-3-small"
 IN_PROCESS = "sentence-transformers:"
+# By id the models of this process, which take seconds to load at their first text: a task may make several `Embedder`s.
+_in_process: dict[str, EmbeddingModel] = {}
 
 # Texts in one request; OpenAI allows 2,048 texts and 300,000 tokens, and a chunk has about 200 tokens.
 BATCH_SIZE = 256
@@ -37,14 +39,13 @@ class Embedder:
         source = model_source(conn_id, DEFAULT_MODEL)
         dimensions = source.provider_args.pop("dimensions", None)
         try:
-            if source.model_id.startswith(IN_PROCESS):
-                model = _in_process_model(source.model_id)
-            else:
-                model = infer_embedding_model(source.model_id, provider_factory=source.provider)
+            model = infer_embedding_model(source.model_id, provider_factory=source.provider)
         except (UserError, ValueError, ImportError, TypeError) as error:
             raise AirflowFailException(
                 f"Connection {conn_id!r} names the embedding model {source.model_id!r}, which cannot be built: {error}"
             ) from error
+        if source.model_id.startswith(IN_PROCESS):
+            model = _in_process.setdefault(source.model_id, model)
         self.model_id = source.model_id
         self._embedder = PydanticEmbedder(model, settings={"dimensions": dimensions} if dimensions else None)
 
@@ -95,14 +96,6 @@ class Embedder:
                 f"Connection {self.conn_id!r}: embedding with {self.model_id!r} failed ({status}). "
                 "Check the connection's host, key and model."
             ) from None
-
-
-@cache
-def _in_process_model(model_id: str) -> EmbeddingModel:
-    """A model in this process. It takes seconds to load, and a task may make several `Embedder`s."""
-    from pydantic_ai.embeddings import infer_embedding_model
-
-    return infer_embedding_model(model_id)
 
 
 def _unit(vector: Sequence[float]) -> list[float]:

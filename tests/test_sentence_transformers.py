@@ -49,7 +49,7 @@ def test_the_model_is_loaded_once_whatever_a_task_does_with_it(embedder, storage
 
     from include import embeddings
 
-    embeddings._in_process_model.cache_clear()
+    embeddings._in_process.clear()
     loaded = []
     real = sentence_transformers.SentenceTransformer.__init__
     monkeypatch.setattr(
