@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+
+from tenacity import retry, retry_if_exception_message, stop_after_attempt, wait_random
 
 from include.documents import Chunk
 from include.vector_store import Hit, SearchQuery, complete_documents, cosine
@@ -18,6 +21,15 @@ ALIASES = "_aliases"
 TEXT_COLUMNS = ("source", "title", "headings", "text", "format", "checksum", "document_checksum")
 NUMBER_COLUMNS = ("position", "document_chunks")
 HIT_COLUMNS = ("id", "source", "title", "headings", "position", "text")
+
+# How LanceDB says that somebody else's commit came first: a RuntimeError, with one of these texts.
+LOST_RACE = r"(?is).*(commit conflict|incompatible transaction|concurrent writers|contention)"
+
+# LanceDB solves most such conflicts itself, but not with a table that two create at once: the second replaces the
+# first, and breaks what is being done to it. What is decorated can be done again, from the table as it is then.
+_again_after_a_lost_race = retry(
+    retry=retry_if_exception_message(match=LOST_RACE), stop=stop_after_attempt(10), wait=wait_random(0, 1), reraise=True
+)
 
 
 class LanceDBStore:
@@ -42,6 +54,7 @@ class LanceDBStore:
         rows = aliases.search().where(_one_of("alias", [alias])).to_list()
         return str(rows[0]["collection"]) if rows else None
 
+    @_again_after_a_lost_race
     def activate(self, alias: str, name: str) -> None:
         import pyarrow as pa
 
@@ -65,6 +78,7 @@ class LanceDBCollection:
         self._db = db
         self._name = name
 
+    @_again_after_a_lost_race
     def create(self, dimension: int) -> None:
         import pyarrow as pa
         from lancedb.index import FTS
@@ -79,11 +93,7 @@ class LanceDBCollection:
             ]
             table = self._db.create_table(self._name, schema=pa.schema(fields), exist_ok=True)
         if not table.list_indices():
-            try:
-                table.create_index("text", config=FTS())
-            except RuntimeError:  # somebody else was first
-                if not self._db.open_table(self._name).list_indices():
-                    raise
+            table.create_index("text", config=FTS())
 
     def documents(self) -> dict[str, str]:
         columns = ["source", "document_checksum", "document_chunks"]
@@ -100,6 +110,7 @@ class LanceDBCollection:
         query = table.search().where(_one_of("checksum", checksums)).select(["checksum", "vector"])
         return {row["checksum"]: row["vector"] for row in query.limit(None).to_list()}
 
+    @_again_after_a_lost_race
     def replace_documents(self, chunks: Sequence[Chunk], vectors: Sequence[Sequence[float]]) -> None:
         if not chunks:
             return
@@ -119,6 +130,7 @@ class LanceDBCollection:
             .execute(pa.Table.from_pylist(rows, schema=table.schema))
         )
 
+    @_again_after_a_lost_race
     def delete_documents(self, sources: Sequence[str]) -> None:
         table = _table(self._db, self._name)
         if table is not None and sources:
@@ -152,7 +164,7 @@ class LanceDBCollection:
         try:
             self._db.open_table(self._name).optimize()
         except RuntimeError as error:
-            if "conflict" not in str(error):  # else somebody does the same right now, which is as good
+            if not re.match(LOST_RACE, str(error)):  # else somebody does the same right now, which is as good
                 raise
 
 
