@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -317,6 +318,31 @@ def test_two_who_create_and_activate_the_same_collection_at_once_do_no_harm(stor
     assert found(store.collection(f"{prefix}_help1"), "one", mode="keyword") == ["a.md"]
 
 
+@pytest.mark.parametrize("prefix", ["lancedb"], indirect=True)
+@pytest.mark.parametrize("step", ["create_index", "merge_insert"])
+def test_a_table_replaced_by_another_creator_is_made_and_written_again(store, prefix, step, monkeypatch):
+    import lancedb
+    from lancedb.table import LanceTable
+
+    collection = store.collection(f"{prefix}_help")
+    original = getattr(LanceTable, step)
+    db = lancedb.connect(json.loads(os.environ["AIRFLOW_CONN_VECTOR_STORE_DEFAULT"])["host"])
+
+    def after_another_creator(table: Any, *args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(LanceTable, step, original)
+        db.create_table(table.name, schema=table.schema, mode="overwrite")
+        return original(table, *args, **kwargs)
+
+    monkeypatch.setattr(LanceTable, step, after_another_creator)
+    collection.create(dimension=3)
+    put(collection, "a.md", "one")
+
+    assert getattr(LanceTable, step) is original
+    assert collection.count() == 1
+    collection.create(dimension=3)
+    assert found(collection, "one", mode="keyword") == ["a.md"]
+
+
 def test_a_connection_of_another_type_is_named_with_what_is_supported(monkeypatch):
     monkeypatch.setenv("AIRFLOW_CONN_VECTOR_STORE_DEFAULT", json.dumps({"conn_type": "sqlite", "host": "x"}))
 
@@ -331,8 +357,6 @@ def test_a_connection_of_another_type_is_named_with_what_is_supported(monkeypatc
 
 @pytest.mark.parametrize("prefix", ["weaviate"], indirect=True)
 def test_a_refused_key_fails_at_once_and_names_the_setting(prefix, monkeypatch):
-    import os
-
     conn = json.loads(os.environ["AIRFLOW_CONN_VECTOR_STORE_DEFAULT"])
     good = json.dumps(conn)
     conn["extra"]["api_key"] = "a-wrong-key"
