@@ -1,8 +1,8 @@
 """apache-airflow-providers-common-ai, for `include.ai`.
 
 Two things are done right before a task runs. It gets this project's model, whose errors say what to set and whether
-a retry can help, and whose usage is counted. And nothing of it is rendered as a template any more: the provider
-renders all fields a second time once they hold the prompt and the task's arguments, which is text from outside.
+a retry can help, and whose usage is counted. And nothing of it is rendered as a template any more (see
+`include.templates`): the provider renders all fields a second time once they hold the prompt.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from airflow.providers.common.ai.operators.llm_branch import LLMBranchOperator
 
 from include.ai_output import as_json, checked, chosen_tasks
 from include.llm_model import ConnectionModel
+from include.templates import end_rendering
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -50,7 +51,7 @@ def prepare(context: Context) -> None:
     operator: Any = context["task"]
     check_output = chosen_tasks if isinstance(operator, LLMBranchOperator) else as_json
     operator.llm_hook = ConnectionHook(operator.llm_conn_id, check_output)
-    operator.template_fields = ()
+    end_rendering(context)
 
 
 def llm_kwargs(conn_id: str) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+from include.templates import end_rendering
+
 LLM_POOL = "llm_pool"
 
 # What a task returns is data (a prompt, an answer, a customer's text): it belongs in XCom, not in the log.
@@ -17,6 +19,7 @@ QUIET: dict[str, Any] = {"show_return_value_in_logs": False}
 DEFAULT_ARGS: dict[str, Any] = {
     **QUIET,
     "owner": "genai",
+    "pre_execute": end_rendering,
     # A lost database connection or a restarted worker is over in a minute; more tries hide a bug.
     "retries": 2,
     "retry_delay": timedelta(seconds=10),

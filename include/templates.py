@@ -1,0 +1,47 @@
+"""Text from outside is data, never a template. A DAG gets this with its `DEFAULT_ARGS`.
+
+Airflow renders a task's template fields, among them every argument of a `@task` function, just before the task runs.
+What another task returned is filled in by the same step and is not rendered, with two exceptions. Both are closed here:
+
+- **`expand_kwargs`** over what a task returned renders each value, which `expand` does not. `{{ ... }}` in a param or in
+  a model's answer would run on the worker, with every connection at hand.
+- **Some decorators render again** once their fields hold what the function returned: those of the common-ai provider
+  (the prompt), and `@task.bash`.
+
+What the author of a DAG writes (`suffix="{{ dag_run.run_id }}"`, a `map_index_template`) is rendered as ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+# Airflow has no setting for this. If the class moves, this import fails, and no DAG runs without the protection.
+from airflow.sdk.definitions._internal.expandinput import ListOfDictsExpandInput
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+_resolve = ListOfDictsExpandInput.resolve
+
+
+def resolve_as_data(self: Any, context: Mapping[str, Any]) -> tuple[Mapping[str, Any], set[int]]:
+    """`ListOfDictsExpandInput.resolve`, where a value that another task returned counts as rendered.
+
+    :returns: the keyword arguments of one mapped task, and the ids of those values that are not rendered any more.
+    """
+    kwargs, rendered = _resolve(self, context)
+    in_the_dag_file = isinstance(self.value, Sequence) and isinstance(self.value[context["ti"].map_index], Mapping)
+    return kwargs, rendered if in_the_dag_file else rendered | {id(value) for value in kwargs.values()}
+
+
+ListOfDictsExpandInput.resolve = resolve_as_data  # type: ignore[method-assign]
+
+
+def end_rendering(context: Context) -> None:
+    """Render nothing of the task any more: its templates are rendered, and what follows is text from outside.
+
+    A `pre_execute` of a task's own takes the place of this one, and has to call it.
+    """
+    task: Any = context["task"]
+    task.template_fields = ()
