@@ -3,8 +3,8 @@
 Airflow renders a task's template fields, among them every argument of a `@task` function, just before the task runs.
 What another task returned is filled in by the same step and is not rendered, with two exceptions. Both are closed here:
 
-- **`expand_kwargs`** over what a task returned renders each value, which `expand` does not. `{{ ... }}` in a param or in
-  a model's answer would run on the worker, with every connection at hand.
+- **`expand_kwargs`** over what a task returned renders each value, which `expand` does not. `{{ ... }}` in a param or
+  in a model's answer would run on the worker, with every connection at hand.
 - **Some decorators render again** once their fields hold what the function returned: those of the common-ai provider
   (the prompt), and `@task.bash`.
 

@@ -11,7 +11,6 @@ from typing import Any
 import jinja2
 import pytest
 
-
 RAN = "ran"
 # No slash, so that it can be a file's name; short, so that it fits where lengths are limited.
 ATTACK = f"{{{{ macros.uuid.os.mkdir('{RAN}') }}}}{{{{ conn.pydanticai_default.password }}}}"
