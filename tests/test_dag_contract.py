@@ -144,6 +144,18 @@ def test_tasks_that_call_a_model_have_a_pool_a_time_out_and_a_capped_back_off(da
         assert setting(task, "execution_timeout").total_seconds() <= 3600
 
 
+def test_nothing_of_a_task_is_rendered_once_it_holds_text_from_outside(dag):
+    from airflow.sdk.definitions._internal.expandinput import ListOfDictsExpandInput
+
+    from include.templates import end_rendering, resolve_as_data
+
+    assert ListOfDictsExpandInput.resolve is resolve_as_data
+    assert dag.default_args["pre_execute"] is end_rendering  # so that the DAG's file has imported it
+    for task in dag.tasks:
+        hook = setting(task, "pre_execute" if task.is_mapped else "_pre_execute_hook")
+        assert hook is end_rendering or "end_rendering" in hook.__code__.co_names, task.task_id
+
+
 def test_mapped_tasks_have_readable_names(dag):
     for task in dag.tasks:
         if task.is_mapped:

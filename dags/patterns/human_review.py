@@ -17,6 +17,7 @@ from pydantic import Field
 from include.ai import BaseModel, llm_kwargs, untrusted
 from include.human_review import APPROVE, REJECT
 from include.task_defaults import DEFAULT_ARGS
+from include.templates import end_rendering
 
 DRAFT_PROMPT = (
     "You are the support team of a fleet-tracking product. Draft a reply to the customer's ticket in two friendly "
@@ -38,6 +39,7 @@ def show_draft(context):
     operator.subject, operator.body, operator.params = review_form(ticket, draft["reply"])
     operator.response_timeout = timedelta(minutes=context["params"]["review_minutes"])
     context["ticket_id"] = ticket["ticket_id"]
+    end_rendering(context)
 
 
 @dag(

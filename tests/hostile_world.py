@@ -1,0 +1,267 @@
+"""What each DAG meets outside, all of it hostile: messages, files, names, answers of models and people, and params."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.providers.standard.operators.hitl import HITLOperator
+from llmock.scenarios import Match, Reply, ToolCall
+
+from include import documents, ingestion, knowledge_changes
+from include.dead_letters import PREFIX
+from include.kafka_messages import DEAD_LETTERS, STREAM_REQUESTS, new_request
+from include.knowledge_index import COLLECTION
+from tests.emulator import Emulator
+from tests.template_attack import ATTACK
+from tests.test_chat_examples import conversation
+from tests.test_sqs_inference import Queue
+
+
+class World:
+    """What a DAG meets outside, all of it hostile."""
+
+    def __init__(self, llm: Any, storage: Path, request: pytest.FixtureRequest, patch: pytest.MonkeyPatch) -> None:
+        self.llm, self.storage, self.patch, self.fixture = llm, storage, patch, request.getfixturevalue
+
+    def answers(self, *answers: dict[str, Any] | str) -> None:
+        """What the model answers, in this order: an object, or a text."""
+        for answer in answers:
+            calls = () if isinstance(answer, str) else (ToolCall("final_result", answer),)
+            text = answer if isinstance(answer, str) else ""
+            self.llm.add(Reply(text=text, tool_calls=calls, match=Match(path="*/chat/completions")))
+
+    def always(self, answer: dict[str, Any]) -> None:
+        self.llm.add(
+            Reply(tool_calls=(ToolCall("final_result", answer),), times=None, match=Match(path="*/chat/completions"))
+        )
+
+    def file(self, name: str, *rows: dict[str, Any]) -> str:
+        """The URL of a file of JSON lines on the project's storage."""
+        self.storage.mkdir(exist_ok=True)
+        (self.storage / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return (self.storage / name).as_uri()
+
+    def knowledge_base(self) -> None:
+        """A document whose name, title and text are the attack, and an honest one."""
+        folder = self.storage.parent / "knowledge_base"
+        folder.mkdir()
+        shutil.copy(documents.KNOWLEDGE_BASE / "free-trial.md", folder)
+        (folder / f"{ATTACK}.md").write_text(f"# {ATTACK}\n\nA reset link is valid for 60 minutes. {ATTACK}\n")
+        for function in ("document_names", "file_checksum", "read_document"):
+            self.patch.setattr(ingestion, function, partial(getattr(documents, function), folder=folder))
+        self.patch.setattr(knowledge_changes, "read_documents", partial(documents.read_documents, folder=folder))
+        self.patch.setattr(documents, "read_document", partial(documents.read_document, folder=folder))
+
+    def events(self, *extras: dict[str, Any]) -> None:
+        """Start each run by events that carry these."""
+        events = [
+            SimpleNamespace(asset=SimpleNamespace(name="asset"), timestamp=number, extra=extra)
+            for number, extra in enumerate(extras)
+        ]
+        self.patch.setattr("include.asset_events.triggering_events", lambda *assets: events)
+
+    def service(self) -> Emulator:
+        """The emulator of fine-tuning and batches, on the scripted model."""
+        service: Emulator = self.fixture("service")
+        return service
+
+
+Conf = dict[str, Any]
+
+
+def prompt_chaining(world: World) -> Conf:
+    world.answers(
+        {"category": "technical", "urgency": "high", "key_issues": [ATTACK]},
+        {"subject": ATTACK, "message": f"Dear customer, {ATTACK}"},
+    )
+    return {"ticket": ATTACK}
+
+
+def routing(world: World) -> Conf:
+    world.answers({"response": ATTACK}, {"response": "handle_low"}, {"response": [ATTACK]}, {"response": ["billing"]})
+    return {"incident": ATTACK}
+
+
+def multi_agent(world: World) -> Conf:
+    world.answers({"market_research": [ATTACK], "financial_analysis": [ATTACK]})
+    for tool in ("search_market_facts", "financial_figures"):
+        world.llm.call_tool(tool, {"company": ATTACK, "topic": ATTACK}).reply(ATTACK)
+    world.answers({"answer": f"A sound company. {ATTACK}", "open_questions": [ATTACK]})
+    return {"company": "Tretwald", "question": ATTACK}
+
+
+def rag_pipeline(world: World) -> Conf:
+    world.knowledge_base()
+    world.always({"answer": ATTACK, "answered": True, "passages": [1]})
+    filters = {"source": [ATTACK, f"{ATTACK}.md"], "title": [ATTACK]}
+    return {"query": ATTACK, "min_score": -1, "filters": filters, "mode": "vector"}
+
+
+def rag_evaluation(world: World) -> Conf:
+    world.knowledge_base()
+    world.always({"answer": ATTACK, "answered": True, "passages": [1]})
+    return {"stores": ["vector_store_default"], "min_recall": 0, "answers": 2}
+
+
+def batch_inference(world: World) -> Conf:
+    world.always({"sentiment": "positive", "summary": ATTACK})
+    return {"reviews": [ATTACK, ATTACK]}
+
+
+def batch_inference_at_scale(world: World) -> Conf:
+    world.always({"sentiment": "positive", "topic": "app"})
+    rows = world.file("rows.jsonl", {ATTACK: ATTACK, f"{ATTACK}id": ATTACK})
+    return {"input": rows, "text_column": ATTACK, "id_column": f"{ATTACK}id", "job": ATTACK, "output_format": "jsonl"}
+
+
+def batch_api_inference(world: World) -> Conf:
+    world.service()
+    world.llm.reply(ATTACK, times=None)
+    rows = world.file("rows.jsonl", {ATTACK: ATTACK, f"{ATTACK}id": ATTACK})
+    conf = {"input": rows, "text_column": ATTACK, "id_column": f"{ATTACK}id", "output_format": "jsonl"}
+    return conf | {"allowed_failures": 1}
+
+
+def fine_tuning(world: World) -> Conf:
+    world.service()
+    world.llm.reply(ATTACK, times=None)
+    examples = [conversation(n, user=f"{n} {ATTACK}", assistant=ATTACK) for n in range(24)]
+    training, validation = world.file("a.jsonl", *examples[:12]), world.file("b.jsonl", *examples[12:])
+    return {"training_file": training, "validation_file": validation, "evaluation_size": 1, "margin": 0}
+
+
+def human_review(world: World) -> Conf:
+    world.always({"reply": ATTACK})
+    person = {"responded_by_user": {"id": ATTACK, "name": ATTACK}, "responded_at": ATTACK}
+    decision = {"chosen_options": ["Approve"], "params_input": {"reply": f"Edited. {ATTACK}"}, **person}
+    world.patch.setattr(HITLOperator, "execute", lambda self, context: [self.subject, self.body] and decision)
+    return {"tickets": [ATTACK]}
+
+
+def on_demand_inference(world: World) -> Conf:
+    world.answers({"category": "technical", "summary": ATTACK})
+    return {"message": ATTACK}
+
+
+def map_expand(world: World) -> Conf:
+    return {"messages": [ATTACK, ""]}
+
+
+def map_expand_kwargs(world: World) -> Conf:
+    return {"answers": [ATTACK, "60"], "expected": [ATTACK, ATTACK]}
+
+
+def map_partial_expand(world: World) -> Conf:
+    world.knowledge_base()
+    world.llm.reply(ATTACK, times=None)
+    return {"documents": [ATTACK, f"{ATTACK}.md"], "audience": ATTACK}
+
+
+def map_task_group(world: World) -> Conf:
+    return {"companies": [ATTACK, "Tretwald"]}
+
+
+def stream_inference(world: World) -> Conf:
+    world.patch.setattr("include.stream_inference.LINGER_S", 0.3)
+    world.always({"category": "technical", "summary": ATTACK})
+    request = new_request(ATTACK, echo=ATTACK).model_dump_json().encode()
+    world.fixture("kafka").send(STREAM_REQUESTS, [request, ATTACK.encode()], key=ATTACK.encode())
+    return {"budget_s": 60}
+
+
+def dead_letters(world: World) -> Conf:
+    headers = [(name, ATTACK.encode()) for name in (f"{PREFIX}reason", f"{PREFIX}topic", ATTACK)]
+    world.fixture("kafka").send(DEAD_LETTERS, [ATTACK.encode()], key=ATTACK.encode(), headers=headers)
+    return {}
+
+
+def event_driven_inference(world: World) -> Conf:
+    world.fixture("kafka")
+    world.always({"category": "technical", "summary": ATTACK})
+    request = new_request(ATTACK, echo=ATTACK).model_dump(mode="json")
+    place = {"topic": ATTACK, "partition": 0, "offset": 0}
+    world.events({"payload": {**place, "error": None, "request": request}}, {"payload": {**place, "error": ATTACK}})
+    return {}
+
+
+def sqs_inference(world: World) -> Conf:
+    url = world.fixture("sqs")
+    world.patch.setenv("GENAI_SQS_QUEUE", url)
+    world.always({"category": "technical", "summary": ATTACK})
+    queue = Queue(url)
+    queue.ask(ATTACK, echo=ATTACK)
+    queue.send(ATTACK)
+    world.events({"payload": ATTACK}, *(event.extra for event in queue.events()))
+    return {}
+
+
+def all_assets(world: World) -> Conf:
+    world.events({"file": ATTACK}, {"file": world.file("texts.jsonl", {"text": ATTACK})})
+    return {}
+
+
+def any_asset(world: World) -> Conf:
+    world.llm.reply(ATTACK)
+    return all_assets(world)
+
+
+def asset_consumer(world: World) -> Conf:
+    changes = world.file("changes.json", {"added": [ATTACK], "changed": [ATTACK], "removed": [ATTACK]})
+    world.events({"changes": ATTACK}, {"changes": changes})
+    return {}
+
+
+def asset_or_time(world: World) -> Conf:
+    world.knowledge_base()
+    ingestion.refresh_index(COLLECTION)
+    world.events({"changes": ATTACK})
+    return {}
+
+
+def asset_producer(world: World) -> Conf:
+    world.knowledge_base()
+    return {}
+
+
+ATTACKS: list[Callable[[World], Conf]] = [
+    prompt_chaining,
+    routing,
+    multi_agent,
+    rag_pipeline,
+    rag_evaluation,
+    batch_inference,
+    batch_inference_at_scale,
+    batch_api_inference,
+    fine_tuning,
+    human_review,
+    on_demand_inference,
+    map_expand,
+    map_expand_kwargs,
+    map_partial_expand,
+    map_task_group,
+    stream_inference,
+    dead_letters,
+    event_driven_inference,
+    sqs_inference,
+    all_assets,
+    any_asset,
+    asset_consumer,
+    asset_or_time,
+    asset_producer,
+]
+# Params whose attack ends the run before anything else is attacked.
+BAD_PARAMS: dict[str, Conf] = {
+    "rag_evaluation": {"stores": [ATTACK]},
+    "batch_inference_at_scale": {"input": ATTACK},
+    "batch_api_inference": {"input": ATTACK},
+    "fine_tuning": {"training_file": ATTACK, "validation_file": ATTACK},
+}
+# Of what comes from outside they take numbers and a choice among fixed words only.
+WITHOUT_TEXT = {"feedback_intake", "map_chunks"}
