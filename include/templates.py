@@ -1,12 +1,14 @@
 """Text from outside is data, never a template. A DAG gets this with its `DEFAULT_ARGS`.
 
 Airflow renders a task's template fields, among them every argument of a `@task` function, just before the task runs.
-What another task returned is filled in by the same step and is not rendered, with two exceptions. Both are closed here:
+What another task returned is filled in by the same step and is not rendered, with three exceptions, all closed here:
 
 - **`expand_kwargs`** over what a task returned renders each value, which `expand` does not. `{{ ... }}` in a param or
   in a model's answer would run on the worker, with every connection at hand.
 - **Some decorators render again** once their fields hold what the function returned: those of the common-ai provider
   (the prompt), and `@task.bash`.
+- **A task's name** is rendered from the context's `map_index_template`, in whose place an argument of that name steps,
+  wherever outsiders choose the names of arguments (`expand_kwargs` for a function that takes `**kwargs`).
 
 What the author of a DAG writes (`suffix="{{ dag_run.run_id }}"`, a `map_index_template`) is rendered as ever.
 """
@@ -15,6 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import AirflowFailException
 
 # Airflow has no setting for this. If the class moves, this import fails, and no DAG runs without the protection.
 from airflow.sdk.definitions._internal.expandinput import ListOfDictsExpandInput
@@ -42,6 +46,13 @@ def end_rendering(context: Context) -> None:
     """Render nothing of the task any more: its templates are rendered, and what follows is text from outside.
 
     A `pre_execute` of a task's own takes the place of this one, and has to call it.
+
+    :raises AirflowFailException: an argument would be rendered as the task's name.
     """
     task: Any = context["task"]
+    if "map_index_template" in (getattr(task, "op_kwargs", None) or {}):
+        raise AirflowFailException(
+            f"{task.task_id} got an argument 'map_index_template', which Airflow would render as a template. "
+            "If others choose the names of arguments, hand them over in one argument, as a dict."
+        )
     task.template_fields = ()

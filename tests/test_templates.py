@@ -250,6 +250,35 @@ def test_what_a_task_returned_reaches_the_next_one_as_it_is(run_any_dag, llm, wa
     assert KEY not in left + str(chat_requests(llm))
 
 
+def named_by_expand_kwargs():
+    @task
+    def fields():
+        return [{"first": 1, "map_index_template": ATTACK}]
+
+    @task
+    def it(**given):
+        return given
+
+    it.expand_kwargs(fields())
+
+
+def named_by_a_dict_of_arguments():
+    @task
+    def fields():
+        return {"map_index_template": ATTACK}
+
+    PythonOperator(task_id="it", python_callable=lambda **given: given, op_kwargs=fields())
+
+
+@pytest.mark.parametrize("form", [named_by_expand_kwargs, named_by_a_dict_of_arguments], ids=lambda form: form.__name__)
+def test_the_name_of_an_argument_cannot_make_it_the_tasks_name(run_any_dag, storage, watch, logged, form):
+    run = run_any_dag(a_dag(form))
+
+    assert run.state == "failed"
+    assert "it got an argument 'map_index_template', which Airflow would render" in logged()
+    watch.assert_nothing_was_rendered()
+
+
 def test_the_attack_works_where_the_author_of_a_dag_writes_it(run_any_dag, llm, watch):
     def written_by_the_author():
         echo.override(task_id="it")(first=ATTACK)

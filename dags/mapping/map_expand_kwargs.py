@@ -5,6 +5,9 @@ Grades a model's answers against the expected ones. Two lists are zipped into pa
 arguments of one task, where `.expand(answer=..., expected=...)` would try **every answer with every expectation**.
 
 Lists of different lengths are refused with both lengths: `zip` alone would drop the surplus in silence.
+
+Airflow itself renders each of these arguments as a template. Here it does not (`include/templates.py`): an answer with
+`{{ ... }}` in it is text.
 """
 
 from airflow.providers.common.compat.sdk import AirflowFailException
