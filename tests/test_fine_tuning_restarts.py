@@ -15,6 +15,7 @@ from tests.emulator import JOBS, Emulator
 from tests.stack import RunningAirflow, processes_of, wait_until
 
 DAG = "fine_tuning"
+pytestmark = pytest.mark.needs_dags(DAG)
 SHORT = {"evaluation_size": 1, "margin": 0}
 
 
