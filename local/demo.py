@@ -82,7 +82,7 @@ class Demo:
         with self.console.status("") as status:
             while open_runs or waiting:
                 if time.monotonic() > deadline:
-                    self.say(f"not ended after {RUN_TIMEOUT_S:.0f} s: {', '.join([*open_runs, *waiting])}")
+                    self.say(f"still running after {RUN_TIMEOUT_S:.0f} s: {', '.join([*open_runs, *waiting])}")
                     break
                 ended = [d for d, run_id in open_runs.items() if self.api.run(d, run_id)["state"] in ENDED]
                 at_work = [name for d, run_id in open_runs.items() for name in self._follow(d, run_id)]

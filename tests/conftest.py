@@ -82,7 +82,9 @@ def template_dags() -> dict[str, Path]:
 
 def dag_files(folder: str = "") -> list[Path]:
     """The template's DAG files that are there, to parametrize tests with."""
-    return [path for path in template_dags().values() if path.exists() and path.is_relative_to(PROJECT / "dags" / folder)]
+    return [
+        path for path in template_dags().values() if path.exists() and path.is_relative_to(PROJECT / "dags" / folder)
+    ]
 
 
 def own_dag_files() -> list[Path]:
@@ -326,7 +328,7 @@ def sqs(sqs_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture(scope="session")
 def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A running stack with the template's DAGs and no others, and with `asset_or_time` at every minute as `asset_or_minute`."""
+    """A running stack with the template's DAGs only, and with `asset_or_time` at every minute as `asset_or_minute`."""
     from local.processes import free_ports
     from tests.stack import RunningAirflow, local, now, wait_until
 

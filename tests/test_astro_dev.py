@@ -120,7 +120,7 @@ def run_pytest(image: Path, missing: list[str], tmp_path: Path, *arguments: str)
         "ASTRONOMER_ENVIRONMENT": "local",
     }
     command = [sys.executable, "-m", "pytest", "-p", "mocked_getenv", "-p", "no:cacheprovider", *arguments]
-    ended = subprocess.run(command, cwd=image, env=environment, capture_output=True, text=True, timeout=240)
+    ended = subprocess.run(command, cwd=image, env=environment, capture_output=True, text=True, timeout=600)
     return ended.returncode, ended.stdout + ended.stderr
 
 
@@ -179,7 +179,7 @@ def test_in_standalone_mode_every_dag_is_parsed_and_every_path_is_the_projects(t
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert ended.stdout.splitlines()[-1] == f"{(PROJECT / 'include' / '.data' / 'artifacts').as_uri()} 200"

@@ -140,7 +140,7 @@ def test_each_dag_runs_in_an_empty_project_to_which_it_was_copied(tmp_path, airf
         env={**os.environ, "PYTHONPATH": "", "PYTHONDONTWRITEBYTECODE": "1"},
         cwd="/",
         check=True,
-        timeout=300,
+        timeout=600,
     )
 
     for dag_id, (_, task_id, says) in runs.items():
@@ -239,6 +239,6 @@ def test_the_docs_say_of_each_dag_what_it_needs():
     ],
 )
 def test_a_mistake_is_answered_with_what_to_do(arguments, said):
-    ended = subprocess.run(["make", "copy", *arguments], cwd=PROJECT, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(["make", "copy", *arguments], cwd=PROJECT, capture_output=True, text=True, timeout=600)
     assert ended.returncode != 0
     assert said in ended.stdout + ended.stderr

@@ -68,7 +68,7 @@ def test_make_copy_as_the_docs_write_it(tmp_path):
     (command,) = [block for page in PAGES for block in blocks(page) if block.startswith("make copy")]
     project = astro_project(tmp_path / "project")
     command = command.strip().replace("path/of/your/astro/project", str(project))
-    ended = subprocess.run(command, shell=True, cwd=PROJECT, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(command, shell=True, cwd=PROJECT, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert (project / "dags" / "rag_pipeline.py").exists()
 

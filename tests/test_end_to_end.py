@@ -140,5 +140,5 @@ def test_an_interrupted_demo_stops_what_it_started(home, port, ending):
     ) as demo:
         wait_until(lambda: len(processes_of(home)) >= 4)
         demo.send_signal(ending)
-        assert demo.wait(timeout=60) != 0
+        assert demo.wait(timeout=300) != 0
     assert processes_of(home) == []

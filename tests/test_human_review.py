@@ -141,7 +141,7 @@ def test_on_a_real_airflow_drafts_are_approved_edited_rejected_and_rejected_by_t
             (list(person.answer("human_review", run_id)) and False)
             or airflow.run("human_review", run_id)["state"] in ("success", "failed")
         ),
-        timeout=120,
+        timeout=600,
     )
 
     states = airflow.states("human_review", run_id)
