@@ -21,6 +21,7 @@ EXCEPTIONS = ROOT / ".astro" / "dag_integrity_exceptions.txt"
 os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
 os.environ["AIRFLOW__CORE__DAGS_FOLDER"] = str(DAGS)
 sys.path.insert(0, str(ROOT))
+sys.path.append(str(DAGS))  # as a DAG processor does
 
 
 @cache

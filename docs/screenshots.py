@@ -28,6 +28,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
 from local.airflow_api import AirflowAPI  # noqa: E402
+from local.dags import template_dags  # noqa: E402
 
 IMAGES = PROJECT / "docs" / "images"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -164,7 +165,7 @@ def main() -> None:
     arguments = parser.parse_args()
     api = AirflowAPI(arguments.url)
     api.log_in()
-    dag_ids = [path.stem for path in sorted((PROJECT / "dags").rglob("*.py"))]
+    dag_ids = list(template_dags())
     take_graphs(arguments.url, api, arguments.only or dag_ids)
     if not arguments.only:
         take_pages(arguments.url, api)

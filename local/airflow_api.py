@@ -28,15 +28,18 @@ class AirflowAPI:
         parts = self._json("GET", "/api/v2/monitor/health")
         return {name: part["status"] for name, part in parts.items()}
 
-    def dag_ids(self, tag: str) -> set[str]:
-        """The DAGs with this tag that have been parsed."""
-        dags = self._json("GET", "/api/v2/dags", params={"tags": tag, "limit": 100})["dags"]
-        return {dag["dag_id"] for dag in dags}
+    def dag_ids(self) -> set[str]:
+        """The DAGs that have been parsed."""
+        return {dag["dag_id"] for dag in self._pages("/api/v2/dags", "dags")}
 
     def import_errors(self) -> dict[str, str]:
-        """Stack trace by DAG file."""
-        errors = self._json("GET", "/api/v2/importErrors")["import_errors"]
+        """Stack trace by DAG file, whose path is relative to the DAGs folder."""
+        errors = self._pages("/api/v2/importErrors", "import_errors")
         return {error["filename"]: error["stack_trace"] for error in errors}
+
+    def unpause(self, dag_id: str) -> None:
+        """Let runs of this DAG start."""
+        self._json("PATCH", f"/api/v2/dags/{dag_id}", json={"is_paused": False})
 
     def set_pool(self, name: str, slots: int, description: str) -> None:
         """Create the pool, or leave it as it is."""
@@ -109,6 +112,15 @@ class AirflowAPI:
 
     def _run(self, dag_id: str, run_id: str) -> str:
         return f"/api/v2/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}"
+
+    def _pages(self, path: str, name: str) -> list[dict[str, Any]]:
+        """All entries of a list, which comes in pages."""
+        found: list[dict[str, Any]] = []
+        while True:
+            page = self._json("GET", path, params={"limit": 100, "offset": len(found)})
+            found += page[name]
+            if not page[name] or len(found) >= page["total_entries"]:
+                return found
 
     def _json(self, method: str, path: str, **kwargs: Any) -> Any:
         response = self._http.request(method, path, **kwargs)

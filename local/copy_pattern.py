@@ -18,6 +18,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import NamedTuple
 
+from local.dags import FOLDER, template_dags
 from local.environment import PROJECT
 
 REQUIREMENT = re.compile(r"([A-Za-z0-9-]+)(\[[^]]*\])?==\S+")
@@ -60,7 +61,8 @@ def dag_file(name: str) -> Path:
 
     :raises CopyError: there is none.
     """
-    found = {path.stem: path.relative_to(PROJECT) for path in sorted((PROJECT / "dags").rglob("*.py"))}
+    files = {path.stem: path for path in sorted(FOLDER.rglob("*.py"))} | template_dags()
+    found = {dag_id: path.relative_to(PROJECT) for dag_id, path in files.items()}
     if name not in found:
         raise CopyError(f"There is no DAG {name!r}. There are: {', '.join(found)}.")
     return found[name]

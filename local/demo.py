@@ -6,23 +6,24 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from include.usage import USAGE_XCOM_KEY
+from local.dags import FOLDER, template_dags, wanted_dags
+from local.demo_result import COLOURS, Result, name_of, one_line, seconds_of, table_of
 from local.environment import PROJECT, user_environment, uses_embedded_queue
 from local.processes import StackError, interrupt_on_signals
 from local.reviewer import Reviewer
 from local.send import SQS_DAG, send_to
 from local.stack import Stack, stack_arguments
 
-TAG = "genai"
 MESSAGES = {"event_driven_inference": 2, "stream_inference": 8, SQS_DAG: 4}
 PARSE_TIMEOUT_S = 90.0
 RUN_TIMEOUT_S = 1200.0
@@ -32,20 +33,8 @@ POLL_S = 0.5
 LOG_LINES = 20
 
 ENDED = ("success", "failed")
+NOT_IMPORTED = "import error"
 WAITING = ("deferred", "awaiting_input")  # perhaps for a person, who is not there in the demo
-COLOURS = {"success": "green", "skipped": "yellow", "failed": "red", "upstream_failed": "red"}
-
-
-@dataclass
-class Result:
-    """What a pattern's run left behind; `.local/demo.json` is a list of these."""
-
-    dag_id: str
-    state: str
-    seconds: float
-    tasks: int
-    tokens: int
-    result: str
 
 
 class Demo:
@@ -67,31 +56,34 @@ class Demo:
         """Print a line of progress, after the seconds since the start."""
         self.console.print(f"[dim]{time.monotonic() - self._started:4.0f} s[/dim]  {text}")
 
-    def run(self, dag_ids: list[str]) -> list[Result]:
-        """Run these DAGs side by side until all have ended.
+    def run(self, dags: dict[str, Path]) -> list[Result]:
+        """Run these DAGs side by side until all have ended, and return a result for each.
 
         DAGs that wait for messages are sent some, through the broker or the queue. DAGs that wait for assets are left
         to the updates that the others make. Those that no update has started (as nothing has changed since the last
-        demo) are then started by hand.
+        demo) are then started by hand. A DAG that cannot be parsed or started, or does not end in time, stops no other.
 
-        :raises StackError: a DAG file cannot be imported, or something takes too long.
+        :param dags: the file of each DAG, by DAG id.
         """
-        self._wait_until_parsed(set(dag_ids))
+        results = self._wait_until_parsed(dags)
+        dag_ids = [dag_id for dag_id in dags if dag_id not in results]
+        for dag_id in dag_ids:
+            self.api.unpause(dag_id)
         since = datetime.now(UTC).isoformat()
         waiting = {dag_id for dag_id in dag_ids if self.api.waits_for_assets(dag_id)}
         messaged = waiting & MESSAGES.keys()
         if not uses_embedded_queue(user_environment()):
             messaged -= {SQS_DAG}
         self._send_messages(messaged)
-        run_ids = self._trigger([dag_id for dag_id in dag_ids if dag_id not in waiting])
+        run_ids = self._trigger([dag_id for dag_id in dag_ids if dag_id not in waiting], results)
         deadline = time.monotonic() + RUN_TIMEOUT_S
         last_end = time.monotonic() if run_ids or messaged else 0.0
         open_runs = dict(run_ids)
         with self.console.status("") as status:
             while open_runs or waiting:
                 if time.monotonic() > deadline:
-                    late = ", ".join([*open_runs, *waiting])
-                    raise StackError(f"still running after {RUN_TIMEOUT_S:.0f} s: {late}")
+                    self.say(f"still running after {RUN_TIMEOUT_S:.0f} s: {', '.join([*open_runs, *waiting])}")
+                    break
                 ended = [d for d, run_id in open_runs.items() if self.api.run(d, run_id)["state"] in ENDED]
                 at_work = [name for d, run_id in open_runs.items() for name in self._follow(d, run_id)]
                 for dag_id in ended:
@@ -100,24 +92,38 @@ class Demo:
                 started = self._started_by_assets(waiting, since)
                 patience = MESSAGE_WAIT_S if waiting & messaged else ASSET_WAIT_S
                 if not open_runs and not started and time.monotonic() > last_end + patience:
-                    started = self._trigger(sorted(waiting))
+                    started = self._trigger(sorted(waiting), results)
+                    waiting -= results.keys()
                 open_runs |= started
                 run_ids |= started
                 waiting -= started.keys()
                 idle = f"waiting for the scheduler ({', '.join(open_runs)})"
                 status.update(f"{time.monotonic() - self._started:.0f} s  {', '.join(at_work) or idle}")
                 time.sleep(POLL_S)
-        return [self._collect(dag_id, run_ids[dag_id]) for dag_id in dag_ids]
+        results |= {dag_id: self._collect(dag_id, run_id) for dag_id, run_id in run_ids.items()}
+        return [results.get(dag_id) or Result(dag_id, "not started") for dag_id in dags]
+
+    def broken_files(self) -> dict[str, str]:
+        """The last line of the error by file that cannot be imported, whose path is relative to the project."""
+        traces = self.api.import_errors()
+        return {f"{FOLDER.name}/{file}": trace.strip().splitlines()[-1] for file, trace in traces.items()}
 
     def _send_messages(self, dag_ids: set[str]) -> None:
         for dag_id in sorted(dag_ids):
             ids = send_to(self.stack, dag_id, number=MESSAGES[dag_id], malformed=1)
             self.say(f"sent {len(ids)} messages, and a malformed one, to {dag_id}")
 
-    def _trigger(self, dag_ids: list[str]) -> dict[str, str]:
-        if dag_ids:
-            self.say(f"triggered {', '.join(dag_ids)}")
-        return {dag_id: self.api.trigger(dag_id) for dag_id in dag_ids}
+    def _trigger(self, dag_ids: list[str], results: dict[str, Result]) -> dict[str, str]:
+        """Start a run of each, and return the run ids; a refusal is one of the results."""
+        run_ids = {}
+        for dag_id in dag_ids:
+            try:
+                run_ids[dag_id] = self.api.trigger(dag_id)
+            except httpx.HTTPStatusError as error:
+                results[dag_id] = Result(dag_id, "not started", result=error.response.text)
+        if run_ids:
+            self.say(f"triggered {', '.join(run_ids)}")
+        return run_ids
 
     def _started_by_assets(self, dag_ids: set[str], since: str) -> dict[str, str]:
         started = {}
@@ -127,21 +133,28 @@ class Demo:
                 started[dag_id] = runs[-1]
         return started
 
-    def _wait_until_parsed(self, wanted: set[str]) -> None:
+    def _wait_until_parsed(self, dags: dict[str, Path]) -> dict[str, Result]:
+        """Return a result for each DAG that cannot be run, as soon as all others can."""
         deadline = time.monotonic() + PARSE_TIMEOUT_S
-        while missing := wanted - self.api.dag_ids(TAG):
-            for file, trace in self.api.import_errors().items():
-                raise StackError(f"{file} cannot be imported:\n{trace}")
-            if time.monotonic() > deadline:
-                raise StackError(f"not parsed after {PARSE_TIMEOUT_S:.0f} s: {', '.join(sorted(missing))}")
+        while missing := dags.keys() - self.api.dag_ids():
+            errors = self.broken_files()
+            broken = {dag_id: errors.get(dags[dag_id].relative_to(PROJECT).as_posix()) for dag_id in missing}
+            late = time.monotonic() > deadline
+            if late or all(broken.values()):
+                hint = f"no such DAG after {PARSE_TIMEOUT_S:.0f} s"
+                return {
+                    dag_id: Result(dag_id, NOT_IMPORTED if error else "not parsed", result=error or hint)
+                    for dag_id, error in broken.items()
+                }
             time.sleep(POLL_S)
+        return {}
 
     def _follow(self, dag_id: str, run_id: str) -> list[str]:
         """Report each task that has ended since the last look; return the names of those at work."""
         at_work = []
         for task in self.api.task_instances(dag_id, run_id):
             key = (dag_id, task["task_id"], task["map_index"])
-            name = f"{dag_id}.{_name(task)}"
+            name = f"{dag_id}.{name_of(task)}"
             if task["state"] == "running":
                 at_work.append(name)
             elif task["state"] in WAITING:
@@ -150,79 +163,37 @@ class Demo:
             elif task["state"] in COLOURS and key not in self._reported:
                 self._reported.add(key)
                 colour = COLOURS[task["state"]]
-                seconds = f"[dim]{_seconds(task):.1f} s[/dim]" if task["start_date"] and task["end_date"] else ""
+                seconds = f"[dim]{seconds_of(task):.1f} s[/dim]" if task["start_date"] and task["end_date"] else ""
                 self.say(f"[{colour}]{task['state']:8}[/{colour}] {escape(name)} {seconds}")
         return at_work
 
     def _collect(self, dag_id: str, run_id: str) -> Result:
         run = self.api.run(dag_id, run_id)
         tasks = self.api.task_instances(dag_id, run_id)
-        result = Result(dag_id, run["state"], round(run["duration"] or 0, 1), len(tasks), 0, "")
+        result = Result(dag_id, run["state"], round(run["duration"] or 0, 1), len(tasks))
         values = []
         for task in tasks:
             where = (dag_id, run_id, task["task_id"])
             if usage := self.api.xcom(*where, USAGE_XCOM_KEY, task["map_index"]):
                 result.tokens += usage["input_tokens"] + usage["output_tokens"]
             values.append(self.api.xcom(*where, "return_value", task["map_index"]))
-        result.result = _one_line(values) or ("nothing to do" if run["state"] == "success" else "")
+        result.result = one_line(values) or ("nothing to do" if run["state"] == "success" else "")
         for task in tasks:
             if task["state"] == "failed":
                 self._show_failure(dag_id, run_id, task)
                 if run["state"] == "failed":
-                    result.result = f"{_name(task)} failed"
+                    result.result = f"{name_of(task)} failed"
         return result
 
     def _show_failure(self, dag_id: str, run_id: str, task: dict[str, Any]) -> None:
         lines = self.api.log(dag_id, run_id, task["task_id"], task["try_number"], task["map_index"])
-        self.console.print(f"\n[red]{dag_id}.{escape(_name(task))} failed.[/red] The end of its log:")
+        self.console.print(f"\n[red]{dag_id}.{escape(name_of(task))} failed.[/red] The end of its log:")
         self.console.print("\n".join(f"    {line}" for line in lines[-LOG_LINES:]), markup=False)
-
-
-def _one_line(values: list[Any]) -> str:
-    """The result of a run, given what its tasks returned: what they call their result, or else the last answer."""
-    found = [value for value in values if isinstance(value, dict)]
-    named = [value["result"] for value in found if "result" in value]
-    text = "; ".join(named) or (json.dumps(found[-1], ensure_ascii=False) if found else "")
-    return " ".join(text.split())
-
-
-def _name(task: dict[str, Any]) -> str:
-    if task["map_index"] < 0:
-        return str(task["task_id"])
-    return f"{task['task_id']}[{task['rendered_map_index'] or task['map_index']}]"
-
-
-def _seconds(task: dict[str, Any]) -> float:
-    """How long a task ran. From its dates: on SQLite, Airflow's own `duration` is twice as long, or negative."""
-    start, end = (datetime.fromisoformat(task[name]) for name in ("start_date", "end_date"))
-    return (end - start).total_seconds()
-
-
-def _table(results: list[Result]) -> Table:
-    table = Table(show_lines=True)
-    for heading in ("pattern", "state"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("tasks", "seconds", "tokens"):
-        table.add_column(heading, justify="right")
-    table.add_column("result", ratio=1)
-    for each in results:
-        colour = COLOURS.get(each.state, "red")
-        line = each.result if len(each.result) <= 240 else each.result[:240] + " ..."
-        table.add_row(
-            each.dag_id,
-            f"[{colour}]{each.state}[/{colour}]",
-            str(each.tasks),
-            f"{each.seconds:.1f}",
-            str(each.tokens),
-            escape(line),
-        )
-    return table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m local.demo", description=__doc__)
-    dag_ids = [path.stem for path in sorted((PROJECT / "dags").rglob("*.py"))]
-    parser.add_argument("--only", choices=dag_ids, action="append", help="run this DAG only; may be repeated")
+    parser.add_argument("--dags", default="", help="ids of the DAGs to run, a comma list (default: the template's)")
     stack_arguments(parser)
     arguments = parser.parse_args()
     interrupt_on_signals()
@@ -231,6 +202,7 @@ def main() -> None:
     stack = Stack(arguments.home, arguments.port)
     ours = False
     try:
+        dags = wanted_dags(arguments.dags, stack.home / "airflow")
         found = stack.attach()
         demo = Demo(stack, console)
         if found:
@@ -239,7 +211,12 @@ def main() -> None:
         else:
             ours = True
             stack.start(demo.say)
-        results = demo.run(arguments.only or dag_ids)
+        results = demo.run(dags)
+        failed = any(result.state != "success" for result in results)
+        files = {path.relative_to(PROJECT).as_posix() for path in dags.values()}
+        broken = {file: error for file, error in demo.broken_files().items() if file not in files}
+        results += [Result(file, NOT_IMPORTED, result=error) for file, error in broken.items()]
+        not_run = sorted(stack.api.dag_ids() - dags.keys() - template_dags().keys())
         demo.say(f"memory of the stack: {stack.processes.memory_mb():.0f} MB")
     except (StackError, httpx.HTTPError) as error:
         sys.exit(f"The demo cannot run: {error}")
@@ -252,9 +229,11 @@ def main() -> None:
 
     report = stack.home / "demo.json"
     report.write_text(json.dumps([asdict(result) for result in results], indent=2, ensure_ascii=False))
-    console.print(_table(results))
+    console.print(table_of(results))
     console.print(f"The same as JSON: {report}   The files the DAGs wrote: {stack.home / 'artifacts'}")
-    if any(result.state != "success" for result in results):
+    if not_run:
+        console.print(f"Your own DAGs run when they are named: make demo DAG={','.join(not_run)}", markup=False)
+    if failed:
         sys.exit(1)
 
 

@@ -48,5 +48,6 @@ class Reviewer:
         way = next(self._ways)
         fields = {name: param["value"] for name, param in request["params"].items()}
         if way == "edit":
-            fields = {name: value + ADDITION for name, value in fields.items()}
-        return REJECT if way == "reject" else APPROVE, fields
+            fields = {name: value + ADDITION if isinstance(value, str) else value for name, value in fields.items()}
+        option = REJECT if way == "reject" else APPROVE
+        return option if option in request["options"] else request["options"][0], fields

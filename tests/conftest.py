@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 # `astro dev pytest` and `astro deploy` run inside the image. It has what requirements.txt lists, but not what the other
 # tests need (local/requirements.in); CI runs those.
-RUN_IN_THE_IMAGE = {"test_dag_contract.py"}
+RUN_IN_THE_IMAGE = {"test_dag_contract.py", "test_own_dags.py"}
 try:
     import llmock  # noqa: F401
 except ModuleNotFoundError:
@@ -69,9 +70,40 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: GROUPS.get(item.path.name) != REAL_AIRFLOW)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addini("check_own_dags", "also test the DAGs that the template did not bring", type="bool", default=False)
+
+
+def template_dags() -> dict[str, Path]:
+    """The file of each DAG that the template brought, by DAG id. It may have been deleted since."""
+    lines = (PROJECT / "dags" / "template_dags.txt").read_text(encoding="utf-8").splitlines()
+    return {Path(line).stem: PROJECT / line for line in lines if line.startswith("dags/")}
+
+
 def dag_files(folder: str = "") -> list[Path]:
-    """The project's DAG files, to parametrize tests with."""
-    return sorted((PROJECT / "dags" / folder).rglob("*.py"))
+    """The template's DAG files that are there, to parametrize tests with."""
+    return [
+        path for path in template_dags().values() if path.exists() and path.is_relative_to(PROJECT / "dags" / folder)
+    ]
+
+
+def own_dag_files() -> list[Path]:
+    """The other DAG files: those of whoever uses the template."""
+    return sorted(set((PROJECT / "dags").rglob("*.py")) - set(dag_files()))
+
+
+def dag_file(dag_id: str) -> Path:
+    """The file of a DAG of the template. The test that asks for it is skipped if the DAG was deleted."""
+    path = template_dags()[dag_id]
+    if not path.exists():
+        pytest.skip(f"{path.relative_to(PROJECT)} was deleted")
+    return path
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("needs_dags"):
+        for dag_id in marker.args:
+            dag_file(dag_id)
 
 
 def dag_bag_module() -> Any:
@@ -84,7 +116,7 @@ def dag_bag_module() -> Any:
 
 
 def parse(path: Path) -> Any:
-    """A `DagBag` of the DAG files at `path`, none of which may fail to import."""
+    """A `DagBag` of the DAG file at `path`, which must be imported without an error."""
     bag = dag_bag_module().DagBag(str(path))
     assert bag.import_errors == {}
     return bag
@@ -144,11 +176,10 @@ class DagRunResult:
 
 @pytest.fixture
 def load_dag(airflow_db: None) -> Callable[[str], Any]:
-    """Parse a DAG file anew and return its DAG."""
+    """Parse the file of a DAG of the template anew and return its DAG."""
 
     def load(dag_id: str) -> Any:
-        (file,) = (path for path in dag_files() if path.stem == dag_id)
-        return parse(file).dags[dag_id]
+        return parse(dag_file(dag_id)).dags[dag_id]
 
     return load
 
@@ -176,7 +207,7 @@ def run_any_dag(airflow_db: None) -> Callable[..., DagRunResult]:
 
 @pytest.fixture
 def run_dag(load_dag: Callable[[str], Any], run_any_dag: Callable[..., DagRunResult]) -> Callable[..., DagRunResult]:
-    """Run the project's DAG of this id, as `run_any_dag` does."""
+    """Run the template's DAG of this id, as `run_any_dag` does."""
 
     def run(dag_id: str, conf: dict[str, Any] | None = None, **test_options: Any) -> DagRunResult:
         return run_any_dag(load_dag(dag_id), conf, **test_options)
@@ -297,21 +328,21 @@ def sqs(sqs_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture(scope="session")
 def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A running stack with the project's DAGs, and with `asset_or_time` at every minute as `asset_or_minute`."""
+    """A running stack with the template's DAGs only, and with `asset_or_time` at every minute as `asset_or_minute`."""
     from local.processes import free_ports
     from tests.stack import RunningAirflow, local, now, wait_until
 
     home = tmp_path_factory.mktemp("airflow")
-    more_dags = tmp_path_factory.mktemp("more-dags")
-    code = (PROJECT / "dags" / "scheduling" / "asset_or_time.py").read_text()
-    every_minute = code.replace('"0 6 * * *"', '"* * * * *"').replace("asset_or_time()", "asset_or_minute()")
-    assert every_minute.count("asset_or_minute") == 2
-    (more_dags / "asset_or_minute.py").write_text(every_minute)
+    dags = tmp_path_factory.mktemp("dags")
+    for path in dag_files():
+        shutil.copy(path, dags)
+    if (dags / "asset_or_time.py").exists():
+        code = (dags / "asset_or_time.py").read_text()
+        every_minute = code.replace('"0 6 * * *"', '"* * * * *"').replace("asset_or_time()", "asset_or_minute()")
+        assert every_minute.count("asset_or_minute") == 2
+        (dags / "asset_or_minute.py").write_text(every_minute)
     bundle = "airflow.dag_processing.bundles.local.LocalDagBundle"
-    bundles = [
-        {"name": "dags-folder", "classpath": bundle, "kwargs": {}},
-        {"name": "more-dags", "classpath": bundle, "kwargs": {"path": str(more_dags)}},
-    ]
+    bundles = [{"name": "dags-folder", "classpath": bundle, "kwargs": {"path": str(dags)}}]
     settings = {
         "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles),
         # A triggerer takes over from one that was killed after this many seconds, not after 30.
@@ -324,8 +355,7 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         start = local("stack", "start", home=home, port=port, **settings)
         assert start.returncode == 0, start.stdout + start.stderr
         running = RunningAirflow(f"http://127.0.0.1:{port}", home, started)
-        wanted = {path.stem for path in (PROJECT / "dags").rglob("*.py")} | {"asset_or_minute"}
-        wait_until(lambda: wanted <= running.dag_ids("genai"), timeout=90)
+        wait_until(lambda: {path.stem for path in dags.glob("*.py")} <= running.dag_ids(), timeout=300)
         yield running
     finally:
         local("stack", "stop", home=home)

@@ -192,7 +192,7 @@ def apache_kafka(folder: Path) -> Iterator[Broker]:
         "-c",
         str(properties),
     ]
-    formatted = subprocess.run(format_storage, capture_output=True, text=True, timeout=120)
+    formatted = subprocess.run(format_storage, capture_output=True, text=True, timeout=600)
     assert formatted.returncode == 0, formatted.stdout + formatted.stderr
     broker = Broker(f"127.0.0.1:{port}", "Apache Kafka", folder, [*start, "kafka.Kafka", str(properties)])
     yield from _running(broker)

@@ -48,7 +48,7 @@ def processes_of(home: Path) -> list[psutil.Process]:
     return found
 
 
-def wait_until(condition: Callable[[], Found], timeout: float = 60) -> Found:
+def wait_until(condition: Callable[[], Found], timeout: float = 300) -> Found:
     """What the condition returns, as soon as it is true."""
     deadline = time.monotonic() + timeout
     while not (found := condition()):
@@ -93,7 +93,7 @@ class RunningAirflow(AirflowAPI):
         response = wait_until(lambda: (r := self._http.get("/api/v2/assets/events", params=query)).is_success and r)
         return response.json()["asset_events"]
 
-    def wait_for(self, dag_id: str, run_id: str, timeout: float = 120) -> str:
+    def wait_for(self, dag_id: str, run_id: str, timeout: float = 600) -> str:
         """The state in which the run ended."""
         return wait_until(lambda: {self.run(dag_id, run_id)["state"]} & {"success", "failed"}, timeout).pop()
 

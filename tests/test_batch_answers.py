@@ -13,7 +13,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowException
 from airflow.sdk import ObjectStoragePath
 
-from include import batch_answers
+from include import batch_answers, rate_limit
 from include.ai import BaseModel
 from include.batch_answers import Answering
 from include.batch_chunks import Chunk, Result, write_chunks
@@ -21,6 +21,7 @@ from include.batch_rows import Row
 from include.storage import storage_path
 from tests.conftest import PROJECT
 from tests.stack import wait_until
+from tests.virtual_time import VirtualTime
 
 pytestmark = pytest.mark.one_stack
 
@@ -152,7 +153,22 @@ def most_within(times: list[float], seconds: float) -> int:
     return max(sum(start <= each < start + seconds for each in times) for start in times)
 
 
-def test_all_tasks_together_keep_the_accounts_requests_per_minute(model, monkeypatch):
+@pytest.fixture
+def turns(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """When requests were let go, on a clock that only their waiting moves."""
+    VirtualTime(monkeypatch, rate_limit)
+    times: list[float] = []
+    turn = rate_limit.RateLimit._turn
+
+    async def noted(self: rate_limit.RateLimit, tokens: float) -> float:
+        times.append(await turn(self, tokens))
+        return times[-1]
+
+    monkeypatch.setattr(rate_limit.RateLimit, "_turn", noted)
+    return times
+
+
+def test_all_tasks_together_keep_the_accounts_requests_per_minute(model, monkeypatch, turns):
     connection = model.connection(requests_per_minute=1200, pool_slots=2)
     monkeypatch.setenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT", connection)
 
@@ -160,20 +176,20 @@ def test_all_tasks_together_keep_the_accounts_requests_per_minute(model, monkeyp
         await asyncio.gather(*(work(50, folder=name)[0].run() for name in ("one", "two")))
 
     asyncio.run(tasks())
-    times = [each["time"] for each in model.seen()]
-    assert len(times) == 100
-    assert most_within(times, 3.0) <= 60 + 4  # some are late
-    assert max(times) - min(times) < 10, "much slower than allowed"
+    assert len(turns) == len(model.seen()) == 100
+    assert most_within(turns, 3.0) <= 60
+    assert max(turns) - min(turns) < 10.5, "much slower than allowed"
 
 
-def test_tokens_per_minute_are_kept_once_an_answer_has_told_its_tokens(model, monkeypatch):
+def test_tokens_per_minute_are_kept_once_an_answer_has_told_its_tokens(model, monkeypatch, turns):
+    monkeypatch.setattr(sys.modules[__name__], "AT_ONCE", 1)  # each answer comes before the next request
     ten_calls_a_second = model.connection(tokens_per_minute=10 * 110 * 60, pool_slots=1)
     monkeypatch.setenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT", ten_calls_a_second)
     answer(60)
 
-    times = sorted(each["time"] for each in model.seen())
-    assert most_within(times[10:], 3.0) <= 30 + 5  # some are late
-    assert times[-1] - times[0] < 12, "much slower than allowed"
+    assert len(turns) == len(model.seen()) == 60
+    assert 25 <= most_within(turns[10:], 3.0) <= 30
+    assert turns[-1] - turns[0] < 12, "much slower than allowed"
 
 
 def test_limits_without_the_number_of_slots_that_share_them_are_refused(model, monkeypatch):

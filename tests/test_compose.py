@@ -132,7 +132,7 @@ def run_topics(service: dict[str, Any], tmp_path: Path, status: int) -> tuple[in
     tool.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\ncat > {tmp_path}/input\nexit {status}\n')
     tool.chmod(0o755)
     script = service["command"][0].replace("$$", "$").replace("/opt/kafka/bin/", f"{tmp_path}/")
-    ended = subprocess.run([*service["entrypoint"], script], env={**os.environ, **service["environment"]}, timeout=30)
+    ended = subprocess.run([*service["entrypoint"], script], env={**os.environ, **service["environment"]}, timeout=600)
     return ended.returncode, [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
 
 

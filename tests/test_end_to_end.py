@@ -46,7 +46,7 @@ def demo(running_stack: str, home: Path, port: int) -> subprocess.CompletedProce
 
 def test_the_demo_runs_every_dag_to_success_and_reports_it(demo, home):
     assert demo.returncode == 0, demo.stdout + demo.stderr
-    results = json.loads((home / "demo.json").read_text())
+    results = [each for each in json.loads((home / "demo.json").read_text()) if each["dag_id"] in DAGS]
     assert {result["dag_id"] for result in results} == DAGS
     for result in results:
         assert set(result) == {"dag_id", "state", "seconds", "tasks", "tokens", "result"}
@@ -56,6 +56,7 @@ def test_the_demo_runs_every_dag_to_success_and_reports_it(demo, home):
         assert result["dag_id"] in demo.stdout
 
 
+@pytest.mark.needs_dags("prompt_chaining", "multi_agent", "batch_inference", "rag_pipeline")
 def test_the_demo_leaves_files_that_a_person_can_open(demo, home):
     artifacts = home / "artifacts"
     assert list(artifacts.glob("outbox/*/reply.json"))
@@ -65,11 +66,13 @@ def test_the_demo_leaves_files_that_a_person_can_open(demo, home):
     assert json.loads(answer.read_text())["question"]
 
 
+@pytest.mark.needs_dags("batch_inference")
 def test_the_embedded_model_does_not_give_every_review_the_same_label(demo, home):
     (report,) = (home / "artifacts").glob("sentiment/*/report.json")
     assert sum(count > 0 for count in json.loads(report.read_text())["counts"].values()) >= 2
 
 
+@pytest.mark.needs_dags("prompt_chaining")
 def test_no_prompt_and_no_answer_is_in_the_logs_of_real_workers(demo, home):
     logs = "\n".join(path.read_text(errors="replace") for path in (home / "airflow" / "logs").rglob("*.log"))
     (reply,) = (home / "artifacts").glob("outbox/*/reply.json")
@@ -116,10 +119,11 @@ def test_stopping_ends_every_process_and_frees_the_port(demo, running_stack, hom
     assert "Nothing was running." in local("stack", "stop", home=home, port=port).stdout
 
 
+@pytest.mark.needs_dags("routing")
 def test_a_failed_pattern_is_shown_with_the_end_of_its_log_and_the_stack_is_stopped(home, port, llmock):
     llmock.fail(401, times=None)
     refused = model_connection(llmock.env()["OPENAI_BASE_URL"])
-    result = local("demo", "--only", "routing", home=home, port=port, AIRFLOW_CONN_PYDANTICAI_DEFAULT=refused)
+    result = local("demo", "--dags", "routing", home=home, port=port, AIRFLOW_CONN_PYDANTICAI_DEFAULT=refused)
     assert result.returncode == 1, result.stdout + result.stderr
     assert "routing.route_incident failed" in result.stdout
     assert "the key was refused" in result.stdout
@@ -136,5 +140,5 @@ def test_an_interrupted_demo_stops_what_it_started(home, port, ending):
     ) as demo:
         wait_until(lambda: len(processes_of(home)) >= 4)
         demo.send_signal(ending)
-        assert demo.wait(timeout=60) != 0
+        assert demo.wait(timeout=300) != 0
     assert processes_of(home) == []

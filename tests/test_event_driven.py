@@ -34,6 +34,7 @@ def ask(queue: Broker, topic: str, texts: list[str]) -> list[str]:
     return [request.request_id for request in requests]
 
 
+@pytest.mark.needs_dags("event_driven_inference", "stream_inference")
 def test_messages_start_runs_that_answer_them_and_hostile_ones_hold_nobody_up(airflow, queue):
     event_ids = ask(queue, EVENT_REQUESTS, ["My invoice is wrong."])
     queue.send(EVENT_REQUESTS, [HOSTILE["NaN"], HOSTILE["a tombstone"], HOSTILE["a NUL in the text"]])
@@ -41,8 +42,8 @@ def test_messages_start_runs_that_answer_them_and_hostile_ones_hold_nobody_up(ai
     queue.send(STREAM_REQUESTS, [HOSTILE["NaN"], HOSTILE["no JSON"], HOSTILE["5 MB"]])
     stream_ids = ask(queue, STREAM_REQUESTS, ["My invoice is wrong.", "The app does not start.", "I cannot log in."])
 
-    wait_until(lambda: len(replies(queue, stream_ids)) == 3, timeout=120)
-    wait_until(lambda: len(replies(queue, event_ids)) == 2, timeout=120)
+    wait_until(lambda: len(replies(queue, stream_ids)) == 3)
+    wait_until(lambda: len(replies(queue, event_ids)) == 2)
     assert {reply["answer"]["category"] for reply in replies(queue, event_ids + stream_ids)} <= {
         "billing",
         "technical",
@@ -56,16 +57,18 @@ def test_messages_start_runs_that_answer_them_and_hostile_ones_hold_nobody_up(ai
     assert "My invoice is wrong." not in log
 
 
+@pytest.mark.needs_dags("stream_inference", "dead_letters")
 def test_the_dead_letters_are_counted(airflow, queue):
     queue.send(STREAM_REQUESTS, [b"hello"])
     known = lambda: [each for each in queue.read(DEAD_LETTERS) if each.value() == b"hello"]  # noqa: E731
-    wait_until(known, timeout=60)
+    wait_until(known)
     run_id = airflow.finish("dead_letters")
 
     result = airflow.xcom("dead_letters", run_id, "count_or_replay", "return_value")
     assert any("Invalid JSON" in reason for reason in result["reasons"])
 
 
+@pytest.mark.needs_dags("stream_inference")
 def test_the_command_sends_requests_and_shows_the_replies(airflow):
     sent = local("send", "--number", "3", home=airflow.home)
 
@@ -73,6 +76,7 @@ def test_the_command_sends_requests_and_shows_the_replies(airflow):
     assert sent.stdout.count('"category"') == 3
 
 
+@pytest.mark.needs_dags("sqs_inference")
 def test_messages_on_sqs_start_runs_that_reply_to_them_and_then_delete_them(airflow):
     requests = (airflow.home / "queue").read_text()
     client = sqs_client(requests)
@@ -92,7 +96,7 @@ def test_messages_on_sqs_start_runs_that_reply_to_them_and_then_delete_them(airf
 
     assert sent.returncode == 0, sent.stderr
     assert sent.stdout.count('"category"') == 3
-    wait_until(lambda: on_the_queue() == 0, timeout=60)
+    wait_until(lambda: on_the_queue() == 0)
     dead = client.receive_message(QueueUrl=f"{requests}-dead-letters", MaxNumberOfMessages=10)["Messages"]
     assert {each["Body"].encode() for each in dead} >= {HOSTILE["NaN"], HOSTILE["a NUL in the text"]}
 
@@ -103,11 +107,12 @@ def test_the_command_says_that_no_stack_is_running(tmp_path):
     assert "make start" in nothing.stderr
 
 
+@pytest.mark.needs_dags("stream_inference")
 def test_a_backlog_larger_than_the_time_budget_is_answered_by_the_successor(airflow, queue):
     ids = ask(queue, STREAM_REQUESTS, [f"Question {number}" for number in range(6)])
     run_id = airflow.trigger("stream_inference", {"budget_s": 1})
     assert airflow.wait_for("stream_inference", run_id) == "success"
-    wait_until(lambda: len(replies(queue, ids)) == 6, timeout=120)
+    wait_until(lambda: len(replies(queue, ids)) == 6)
 
 
 def test_a_broker_that_the_command_cannot_reach_is_named():

@@ -15,6 +15,7 @@ from tests.emulator import JOBS, Emulator
 from tests.stack import RunningAirflow, processes_of, wait_until
 
 DAG = "fine_tuning"
+pytestmark = pytest.mark.needs_dags(DAG)
 SHORT = {"evaluation_size": 1, "margin": 0}
 
 
@@ -71,11 +72,11 @@ def test_worker_triggerer_and_provider_are_killed_and_there_is_one_job_and_its_m
     run_id = airflow.trigger(DAG, SHORT)
 
     # The worker, between the creating call and its answer.
-    wait_until(lambda: jobs_of(provider, run_id), timeout=60)
+    wait_until(lambda: jobs_of(provider, run_id))
     scheduler = started_with(airflow, "local.preloaded_airflow", "scheduler")
     (worker,) = [p for p in scheduler.children(recursive=True) if _talks_to(p, provider)]
     worker.kill()
-    wait_until(lambda: state(airflow, run_id) == "deferred", timeout=90)
+    wait_until(lambda: state(airflow, run_id) == "deferred")
     (job,) = jobs_of(provider, run_id)
     assert airflow.xcom(DAG, run_id, "fine_tune", "job_id") == job["id"]
     assert airflow.xcom(DAG, run_id, "fine_tune", "_link_JobLink").endswith(job["id"])
@@ -84,11 +85,11 @@ def test_worker_triggerer_and_provider_are_killed_and_there_is_one_job_and_its_m
     wait_until(lambda: provider.requests("GET", f"{JOBS}/{job['id']}"))
     restarted("local.preloaded_airflow", "triggerer")
     seen = len(provider.requests("GET", f"{JOBS}/{job['id']}"))
-    wait_until(lambda: len(provider.requests("GET", f"{JOBS}/{job['id']}")) > seen + 1, timeout=90)
+    wait_until(lambda: len(provider.requests("GET", f"{JOBS}/{job['id']}")) > seen + 1)
 
     # The provider's server.
     restarted("local.openai_emulator")
-    wait_until(lambda: provider.requests("GET", f"{JOBS}/{job['id']}") if _answers(provider) else None, timeout=60)
+    wait_until(lambda: provider.requests("GET", f"{JOBS}/{job['id']}") if _answers(provider) else None)
     (job,) = jobs_of(provider, run_id)
     assert job["status"] == "running", "a restart has cancelled the job"
     provider.set_job(job["id"], "succeeded")
@@ -103,7 +104,7 @@ def test_worker_triggerer_and_provider_are_killed_and_there_is_one_job_and_its_m
     tries = _try_number(airflow, run_id)
     body = {"dag_run_id": run_id, "task_ids": ["fine_tune"], "dry_run": False, "only_failed": False}
     airflow.post(f"dags/{DAG}/clearTaskInstances", body).raise_for_status()
-    wait_until(lambda: _try_number(airflow, run_id) > tries and state(airflow, run_id) == "success", timeout=60)
+    wait_until(lambda: _try_number(airflow, run_id) > tries and state(airflow, run_id) == "success")
     assert airflow.xcom(DAG, run_id, "fine_tune", "return_value") == model
     assert len(jobs_of(provider, run_id)) == 1
 
@@ -111,11 +112,11 @@ def test_worker_triggerer_and_provider_are_killed_and_there_is_one_job_and_its_m
 def test_a_waiting_task_that_a_person_marks_failed_cancels_its_job(airflow, provider):
     provider.next_job(hold="running")
     run_id = airflow.trigger(DAG, SHORT)
-    wait_until(lambda: state(airflow, run_id) == "deferred", timeout=60)
+    wait_until(lambda: state(airflow, run_id) == "deferred")
     (job,) = jobs_of(provider, run_id)
     wait_until(lambda: provider.requests("GET", f"{JOBS}/{job['id']}"))
     airflow.patch(f"dags/{DAG}/dagRuns/{run_id}/taskInstances/fine_tune", {"new_state": "failed"}).raise_for_status()
-    wait_until(lambda: jobs_of(provider, run_id)[0]["status"] == "cancelled", timeout=30)
+    wait_until(lambda: jobs_of(provider, run_id)[0]["status"] == "cancelled")
     assert airflow.wait_for(DAG, run_id) == "failed"
 
 

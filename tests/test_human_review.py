@@ -123,6 +123,7 @@ class Person(Reviewer):
         return option, {"reply": request["params"]["reply"]["value"] if text is None else text}
 
 
+@pytest.mark.needs_dags("human_review")
 def test_on_a_real_airflow_drafts_are_approved_edited_rejected_and_rejected_by_the_clock(airflow):
     late = airflow.trigger("human_review", {"tickets": ["Nobody reads this."], "review_minutes": 0.05})
     run_id = airflow.trigger("human_review", {"tickets": ["Where is my van?", "Refund me.", "Hello!", "{{ 1 / 0 }}"]})
@@ -140,7 +141,7 @@ def test_on_a_real_airflow_drafts_are_approved_edited_rejected_and_rejected_by_t
             (list(person.answer("human_review", run_id)) and False)
             or airflow.run("human_review", run_id)["state"] in ("success", "failed")
         ),
-        timeout=120,
+        timeout=600,
     )
 
     states = airflow.states("human_review", run_id)

@@ -86,7 +86,7 @@ class Task:
     def __init__(self, storage: Path, run_id: str, **arguments: Any) -> None:
         self.storage = storage
         self.mark = run_id
-        self.arguments = {"poke_interval": 0.03, "timeout": 20.0} | arguments
+        self.arguments = {"poke_interval": 0.03, "timeout": 300.0} | arguments
         self.xcoms: dict[str, Any] = {}
         self.ti = SimpleNamespace(
             dag_id="batches",
@@ -216,13 +216,13 @@ def test_a_batch_that_takes_its_time_to_be_cancelled_is_waited_for_before_the_re
     provider.next_batch(hold="cancelling", after=1)
     batch = task(wait_for_completion=False)
     batch.attempt_id = batch.operator().execute({"ti": batch.ti})
-    wait_until(lambda: provider.client().batches.retrieve(batch.attempt_id).status == "cancelling", timeout=10)
+    wait_until(lambda: provider.client().batches.retrieve(batch.attempt_id).status == "cancelling")
     batch.clear()
     batch.arguments["wait_for_completion"] = True
     found: list[Any] = []
     thread = threading.Thread(target=lambda: found.append(batch.attempt()))
     thread.start()
-    wait_until(lambda: len(provider.requests("GET", f"{BATCHES}/{batch.attempt_id}")) > 5, timeout=10)
+    wait_until(lambda: len(provider.requests("GET", f"{BATCHES}/{batch.attempt_id}")) > 5)
     provider.set_batch(batch.attempt_id, "cancelled")
     thread.join(15)
     assert found == [["A", "B", "C"]]
@@ -253,7 +253,7 @@ def test_when_the_time_is_over_the_batch_is_cancelled_and_a_clear_goes_on_with_t
     batch = task(timeout=1.0, deferrable=False)
     with pytest.raises(AirflowFailException, match=r"has not ended in time\. It was cancelled"):
         batch.attempt()
-    batch.arguments["timeout"] = 20.0
+    batch.arguments["timeout"] = 300.0
     batch.clear()
     assert batch.attempt() == ["A", "B", "C"]
     assert batch.asked() == [1, 1, 1]
@@ -272,7 +272,7 @@ def test_a_worker_told_to_stop_cancels_the_batch_and_the_next_try_sends_the_rest
 
     thread = threading.Thread(target=run)
     thread.start()
-    wait_until(lambda: "job_id" in batch.xcoms and batch.asked()[0] == 1, timeout=10)
+    wait_until(lambda: "job_id" in batch.xcoms and batch.asked()[0] == 1)
     operator.on_kill()
     thread.join(10)
     assert "was cancelled" in failures[0]

@@ -179,7 +179,7 @@ def test_two_ingestions_at_once_do_no_harm(index, knowledge_base, monkeypatch):
     barrier = threading.Barrier(2)
 
     def ingest(_: int) -> None:
-        barrier.wait(timeout=60)
+        barrier.wait(timeout=300)
         refresh_index(index)
 
     with ThreadPoolExecutor(2) as pool:

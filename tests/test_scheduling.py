@@ -38,6 +38,7 @@ def result_of(airflow: RunningAirflow, dag_id: str, run_id: str, task_id: str) -
 # Data-aware
 
 
+@pytest.mark.needs_dags("asset_producer", "asset_consumer")
 def test_an_update_carries_what_changed_and_starts_the_consumer(airflow, knowledge_base):
     (event,) = airflow.asset_events("knowledge_base")
     documents = len(list((PROJECT / "include" / "knowledge_base").glob("*.md")))
@@ -53,6 +54,7 @@ def test_an_update_carries_what_changed_and_starts_the_consumer(airflow, knowled
     assert news.read_text().count("- added: ") == documents
 
 
+@pytest.mark.needs_dags("asset_producer")
 def test_nothing_changed_means_no_update(airflow, knowledge_base):
     run_id = airflow.finish("asset_producer")
 
@@ -60,6 +62,7 @@ def test_nothing_changed_means_no_update(airflow, knowledge_base):
     assert len(airflow.asset_events("knowledge_base")) == 1
 
 
+@pytest.mark.needs_dags("asset_producer", "asset_consumer")
 def test_of_many_updates_in_a_row_none_is_lost(airflow, knowledge_base):
     before = now()
     folder = airflow.home / "artifacts" / "many"
@@ -90,6 +93,7 @@ def test_of_many_updates_in_a_row_none_is_lost(airflow, knowledge_base):
     wait_until(all_reported)
 
 
+@pytest.mark.needs_dags("asset_producer", "any_asset")
 def test_an_event_that_names_a_file_elsewhere_is_left_out_and_named(airflow, knowledge_base):
     before = now()
     airflow.update_asset("customer_reviews", {"file": "file:///etc/passwd"})
@@ -101,6 +105,7 @@ def test_an_event_that_names_a_file_elsewhere_is_left_out_and_named(airflow, kno
     assert set(airflow.states("any_asset", run_id).values()) == {"skipped"}
 
 
+@pytest.mark.needs_dags("feedback_intake", "any_asset", "all_assets")
 def test_either_asset_starts_the_or_and_only_both_start_the_and(airflow):
     def land(*sources: str) -> str:
         before = now()
@@ -130,6 +135,7 @@ def test_either_asset_starts_the_or_and_only_both_start_the_and(airflow):
     airflow.wait_for_run_by_asset("all_assets", start, count=2)
 
 
+@pytest.mark.needs_dags("asset_producer", "asset_or_time")
 def test_asset_or_time_runs_by_either_and_tells_which(airflow, knowledge_base):
     (run_id,) = airflow.wait_for_run_by_asset("asset_or_time", knowledge_base)[-1:]
     checked = result_of(airflow, "asset_or_time", run_id, "check_retrieval")
@@ -140,7 +146,7 @@ def test_asset_or_time_runs_by_either_and_tells_which(airflow, knowledge_base):
         runs = airflow.get("dags/asset_or_minute/dagRuns", run_type="scheduled", order_by="-run_after")["dag_runs"]
         return [run for run in runs if run["state"] == "success"]
 
-    run = wait_until(by_time, timeout=150)[0]
+    run = wait_until(by_time)[0]
     result = result_of(airflow, "asset_or_minute", run["dag_run_id"], "check_retrieval")
     assert result is None or result["because"] == "the time"  # None: before the knowledge base was indexed
 
@@ -157,7 +163,7 @@ def ask(airflow: RunningAirflow, *arguments: str, **variables: str) -> subproces
         env={**os.environ, "AIRFLOW_URL": airflow.url, **variables},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=600,
     )
 
 
@@ -167,12 +173,14 @@ def assert_is_an_answer(answer: dict[str, Any]) -> None:
     assert answer["summary"]
 
 
+@pytest.mark.needs_dags("on_demand_inference")
 def test_the_client_prints_the_answer(airflow):
     done = ask(airflow, MESSAGE)
     assert done.returncode == 0, done.stderr
     assert_is_an_answer(json.loads(done.stdout))
 
 
+@pytest.mark.needs_dags("on_demand_inference")
 def test_one_key_from_many_clients_at_once_is_one_run_and_one_answer(airflow):
     with ThreadPoolExecutor(4) as clients:
         done = list(clients.map(lambda _: ask(airflow, MESSAGE, "--key", "my:key~42+1"), range(4)))
@@ -186,6 +194,7 @@ def test_one_key_from_many_clients_at_once_is_one_run_and_one_answer(airflow):
     assert "was used for another question" in other.stderr
 
 
+@pytest.mark.needs_dags("on_demand_inference")
 def test_an_answer_that_is_late_can_be_fetched_with_its_key(airflow):
     early = ask(airflow, MESSAGE, "--key", "late", "--timeout", "0")
     assert early.returncode == 1
@@ -194,6 +203,7 @@ def test_an_answer_that_is_late_can_be_fetched_with_its_key(airflow):
     assert_is_an_answer(json.loads(ask(airflow, MESSAGE, "--key", "late").stdout))
 
 
+@pytest.mark.needs_dags("on_demand_inference")
 @pytest.mark.parametrize(
     ("conf", "named"),
     [({"message": "x"}, "message"), ({"message": 7}, "message"), ({"message": None}, "message"), ("no object", "conf")],
@@ -208,6 +218,7 @@ def test_a_wrong_body_is_refused_with_the_name_of_the_field(airflow, conf, named
     assert count() == before
 
 
+@pytest.mark.needs_dags("on_demand_inference")
 def test_the_client_says_which_field_is_wrong_and_who_cannot_be_reached(airflow):
     assert "message" in ask(airflow, "x").stderr
     (nobody,) = free_ports(1)
@@ -219,12 +230,13 @@ def test_the_client_says_which_field_is_wrong_and_who_cannot_be_reached(airflow)
     assert "401" in refused.stderr or "403" in refused.stderr
 
 
+@pytest.mark.needs_dags("on_demand_inference")
 @pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
 def test_the_curl_commands_of_the_readme_get_an_answer(airflow):
     readme = (PROJECT / "README.md").read_text()
     (commands,) = re.findall(r"```bash\n(TOKEN=.*?)```", readme, re.DOTALL)
     script = commands.replace("http://127.0.0.1:8080", airflow.url)
-    done = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, timeout=180)
+    done = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, timeout=600)
 
     assert done.returncode == 0, done.stderr
     assert_is_an_answer(json.loads(done.stdout.splitlines()[-1])["value"])
@@ -233,6 +245,7 @@ def test_the_curl_commands_of_the_readme_get_an_answer(airflow):
 # Mapping
 
 
+@pytest.mark.needs_dags("map_expand")
 def test_mapping_edges_on_a_real_scheduler(airflow):
     """An empty list, a failing item, and more items than Airflow maps: side by side, as each takes a while."""
     confs = {

@@ -26,7 +26,7 @@ def test_each_task_records_its_own_calls(run_dag, llm):
         assert usage["requests"] == 1
         assert usage["input_tokens"] == input_tokens > 0
         assert usage["output_tokens"] > 0
-        assert 0 < usage["seconds"] < 30
+        assert usage["seconds"] > 0
 
 
 def test_an_agents_usage_is_the_sum_over_all_its_requests(run_dag, llm):

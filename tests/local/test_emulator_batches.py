@@ -77,7 +77,7 @@ def create(emulator: Emulator, *lines: Any, purpose: Any = "batch", **settings: 
 
 
 def wait(emulator: Emulator, batch: Any, status: str = "completed") -> Any:
-    wait_until(lambda: emulator.client().batches.retrieve(batch.id).status == status, timeout=15)
+    wait_until(lambda: emulator.client().batches.retrieve(batch.id).status == status)
     return emulator.client().batches.retrieve(batch.id)
 
 
@@ -139,7 +139,7 @@ def test_the_list_is_paged_the_newest_first(emulator):
 def test_a_cancelled_batch_leaves_the_answers_that_it_had(emulator):
     emulator.next_batch(hold="in_progress", after=1)
     batch = create(emulator, line("a"), line("b"))
-    wait_until(lambda: emulator.client().batches.retrieve(batch.id).request_counts.completed == 1, timeout=10)
+    wait_until(lambda: emulator.client().batches.retrieve(batch.id).request_counts.completed == 1)
     assert emulator.client().batches.cancel(batch.id).status == "cancelling"
     ended = wait(emulator, batch, "cancelled")
     assert list(results(emulator, ended.output_file_id)) == ["a"]
@@ -175,7 +175,7 @@ def process(folder: Path, upstream: str) -> Iterator[tuple[subprocess.Popen[str]
 def test_after_a_kill_a_batch_goes_on_where_it_was(upstream, tmp_path):
     with process(tmp_path, upstream) as (first, emulator):
         batch = create(emulator, line("a", "one"), line("b", "wait"), line("c", "two"))
-        wait_until(lambda: "wait" in Upstream.asked, timeout=10)
+        wait_until(lambda: "wait" in Upstream.asked)
         first.send_signal(signal.SIGKILL)
         first.wait()
     (journal,) = (tmp_path / "answers").iterdir()

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,15 @@ import httpx
 import openai  # noqa: TID253
 import pytest
 
+from local.openai_emulator import controls, jobs, models, serve
 from local.openai_emulator import files as emulator_files
-from local.openai_emulator import serve
 from tests.stack import wait_until
 
 pytestmark = pytest.mark.one_stack
 
 BASE = "smollm2-135m-instruct"
 ROOT = Path(__file__).parents[2]
+JOB_SECONDS = 0.3
 WORDS = ("red", "green", "blue", "car", "boat", "plane")
 QUESTIONS = [f"{one} {two}" for one in WORDS for two in WORDS if one != two]
 
@@ -103,7 +105,7 @@ def training() -> bytes:
     return lines([example(question, f"the {question}") for question in QUESTIONS])
 
 
-def wait_for(check: Callable[[], Any], timeout: float = 10) -> Any:
+def wait_for(check: Callable[[], Any], timeout: float = 300) -> Any:
     deadline = time.monotonic() + timeout
     while not (found := check()):
         assert time.monotonic() < deadline, "waited in vain"
@@ -129,7 +131,7 @@ def emulator_of(folder: Path, upstream: str | None, job_seconds: float, **more: 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory, upstream: str) -> Iterator[Emulator]:
     """Its jobs take a third of a second."""
-    with emulator_of(tmp_path_factory.mktemp("quick"), upstream, 0.3) as emulator:
+    with emulator_of(tmp_path_factory.mktemp("quick"), upstream, JOB_SECONDS) as emulator:
         yield emulator
 
 
@@ -140,19 +142,35 @@ def slow(tmp_path_factory: pytest.TempPathFactory, upstream: str) -> Iterator[Em
         yield emulator
 
 
-def test_a_job_lives_through_all_statuses_and_leaves_a_model_and_results(quick: Emulator) -> None:
+@dataclass
+class Clock:
+    """The emulator's clock, for as long as a test has it: it stands still unless the test sets it."""
+
+    now: float
+
+    def time(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    standing = Clock(time.time())
+    for module in (jobs, models, emulator_files, controls):
+        monkeypatch.setattr(module, "time", standing)
+    return standing
+
+
+def test_a_job_lives_through_all_statuses_and_leaves_a_model_and_results(quick: Emulator, clock: Clock) -> None:
+    start = clock.now
     validation = quick.upload(lines([example("something else")]))
     created = quick.create(validation_file=validation, suffix="house", seed=7, metadata={"run": "1"})
-    seen: list[str] = [created.status]
-
-    def ended() -> Any:
+    assert created.status == "validating_files"
+    for tenths, status in ((0.5, "validating_files"), (1.5, "queued"), (9, "running"), (10.1, "succeeded")):
+        clock.now = start + tenths * JOB_SECONDS / 10
         job = quick.jobs.retrieve(created.id)
-        seen.extend({job.status} - set(seen))
-        assert (job.estimated_finish is not None) == (job.status == "running")
-        return job if job.finished_at else None
-
-    job = wait_for(ended)
-    assert seen == ["validating_files", "queued", "running", "succeeded"]
+        assert job.status == status
+        assert (job.estimated_finish is not None) == (status == "running")
+        assert (job.finished_at is not None) == (status == "succeeded")
     assert job.id.startswith("ftjob-") and len(job.id) == 30
     assert job.fine_tuned_model.startswith(f"ft:{BASE}:") and job.fine_tuned_model.endswith(f":house:{job.id[6:14]}")
     assert (job.seed, job.metadata, job.hyperparameters.n_epochs) == (7, {"run": "1"}, 3)
@@ -221,18 +239,18 @@ def test_a_job_can_be_cancelled_until_it_has_ended(slow: Emulator) -> None:
         slow.jobs.cancel("ftjob-0")
 
 
-def test_a_job_can_be_paused_and_resumed(slow: Emulator, quick: Emulator) -> None:
+def test_a_job_can_be_paused_and_resumed(slow: Emulator, quick: Emulator, clock: Clock) -> None:
     waiting = slow.create()
     with pytest.raises(openai.BadRequestError, match="it can't pause"):
         slow.jobs.pause(waiting.id)
     job = quick.create()
-    quick.wait(job.id, "running")
+    clock.now += JOB_SECONDS / 2
     assert quick.jobs.pause(job.id).status == "paused"
-    finished = time.time() + 0.4
-    wait_for(lambda: time.time() > finished)
+    clock.now += 10 * JOB_SECONDS
     assert quick.jobs.retrieve(job.id).status == "paused"
     assert quick.jobs.resume(job.id).status == "running"
-    quick.wait(job.id)
+    clock.now += JOB_SECONDS
+    assert quick.jobs.retrieve(job.id).status == "succeeded"
     messages = quick.messages(job.id)
     assert messages.index("Fine-tuning job paused") < messages.index("Fine-tuning job resumed") < len(messages) - 2
     assert list(quick.jobs.checkpoints.list(job.id)) == []
@@ -404,12 +422,12 @@ def test_a_connection_is_dropped_before_or_after_the_work(slow: Emulator, drop: 
 @pytest.mark.parametrize(("delay", "made"), [("delay_before", 0), ("delay", 1)])
 def test_an_answer_is_delayed_before_or_after_the_work(slow: Emulator, delay: str, made: int) -> None:
     file = slow.upload()
-    slow.control("POST", "faults", {"method": "POST", "path": "/v1/fine_tuning/jobs", delay: 1})
+    slow.control("POST", "faults", {"method": "POST", "path": "/v1/fine_tuning/jobs", delay: 3})
     with pytest.raises(openai.APITimeoutError):
         slow.client.with_options(timeout=0.4).fine_tuning.jobs.create(
             model=BASE, training_file=file, metadata={"delay": delay}
         )
-    assert len(list(slow.jobs.list(metadata={"delay": delay}))) == made
+    wait_for(lambda: len(list(slow.jobs.list(metadata={"delay": delay}))) == made)
 
 
 def test_requests_are_listed_and_logged_without_what_they_say(slow: Emulator, caplog: pytest.LogCaptureFixture) -> None:
@@ -456,4 +474,4 @@ def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
         assert [event.id for event in emulator.jobs.list_events(job.id)] == events
         assert emulator.client.files.content(job.training_file).content == training()
         second.send_signal(signal.SIGTERM)
-        assert second.wait(timeout=5) == 0
+        assert second.wait(timeout=300) == 0

@@ -1,0 +1,69 @@
+"""What the demo shows of a DAG's run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+COLOURS = {"success": "green", "skipped": "yellow", "failed": "red", "upstream_failed": "red"}
+
+
+@dataclass
+class Result:
+    """What a DAG's run left behind, or why there was none; `.local/demo.json` is a list of these.
+
+    A file that cannot be imported, and is not of a DAG that was to run, has its path in the place of the DAG id.
+    """
+
+    dag_id: str
+    state: str
+    seconds: float = 0.0
+    tasks: int = 0
+    tokens: int = 0
+    result: str = ""
+
+
+def one_line(values: list[Any]) -> str:
+    """The result of a run, given what its tasks returned: what they call their result, or else the last answer."""
+    found = [value for value in values if isinstance(value, dict)]
+    named = [str(value["result"]) for value in found if "result" in value]
+    text = "; ".join(named) or (json.dumps(found[-1], ensure_ascii=False) if found else "")
+    return " ".join(text.split())
+
+
+def name_of(task: dict[str, Any]) -> str:
+    if task["map_index"] < 0:
+        return str(task["task_id"])
+    return f"{task['task_id']}[{task['rendered_map_index'] or task['map_index']}]"
+
+
+def seconds_of(task: dict[str, Any]) -> float:
+    """How long a task ran. From its dates: on SQLite, Airflow's own `duration` is twice as long, or negative."""
+    start, end = (datetime.fromisoformat(task[name]) for name in ("start_date", "end_date"))
+    return (end - start).total_seconds()
+
+
+def table_of(results: list[Result]) -> Table:
+    table = Table(show_lines=True)
+    for heading in ("pattern", "state"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("tasks", "seconds", "tokens"):
+        table.add_column(heading, justify="right")
+    table.add_column("result", ratio=1)
+    for each in results:
+        colour = COLOURS.get(each.state, "red")
+        line = each.result if len(each.result) <= 240 else each.result[:240] + " ..."
+        table.add_row(
+            escape(each.dag_id),
+            f"[{colour}]{each.state}[/{colour}]",
+            str(each.tasks),
+            f"{each.seconds:.1f}",
+            str(each.tokens),
+            escape(line),
+        )
+    return table
