@@ -141,6 +141,7 @@ class _Line(NamedTuple):
     kind: int
     file: int
     offset: int
+    length: int
 
 
 class Answers:
@@ -173,7 +174,7 @@ class Answers:
                 log.warning("%s, line %d, is no result; its request counts as unanswered.", path, number)
             else:
                 if name in self._names and (known is None or (kind >= known.kind and known.kind != ANSWERED)):
-                    self._lines[name] = _Line(kind, len(self._files) - 1, offset)
+                    self._lines[name] = _Line(kind, len(self._files) - 1, offset, len(line))
             offset += len(line)
 
     def close(self) -> None:
@@ -205,7 +206,7 @@ class Answers:
             return {"response": None, "error": missing}
         file = self._files[place.file]
         file.seek(place.offset)
-        result = json.loads(file.readline())
+        result = json.loads(file.read(place.length))
         response = result.get("response") or {}
         body = response.get("body")
         if place.kind == ANSWERED:

@@ -24,11 +24,11 @@ DEFAULT_FOLDER = Path(__file__).parent / ".data" / "artifacts"
 def storage_path(*parts: str) -> ObjectStoragePath:
     """The path `<storage>/<part>/<part>...`, for what is not one run's own.
 
-    :raises ValueError: GENAI_STORAGE is not the URL of a folder or a bucket.
+    :raises ValueError: GENAI_STORAGE has characters that make a bucket's prefix a pattern.
     """
-    root = os.environ.get("GENAI_STORAGE") or f"file://{DEFAULT_FOLDER}"
+    root = os.environ.get("GENAI_STORAGE") or str(DEFAULT_FOLDER)
     if "://" not in root:
-        raise ValueError(f"GENAI_STORAGE={root!r} is not a URL, such as s3://bucket/prefix or file:///folder.")
+        return local_file(Path(root).absolute()).joinpath(*parts)
     if not root.startswith("file:") and any(sign in root for sign in "*?["):
         raise ValueError(f"GENAI_STORAGE={root!r}: a bucket's prefix cannot have *, ? or [, which stand for others.")
     return _open(root).joinpath(*parts)

@@ -114,7 +114,7 @@ def copied_database(to: Path) -> str:
 def test_each_dag_runs_in_an_empty_project_to_which_it_was_copied(tmp_path, airflow_db, broker):
     runs = {dag_id: run for chain in CHAINS for dag_id, run in chain.items()}
     assert sorted(runs) == sorted(DAGS)
-    folders = {dag_id: astro_project(tmp_path / "projects" / dag_id) for dag_id in runs}
+    folders = {dag_id: astro_project(tmp_path / "Größe 1+1 #2 100%20 [x]" / dag_id) for dag_id in runs}
     patterns = {dag_id: analyse(dag_id) for dag_id in runs}
     for dag_id, folder in folders.items():
         copy(patterns[dag_id], folder)
