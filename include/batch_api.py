@@ -14,7 +14,9 @@ from pydantic import BaseModel, ValidationError
 from include.batch_chunks import Result
 from include.batch_job import input_file
 from include.batch_report import BatchReport
+from include.batch_requests import LONGEST_LINE
 from include.batch_rows import Row, read_rows
+from include.json_lines import json_line, read_lines
 from include.openai_service import OpenAIService
 from include.storage import artifact_path, new_artifact, stored_file
 
@@ -51,7 +53,7 @@ class BatchFile:
                 if row.text is not None:
                     messages = [{"role": "system", "content": prompt}, {"role": "user", "content": row.text}]
                     request = {"custom_id": _custom_id(row), "body": {**shared, "messages": messages}}
-                    file.write(f"{json.dumps(request, ensure_ascii=False)}\n".encode())
+                    file.write(json_line(request))
                     asked += 1
         log.info("%d requests: %s", asked, path)
         return {"requests": str(path), "answers": str(self._artifacts / "answers.jsonl")}
@@ -78,12 +80,14 @@ class BatchFile:
         self, service: OpenAIService, answers: ObjectStoragePath, output_type: type[BaseModel]
     ) -> Iterator[Result]:
         """Each row's result; the answers are in the order of the rows, without those that were not asked."""
-        with answers.open("rb") as lines:
+        with answers.open("rb") as file:
+            lines = read_lines(file, LONGEST_LINE)
             for row in self._rows():
                 if row.text is None:
                     yield Result(row.number, row.id, error=row.error, error_class=row.error_class)
                     continue
-                answer = json.loads(lines.readline() or b"{}")
+                _, line = next(lines, (0, None))
+                answer = json.loads(line or b"{}")
                 if answer.get("custom_id") != _custom_id(row):
                     raise AirflowFailException(f"{answers} is not of these rows: clear the first task, and all after.")
                 yield _result(row, answer, output_type, service)

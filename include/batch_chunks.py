@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from include.batch_rows import Row
+from include.json_lines import json_line
 from include.storage import write_artifact
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Chunk:
         self.folder = folder
         self.open_results: dict[int, Result] = {}
         self._starts: Counter[int] = Counter()
-        self._lines: list[str] = []
+        self._lines: list[bytes] = []
         self._lock = asyncio.Lock()
         self._failure: Exception | None = None
         self._writer = uuid4().hex  # another process may write to the same journal
@@ -66,15 +67,15 @@ class Chunk:
 
     def rows(self) -> list[Row]:
         """All rows, in order."""
-        return [Row(*json.loads(line)) for line in (self.folder / "rows.jsonl").read_text().splitlines()]
+        return [Row(*json.loads(line)) for line in _lines((self.folder / "rows.jsonl").read_bytes())]
 
     def results(self) -> list[Result] | None:
         """The results in the order of the rows; None as long as some are missing."""
         try:
-            lines = (self.folder / "results.jsonl").read_text().splitlines()
+            content = (self.folder / "results.jsonl").read_bytes()
         except FileNotFoundError:
             return None
-        return [Result(**json.loads(line)) for line in lines]
+        return [Result(**json.loads(line)) for line in _lines(content)]
 
     def so_far(self) -> tuple[list[Result], bool]:
         """The results that are known, and whether these are all; then they are in the order of the rows."""
@@ -93,14 +94,17 @@ class Chunk:
             paths = [path.path for path in journal.iterdir()]
         except (FileNotFoundError, NotADirectoryError):  # there is none, said in two ways
             paths = []
-        # Another process may drop the journal at this moment.
-        found = journal.fs.cat(paths, on_error="omit") if paths else {}
-        for content in found.values():
-            for line in content.decode().splitlines():
+        # Not `cat`, to which a path with a bracket is a pattern.
+        for content in journal.fs.cat_ranges(paths, None, None, on_error="return") if paths else []:
+            if isinstance(content, FileNotFoundError):  # another process drops the journal at this moment
+                continue
+            if isinstance(content, Exception):
+                raise content
+            for line in _lines(content):
                 self._recall_line(line)
         return list(self.open_results.values())
 
-    def _recall_line(self, line: str) -> None:
+    def _recall_line(self, line: bytes) -> None:
         try:
             entry = json.loads(line)
         except ValueError:  # the process was killed while it wrote: the row does not count
@@ -120,7 +124,7 @@ class Chunk:
             if isinstance(entry, int):
                 self._starts[abs(entry)] += 1 if entry > 0 else -1
         mine = self._lines
-        mine += [json.dumps(asdict(e) if isinstance(e, Result) else e, ensure_ascii=False) for e in entries]
+        mine += [json_line(asdict(entry) if isinstance(entry, Result) else entry) for entry in entries]
         async with self._lock:
             if self._failure:
                 raise self._failure
@@ -129,7 +133,7 @@ class Chunk:
                 self._written += 1
                 path = self.folder / "journal" / f"{self._writer}-{self._written:06}.jsonl"
                 try:
-                    await asyncio.to_thread(_write, path, "".join(f"{line}\n" for line in mine))
+                    await asyncio.to_thread(_write, path, b"".join(mine))
                 except Exception as error:
                     self._failure = error
                     raise
@@ -142,8 +146,8 @@ class Chunk:
             result = self.open_results[row.number]
             answered = 1 if row.text is not None else 0
             result = replace(result, lost_calls=max(0, self._starts[row.number] - answered))
-            lines.append(json.dumps(asdict(result), ensure_ascii=False))
-        write_artifact(self.folder / "results.jsonl", "".join(f"{line}\n" for line in lines))
+            lines.append(json_line(asdict(result)))
+        write_artifact(self.folder / "results.jsonl", b"".join(lines))
         journal = self.folder / "journal"
         with suppress(OSError):  # another process may still write there; nobody reads it any more
             journal.fs.rm(journal.path, recursive=True)
@@ -163,18 +167,21 @@ def write_chunks(
     first = list(islice(rows, tasks * CHUNK_ROWS))
     size = min(CHUNK_ROWS, max(LEAST_CHUNK_ROWS, -(-len(first) // tasks)))
     rows = chain(first, rows)
-    while lines := [json.dumps(row, ensure_ascii=False) for row in islice(rows, size)]:
-        content = "".join(f"{line}\n" for line in lines)
-        name = hashlib.sha256(f"{settings}\0{content}".encode()).hexdigest()[:32]
+    while lines := [json_line(row) for row in islice(rows, size)]:
+        content = b"".join(lines)
+        name = hashlib.sha256(settings.encode() + b"\0" + content).hexdigest()[:32]
         write_artifact(folder / name / "rows.jsonl", content)
         yield name, len(lines)
 
 
-def _write(path: ObjectStoragePath, content: str) -> None:
+def _lines(content: bytes) -> list[bytes]:
+    return content.removesuffix(b"\n").split(b"\n") if content else []
+
+
+def _write(path: ObjectStoragePath, content: bytes) -> None:
     for may_repeat in (True, False):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content)
+            write_artifact(path, content)
             return
         except (FileNotFoundError, FileExistsError):  # another process has completed the chunk, and drops the journal
             if not may_repeat:

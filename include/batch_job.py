@@ -22,7 +22,7 @@ from include.batch_rows import read_rows
 from include.connections import model_source
 from include.llm_model import DEFAULT_MODEL
 from include.sample_data import FOLDER as SAMPLE_DATA
-from include.storage import artifact_path, storage_path, stored_file, write_artifact
+from include.storage import artifact_path, local_file, storage_path, stored_file, write_artifact
 from include.usage import USAGE_XCOM_KEY
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Batch:
 
     def _chunks(self) -> list[tuple[str, int]]:
         try:
-            listed = (self._artifacts / "chunks.json").read_text()
+            listed = (self._artifacts / "chunks.json").read_bytes()
         except FileNotFoundError:
             raise AirflowFailException("There is nothing to report: the task that reads the rows failed.") from None
         return [(name, rows) for name, rows in json.loads(listed)]
@@ -135,9 +135,7 @@ def input_file(url: str | None) -> ObjectStoragePath:
 
     :raises AirflowFailException: the URL is of somewhere else.
     """
-    from airflow.sdk import ObjectStoragePath
-
     try:
-        return stored_file(url) if url else ObjectStoragePath((SAMPLE_DATA / "reviews.csv").as_uri())
+        return stored_file(url) if url else local_file(SAMPLE_DATA / "reviews.csv")
     except ValueError as error:
         raise AirflowFailException(str(error)) from None

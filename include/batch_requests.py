@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from include.batch_jobs import ENDPOINT
+from include.json_lines import json_line, read_lines
 from include.storage import new_artifact
 
 if TYPE_CHECKING:
@@ -86,8 +87,8 @@ def read_requests(path: ObjectStoragePath) -> Iterator[Request]:
 def _read(path: ObjectStoragePath) -> Iterator[tuple[int, Request | str]]:
     """Each line's number, with its request or what is wrong with it."""
     with path.open("rb") as file:
-        for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), 1):
-            if len(line) > LONGEST_LINE:
+        for number, line in read_lines(file, LONGEST_LINE):
+            if line is None:
                 yield number, f"it is longer than {LONGEST_LINE:,} bytes"
                 return
             if line.strip():
@@ -140,6 +141,7 @@ class _Line(NamedTuple):
     kind: int
     file: int
     offset: int
+    length: int
 
 
 class Answers:
@@ -172,7 +174,7 @@ class Answers:
                 log.warning("%s, line %d, is no result; its request counts as unanswered.", path, number)
             else:
                 if name in self._names and (known is None or (kind >= known.kind and known.kind != ANSWERED)):
-                    self._lines[name] = _Line(kind, len(self._files) - 1, offset)
+                    self._lines[name] = _Line(kind, len(self._files) - 1, offset, len(line))
             offset += len(line)
 
     def close(self) -> None:
@@ -194,8 +196,7 @@ class Answers:
             for name, custom_id in requests.items():
                 result = self._result(name)
                 counts["failed" if result["error"] else "answered"] += 1
-                line = json.dumps({"custom_id": custom_id, **result}, ensure_ascii=False)
-                file.write(f"{line}\n".encode("utf-8", "backslashreplace"))
+                file.write(json_line({"custom_id": custom_id, **result}))
         return counts
 
     def _result(self, name: str) -> dict[str, Any]:
@@ -205,7 +206,7 @@ class Answers:
             return {"response": None, "error": missing}
         file = self._files[place.file]
         file.seek(place.offset)
-        result = json.loads(file.readline())
+        result = json.loads(file.read(place.length))
         response = result.get("response") or {}
         body = response.get("body")
         if place.kind == ANSWERED:

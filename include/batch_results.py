@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any
 
 from include.batch_chunks import Result
+from include.json_lines import json_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,8 +40,7 @@ def results_writer(suffix: str, output_type: type[BaseModel], file: IO[bytes]) -
 
 def _write_lines(results: Sequence[Result], file: IO[bytes]) -> None:
     for result in results:
-        columns = {name: getattr(result, name) for name in COLUMNS}
-        file.write(f"{json.dumps(columns, ensure_ascii=False)}\n".encode())
+        file.write(json_line({name: getattr(result, name) for name in COLUMNS}))
 
 
 def _schema(output_type: type[BaseModel]) -> pa.Schema:

@@ -34,7 +34,7 @@ class Rounds:
 
     def _read(self, number: int) -> dict[str, Any] | None:
         try:
-            return dict(json.loads((self._folder / str(number) / "closed.json").read_text()))
+            return dict(json.loads((self._folder / str(number) / "closed.json").read_bytes()))
         except FileNotFoundError:
             return None
 

@@ -10,6 +10,8 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
+from include.json_lines import read_lines
+
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
@@ -62,7 +64,7 @@ def read_rows(path: ObjectStoragePath, text_column: str, id_column: str | None) 
 def _row(number: int, cells: dict[str, Any] | _Unreadable, text_column: str, id_column: str | None) -> Row:
     if isinstance(cells, _Unreadable):
         return Row(number, str(number), None, cells.reason, "unreadable")
-    name = str(cells[id_column]) if id_column else str(number)
+    name = _whole(str(cells[id_column])) if id_column else str(number)
     text = cells[text_column]
     if not isinstance(text, str):
         what = "nothing" if text is None else f"a value of type {type(text).__name__}"
@@ -74,6 +76,11 @@ def _row(number: int, cells: dict[str, Any] | _Unreadable, text_column: str, id_
     if len(text) > LONGEST_TEXT:
         return Row(number, name, None, f"{len(text)} characters are more than {LONGEST_TEXT}", "too long")
     return Row(number, name, text)
+
+
+def _whole(text: str) -> str:
+    """The text without half characters, which no results file can hold: pairs are joined, others replaced."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _csv_rows(path: ObjectStoragePath, columns: list[str]) -> Iterator[dict[str, Any] | _Unreadable]:
@@ -159,7 +166,7 @@ def _decoded(path: ObjectStoragePath, file: IO[bytes]) -> Iterator[str]:
 
 
 def _lines(path: ObjectStoragePath, file: IO[bytes]) -> Iterator[bytes]:
-    for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE + 1), b""), 1):
-        if len(line) > LONGEST_LINE:
+    for number, line in read_lines(file, LONGEST_LINE):
+        if line is None:
             raise AirflowFailException(f"{path}, line {number}, is longer than {LONGEST_LINE} bytes.")
         yield line

@@ -14,6 +14,8 @@ from typing import Annotated, BinaryIO, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from include.json_lines import read_lines
+
 LEAST_EXAMPLES = 10
 LONGEST_LINE = 1_000_000
 MOST_TOKENS = 16_000
@@ -125,7 +127,7 @@ def check_file(name: str, file: BinaryIO, least: int = LEAST_EXAMPLES) -> Checke
     checked = CheckedFile(name)
     seen: dict[bytes, int] = {}
     lines = 0
-    for line, raw in _lines(file):
+    for line, raw in read_lines(file, LONGEST_LINE):
         lines = line
         example = _example(checked, line, raw)
         if example is None:
@@ -145,9 +147,9 @@ def check_file(name: str, file: BinaryIO, least: int = LEAST_EXAMPLES) -> Checke
     return checked
 
 
-def examples(file: Iterable[bytes]) -> Iterator[Example]:
+def examples(file: BinaryIO) -> Iterator[Example]:
     """The examples of a file that was checked."""
-    return (Example.model_validate_json(line) for line in file)
+    return (Example.model_validate_json(line or b"") for _, line in read_lines(file, LONGEST_LINE))
 
 
 def estimate_tokens(messages: Sequence[Message]) -> int:
@@ -157,19 +159,6 @@ def estimate_tokens(messages: Sequence[Message]) -> int:
     much for the bundled English, so that a budget is kept rather than passed.
     """
     return sum(-(-len(message.content.encode()) // 4) + 4 for message in messages)
-
-
-def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
-    """Number and bytes of each line; None for one that is too long, of which only the start is ever in memory."""
-    number = 0
-    while raw := file.readline(LONGEST_LINE + 1):
-        number += 1
-        if len(raw) <= LONGEST_LINE:
-            yield number, raw
-            continue
-        while raw and not raw.endswith(b"\n"):
-            raw = file.readline(LONGEST_LINE)
-        yield number, None
 
 
 def _example(checked: CheckedFile, line: int, raw: bytes | None) -> Example | None:

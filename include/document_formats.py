@@ -92,7 +92,7 @@ def _pdf(data: bytes) -> str:
                 break
     if not pages:
         return ""
-    title = str((reader.metadata and reader.metadata.title) or pages[0].splitlines()[2]).strip()
+    title = str((reader.metadata and reader.metadata.title) or pages[0].split("\n")[2]).strip()
     return "\n\n".join([f"# {title}", *pages])
 
 

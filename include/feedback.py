@@ -8,8 +8,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from include.json_lines import read_lines
+
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
+
+LONGEST_LINE = 1_000_000
 
 TOPICS = {
     "tracking": r"tracker|gps|position|map|offline|signal|dongle",
@@ -29,12 +33,13 @@ def read_texts(files: Iterable[ObjectStoragePath]) -> list[str]:
     """
     texts = []
     for file in files:
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-            try:
-                text = json.loads(line)["text"]
-            except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(f"{file}, line {number}: no JSON object with the field 'text'.") from error
-            texts.append(str(text))
+        with file.open("rb") as content:
+            for number, line in read_lines(content, LONGEST_LINE):
+                try:
+                    text = json.loads(line or b"")["text"]
+                except (ValueError, TypeError, KeyError, RecursionError) as error:
+                    raise ValueError(f"{file}, line {number}: no JSON object with the field 'text'.") from error
+                texts.append(str(text))
     return texts
 
 

@@ -39,7 +39,8 @@ def review_form(ticket: Mapping[str, str], draft: str) -> tuple[str, str, Params
 
 def verbatim(text: str) -> str:
     """Text from outside as Markdown that shows its very characters, in lines that fit: no link, image or heading."""
-    lines = [part for line in text.splitlines() for part in wrap(line, LINE_LENGTH, drop_whitespace=False) or [""]]
+    paragraphs = re.split(r"\r\n?|\n", text)
+    lines = [part for line in paragraphs for part in wrap(line, LINE_LENGTH, drop_whitespace=False) or [""]]
     longest = max((len(ticks) for ticks in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return "\n".join([fence, *lines, fence])

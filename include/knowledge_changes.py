@@ -23,7 +23,7 @@ class Changes(TypedDict):
 
 def changes_since_last_update() -> Changes:
     """Compare the documents with what `remember` was last given. At first, all of them are new."""
-    before: dict[str, str] = json.loads(_published().read_text()) if _published().exists() else {}
+    before: dict[str, str] = json.loads(_published().read_bytes()) if _published().exists() else {}
     unreadable: dict[str, str] = {}
     now = {document.source: document.checksum for document in read_documents(unreadable=unreadable)}
     # Of a file that cannot be read now, the index keeps the last version.

@@ -48,7 +48,7 @@ async def _answer(
     asked = json.dumps([service.public_url, model, question, longest])
     path = storage_path("fine_tuning", "answers", f"{hashlib.sha256(asked.encode()).hexdigest()}.json")
     if path.exists():
-        return str(json.loads(path.read_text())["answer"])
+        return str(json.loads(path.read_bytes())["answer"])
     messages: Any = question
     try:
         reply = await client.chat.completions.create(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -21,11 +22,16 @@ DEFAULT_FOLDER = Path(__file__).parent / ".data" / "artifacts"
 
 
 def storage_path(*parts: str) -> ObjectStoragePath:
-    """The path `<storage>/<part>/<part>...`, for what is not one run's own."""
-    from airflow.sdk import ObjectStoragePath
+    """The path `<storage>/<part>/<part>...`, for what is not one run's own.
 
-    root = os.environ.get("GENAI_STORAGE") or DEFAULT_FOLDER.as_uri()
-    return ObjectStoragePath(root).joinpath(*parts)
+    :raises ValueError: GENAI_STORAGE has characters that make a bucket's prefix a pattern.
+    """
+    root = os.environ.get("GENAI_STORAGE") or str(DEFAULT_FOLDER)
+    if "://" not in root:
+        return local_file(Path(root).absolute()).joinpath(*parts)
+    if not root.startswith("file:") and any(sign in root for sign in "*?["):
+        raise ValueError(f"GENAI_STORAGE={root!r}: a bucket's prefix cannot have *, ? or [, which stand for others.")
+    return _open(root).joinpath(*parts)
 
 
 def artifact_path(folder: str, run_id: str, name: str) -> ObjectStoragePath:
@@ -38,11 +44,38 @@ def stored_file(url: str) -> ObjectStoragePath:
 
     :raises ValueError: the URL is not below the storage of this project.
     """
-    from airflow.sdk import ObjectStoragePath
+    root = storage_path()
+    # As this project writes it, and without the connection, as the storage's own tools show it.
+    for prefix in (f"{root}/", f"{root.protocol}://{root.path}/"):
+        if url.startswith(prefix) and ".." not in url.split("/"):
+            return _open(f"{root}/{url.removeprefix(prefix)}")
+    raise ValueError(f"{url!r} is not a file on this project's storage, {root}.")
 
-    if not url.startswith(f"{storage_path()}/") or ".." in url.split("/"):
-        raise ValueError(f"{url!r} is not a file on this project's storage, {storage_path()}.")
-    return ObjectStoragePath(url)
+
+def local_file(path: Path) -> ObjectStoragePath:
+    """A file of this project, to be read like one on its storage."""
+    return _open(f"file://{path}")  # not Path.as_uri(), which escapes: fsspec takes a URL as it stands
+
+
+def _open(url: str) -> ObjectStoragePath:
+    """The path at `url`, with its file system.
+
+    Whoever asks may be in the middle of an event loop, where Amazon's provider, which runs one of its own to open a
+    bucket, fails: so a thread without one opens it. All else that is done with a path works within a loop.
+    """
+
+    def opened() -> ObjectStoragePath:
+        import fsspec
+        from airflow.sdk import ObjectStoragePath
+
+        # No listing is remembered: other workers write, too, and on Airflow 3.3 a path may have two file systems.
+        fsspec.config.conf.setdefault(url.partition(":")[0], {})["use_listings_cache"] = False
+        path = ObjectStoragePath(url)
+        path.fs  # noqa: B018
+        return path
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(opened).result()
 
 
 @contextmanager
@@ -51,8 +84,8 @@ def new_artifact(path: ObjectStoragePath) -> Iterator[IO[bytes]]:
 
     Threads may write at the same time (an fsspec transaction is one for all threads).
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.protocol == "file":
+        path.parent.mkdir(parents=True, exist_ok=True)  # a bucket has no folders, and would be created itself
         part = Path(f"{path.path}.{uuid4().hex}.part")  # in the same folder, as only within a disk a move is one step
         try:
             with part.open("wb") as file:
@@ -73,7 +106,14 @@ def new_artifact(path: ObjectStoragePath) -> Iterator[IO[bytes]]:
 
 
 def write_artifact(path: ObjectStoragePath, content: str | bytes) -> str:
-    """Write `path` whole or not at all, over what an earlier try left, and return its URL."""
-    with new_artifact(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+    """Write `path` whole or not at all, over what an earlier try left, and return its URL.
+
+    Text becomes UTF-8; half characters, which that does not have, become `\\udXXX`, which is how JSON writes them.
+    """
+    content = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
+    if path.protocol == "file":
+        with new_artifact(path) as file:
+            file.write(content)
+    else:
+        path.fs.pipe_file(path.path, content)  # one request
     return str(path)

@@ -108,7 +108,7 @@ def copy(pattern: Pattern, target: Path) -> list[Path]:
         new.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(PROJECT / path, new)
     there = requirements.read_text(encoding="utf-8") if requirements.exists() else ""
-    names = {match[1].lower() for line in there.splitlines() if (match := re.match(r"\s*([A-Za-z0-9-]+)", line))}
+    names = {match[1].lower() for line in there.split("\n") if (match := re.match(r"\s*([A-Za-z0-9-]+)", line))}
     missing = [line for line in pattern.requirements if _name(line) not in names]
     if missing:
         start = there if there.endswith("\n") or not there else there + "\n"
@@ -204,7 +204,7 @@ def _requirements(imported: Iterable[str]) -> list[str]:
             names |= {f"apache-airflow-providers-{'-'.join(parts[:end])}" for end in range(1, len(parts) + 1)}
         elif top != "airflow":  # which all providers share
             names |= {top.replace("_", "-"), *(name.lower() for name in distributions.get(top, []))}
-    lines = (PROJECT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    lines = (PROJECT / "requirements.txt").read_text(encoding="utf-8").split("\n")
     pins = [match[0] for line in lines if (match := REQUIREMENT.match(line))]
     return [pin for pin in pins if _name(pin).replace("_", "-") in {name.replace("_", "-") for name in names}]
 
@@ -223,7 +223,7 @@ def _same(one: Path, other: Path) -> bool:
 
 def _example_of(connection: str) -> str | None:
     """The line of .env.example that sets this connection, if there is one."""
-    lines = (PROJECT / ".env.example").read_text(encoding="utf-8").splitlines()
+    lines = (PROJECT / ".env.example").read_text(encoding="utf-8").split("\n")
     return next((line[1:] for line in lines if line.startswith(f"#AIRFLOW_CONN_{connection.upper()}=")), None)
 
 

@@ -77,10 +77,10 @@ def airflow_environment(
         "OMP_NUM_THREADS": "1",
     }
     defaults = {
-        "GENAI_STORAGE": (home / "artifacts").as_uri(),
+        "GENAI_STORAGE": f"file://{home / 'artifacts'}",  # not Path.as_uri(), which escapes: fsspec takes it as it is
         # What a task hands to another goes into the database up to 1 MB, and above that into a folder.
         "AIRFLOW__CORE__XCOM_BACKEND": "airflow.providers.common.io.xcom.backend.XComObjectStorageBackend",
-        "AIRFLOW__COMMON_IO__XCOM_OBJECTSTORAGE_PATH": (home / "xcom").as_uri(),
+        "AIRFLOW__COMMON_IO__XCOM_OBJECTSTORAGE_PATH": f"file://{home / 'xcom'}",
         "AIRFLOW__COMMON_IO__XCOM_OBJECTSTORAGE_THRESHOLD": "1048576",
         # A key alone is no wish to train a model for money: that takes a connection.
         "AIRFLOW_CONN_OPENAI_DEFAULT": _fine_tuning_connection(openai_url),

@@ -116,7 +116,7 @@ class ProcessGroup:
 
     def _log_end(self, name: str, lines: int = 15) -> str:
         path = self.log_file(name)
-        text = path.read_text(errors="replace").splitlines()[-lines:]
+        text = path.read_text(errors="replace").rstrip().split("\n")[-lines:]
         return "\n".join(["  " + line for line in text] + [f"The whole log: {path}"])
 
 

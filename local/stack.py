@@ -29,6 +29,8 @@ from local.sqs_server import create_queues, queue_url, sqs_command
 DEFAULT_PORT = 8080
 START_TIMEOUT_S = 180.0
 ANSWER_TIMEOUT_S = 60.0
+# Airflow takes % and $ in a setting for a variable; ? ends the path in a database's URL, and : in PYTHONPATH.
+UNUSABLE_IN_SETTINGS = frozenset("%$?:")
 
 TINY_MODEL_NOTICE = """\
 The language model is SmolLM2-135M, running on this machine: the plumbing is real, the answers are not wise.
@@ -79,8 +81,14 @@ class Stack:
     def start(self, say: Say) -> None:
         """Start everything and return when all parts answer.
 
-        :raises StackError: a port is busy, or a part ends or does not answer in time.
+        :raises StackError: the folder has a name that Airflow's settings cannot hold, a port is busy, or a part ends or
+            does not answer in time.
         """
+        if unusable := sorted(UNUSABLE_IN_SETTINGS & {*str(self.home), *str(PROJECT)}):
+            raise StackError(
+                f"Airflow's settings cannot hold the character {unusable[0]!r} in the path {self.home}: "
+                "move the project to a folder without it."
+            )
         deadline = time.monotonic() + START_TIMEOUT_S
         require_free_port(self._api_port)
         self.home.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -221,13 +222,18 @@ def model_connection(base_url: str, model: str = "openai-chat:gpt-6-luna", key: 
 
 
 @pytest.fixture
-def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder for the artifacts of DAGs, and an empty vector store beside it."""
-    folder = tmp_path / "artifacts"
+def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An empty place for the artifacts of DAGs, with the methods of a Path, and an empty vector store.
+
+    It is a folder, unless the test is run `on_storage(...)` of other kinds.
+    """
+    from tests.storages import new_storage
+
     store = {"conn_type": "lancedb", "host": str(tmp_path / "lancedb")}
-    monkeypatch.setenv("GENAI_STORAGE", folder.as_uri())
     monkeypatch.setenv("AIRFLOW_CONN_VECTOR_STORE_DEFAULT", json.dumps(store))
-    return folder
+    url, path = new_storage(getattr(request, "param", "disk"), request, tmp_path / "artifacts", monkeypatch)
+    monkeypatch.setenv("GENAI_STORAGE", url)
+    return path
 
 
 @pytest.fixture
@@ -303,16 +309,34 @@ def model(model_server: Any, storage: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture(scope="session")
-def sqs_server() -> Iterator[str]:
-    """The URL of a queue that does not exist yet, on moto's server (a fake of Amazon SQS)."""
+def aws_port() -> Iterator[int]:
+    """The port of moto's server (a fake of Amazon's S3 and SQS) on 127.0.0.1.
+
+    There is one for all tests, as the file system of a bucket, once it is open, lasts as long as the process.
+    """
     from moto.server import ThreadedMotoServer
 
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # a line for each request
+    server.start()
+    yield server.get_host_and_port()[1]
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def sqs_server(aws_port: int) -> str:
+    """The URL of a queue that does not exist yet, on a fake of Amazon SQS."""
     from local.sqs_server import queue_url
 
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    yield queue_url(server.get_host_and_port()[1])
-    server.stop()
+    return queue_url(aws_port)
+
+
+@pytest.fixture
+def s3(aws_port: int, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A client of a fake of Amazon S3, to which the environment leads, as does the connection `aws_default`."""
+    from tests.storages import s3_client
+
+    return s3_client(f"http://127.0.0.1:{aws_port}", monkeypatch)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from include.asset_events import files_of
 from include.documents import Document
 from include.feedback import count_topics, read_texts, top_topics, topic_table
 from include.storage import storage_path, stored_file, write_artifact
+from tests.storages import on_storage
 
 
 @pytest.fixture
@@ -27,6 +28,7 @@ def changes():
     return found["added"], found["changed"], found["removed"]
 
 
+@on_storage("disk", "s3")
 def test_changes_are_counted_from_what_was_remembered_last(documents):
     assert changes() == (["a.md", "b.md"], [], [])
     assert changes() == (["a.md", "b.md"], [], [])  # an update that failed is repeated
@@ -48,6 +50,7 @@ def test_a_file_outside_the_storage_is_refused(storage, name):
     assert str(stored_file(f"{storage_path()}/run/x.json")) == f"{storage_path()}/run/x.json"
 
 
+@on_storage("disk", "s3")
 def test_events_without_a_file_are_left_out_and_the_others_are_read(storage, caplog):
     path = storage_path("feedback", "new.jsonl")
     write_artifact(path, '{"text": "Fine."}\n')

@@ -182,4 +182,4 @@ def test_in_standalone_mode_every_dag_is_parsed_and_every_path_is_the_projects(t
         timeout=600,
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
-    assert ended.stdout.splitlines()[-1] == f"{(PROJECT / 'include' / '.data' / 'artifacts').as_uri()} 200"
+    assert ended.stdout.splitlines()[-1] == f"file://{PROJECT / 'include' / '.data' / 'artifacts'} 200"

@@ -21,6 +21,7 @@ from include.batch_rows import Row
 from include.storage import storage_path
 from tests.conftest import PROJECT
 from tests.stack import wait_until
+from tests.storages import on_storage
 from tests.virtual_time import VirtualTime
 
 pytestmark = pytest.mark.one_stack
@@ -99,6 +100,7 @@ def test_a_journal_that_another_worker_has_just_emptied_tells_nothing(storage):
     assert chunk.recall() == []
 
 
+@on_storage("disk", "s3")
 def test_two_workers_on_the_same_rows_at_once_do_no_harm(model):
     model.script(latency=0.01)
     (one, chunks), (two, _) = work(60), work(60)

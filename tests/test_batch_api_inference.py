@@ -11,8 +11,10 @@ import pytest
 
 from include.batch_api import batch_cost
 from include.openai_service import OpenAIService
+from include.storage import storage_path, stored_file
 from tests.conftest import KEY, chat_requests
 from tests.emulator import BATCHES, Emulator
+from tests.storages import on_storage
 
 DAG = "batch_api_inference"
 LABELS = {"sentiment": "positive", "topic": "app"}
@@ -30,26 +32,27 @@ def provider(llm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
         yield emulator
 
 
+@on_storage("disk", "s3")
 def test_rows_become_one_batch_and_each_answer_is_checked(provider, llm, run_dag, storage):
-    storage.mkdir(parents=True)
+    storage.mkdir(parents=True, exist_ok=True)
     rows = [{"name": "r1", "text": "Nice."}, {"name": "r2", "text": ""}, {"name": "r3", "text": "{{ 7 * 6 }} <b>"}]
     (storage / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     llm.reply(json.dumps(LABELS))
     llm.reply("sorry", times=None)
-    conf = {"input": f"{storage.as_uri()}/rows.jsonl", "text_column": "text", "id_column": "name"}
+    conf = {"input": str(storage_path("rows.jsonl")), "text_column": "text", "id_column": "name"}
     result = run_dag(DAG, conf | {"output_format": "jsonl", "allowed_failures": 0.7})
     assert result.state == "success"
     (batch,) = provider.batches()
     assert batch["request_counts"] == {"total": 2, "completed": 2, "failed": 0}
     report = result.xcom("report")
-    found = [json.loads(line) for line in Path(report["results"].removeprefix("file://")).read_text().splitlines()]
+    found = [json.loads(line) for line in stored_file(report["results"]).read_bytes().split(b"\n")[:-1]]
     assert [(row["id"], row["answer"], row["error_class"]) for row in found] == [
         ("r1", LABELS, ""),
         ("r2", None, "empty"),
         ("r3", None, "invalid answer"),
     ]
     assert "3 rows: 1 answered, 1 empty, 1 invalid answer, $" in report["result"]
-    folder = Path(report["artifacts"].removeprefix("file://"))
+    folder = stored_file(report["artifacts"])
     counted = json.loads((folder / "report.json").read_text())
     assert counted["cost_usd"] == pytest.approx((counted["input_tokens"] + counted["output_tokens"]) / 1000 / 2)
     assert (folder / "topic.svg").read_text().lstrip().startswith("<?xml")

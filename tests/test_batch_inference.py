@@ -9,6 +9,7 @@ import pytest
 
 from include.sample_data import reviews
 from tests.conftest import chat_requests
+from tests.storages import on_storage
 
 
 def answer(llm, *sentiments):
@@ -66,6 +67,7 @@ def test_reviews_of_ones_own_are_counted_without_accuracy(run_dag, llm, storage)
     assert any("{{ 1 / 0 }}" in json.dumps(request) for request in chat_requests(llm))
 
 
+@on_storage("s3")
 def test_the_chart_is_an_svg_image_with_a_labelled_bar_per_sentiment(run_dag, llm, storage):
     answer(llm, "positive", "negative", "positive")
     run_dag("batch_inference", {"reviews": ["Great.", "Bad.", "Fine."]})

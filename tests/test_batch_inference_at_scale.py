@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -12,8 +13,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from include.storage import storage_path
 from tests.conftest import KEY
 from tests.scripted_model import CALL_USD, ScriptedServer
+from tests.storages import on_storage
 
 DAG = "batch_inference_at_scale"
 SENTIMENTS = ("positive", "negative", "neutral")
@@ -36,7 +39,7 @@ def batch(run_dag: Callable[..., Any], model: ScriptedServer, storage: Path) -> 
                 json.dumps({"name": f"r{n}", "text": t}) + "\n" for n, t in enumerate(texts or [])
             ).encode()
         (storage / file).write_bytes(content)
-        conf = {"input": (storage / file).as_uri(), "text_column": "text", "id_column": "name", "limit": None} | conf
+        conf = {"input": str(storage_path(file)), "text_column": "text", "id_column": "name", "limit": None} | conf
         return run_dag(DAG, {"output_format": "jsonl"} | conf, **(dag_options or {}))
 
     return run
@@ -45,7 +48,7 @@ def batch(run_dag: Callable[..., Any], model: ScriptedServer, storage: Path) -> 
 def results(storage: Path, run: Any = None) -> list[dict[str, Any]]:
     name = "*" if run is None else run.run.run_id.replace(":", "%3A").replace("+", "%2B")
     (file,) = storage.glob(f"batch_inference/{name}/results.jsonl")
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    return [json.loads(line) for line in file.read_bytes().split(b"\n")[:-1]]
 
 
 def texts(count: int) -> list[str]:
@@ -82,6 +85,7 @@ def test_progress_is_in_the_names_of_the_tasks_and_usage_in_their_xcoms(batch):
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
+@on_storage("s3")
 def test_csv_json_lines_and_parquet_give_the_same_results(batch, storage, form, tmp_path):
     import pyarrow as pa
     from pyarrow import parquet
@@ -100,7 +104,7 @@ def test_csv_json_lines_and_parquet_give_the_same_results(batch, storage, form, 
     batch(file=file.name, content=file.read_bytes(), output_format="parquet")
 
     (found,) = storage.glob("batch_inference/*/results.parquet")
-    table = parquet.read_table(found).to_pylist()
+    table = parquet.read_table(io.BytesIO(found.read_bytes())).to_pylist()
     assert [(row["row"], row["id"], row["answer"]["sentiment"]) for row in table] == [
         (n + 1, f"r{n}", SENTIMENTS[n % 3]) for n in range(12)
     ]
@@ -112,6 +116,21 @@ def test_the_xcoms_stay_small_however_many_rows_there_are(batch):
     assert run.state == "success"
     assert len(json.dumps(run.xcom("plan"))) < 100
     assert len(json.dumps(run.xcom("report"))) < 1000
+
+
+@on_storage("disk", "s3")
+def test_a_character_that_ends_lines_elsewhere_is_an_ordinary_one_in_a_row(batch, model, storage):
+    odd = [f"one line{sign}of a row 1" for sign in "\u2028\u2029\x85\v\f\x1c\r"]
+    rows = [{"name": text, "text": text} for text in odd]
+    content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    first, second = (batch(content=content, job="odd") for _ in range(2))
+
+    assert (first.state, second.state) == ("success", "success")
+    for run in (first, second):
+        assert [(row["id"], row["answer"]["sentiment"]) for row in results(storage, run)] == [
+            (text, SENTIMENTS[1]) for text in odd
+        ]
+    assert set(model.calls().values()) == {1}, "what was paid for is not forgotten"
 
 
 # Rows that fail
@@ -186,7 +205,7 @@ def test_a_file_that_is_not_as_it_should_be_is_named_before_anything_is_paid(
 def test_a_file_elsewhere_or_nowhere_is_refused(batch, run_dag, model, storage, logged):
     run = run_dag(DAG, {"input": "file:///etc/passwd"})
     assert run.state == "failed"
-    run = run_dag(DAG, {"input": (storage / "no.csv").as_uri()})
+    run = run_dag(DAG, {"input": str(storage_path("no.csv"))})
     assert run.state == "failed"
     log = logged()
     assert "'file:///etc/passwd' is not a file on this project's storage" in log
@@ -240,6 +259,7 @@ def test_runs_share_results_only_if_they_name_the_same_job(batch, model):
     assert len(model.seen()) == 30
 
 
+@on_storage("s3")
 def test_a_cleared_run_pays_for_nothing_again_and_reports_the_same(batch, model, storage):
     moment = datetime(2026, 1, 1, tzinfo=UTC)
     first, second = (batch(texts(30), dag_options={"logical_date": moment, "run_after": moment}) for _ in range(2))

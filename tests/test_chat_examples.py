@@ -146,5 +146,5 @@ def test_the_bundled_examples_are_valid_and_as_many_as_promised():
 
 
 def test_the_estimate_counts_a_quarter_of_the_bytes_and_four_per_message():
-    (example,) = examples([message(content="twelve bytes")])
+    (example,) = examples(file_of([message(content="twelve bytes")]))
     assert estimate_tokens(example.messages) == (1 + 4) + (3 + 4)

@@ -121,7 +121,7 @@ def test_each_dag_runs_in_an_empty_project_to_which_it_was_copied(tmp_path, airf
     assert sorted(dag_id for chain in CHAINS for dag_id in chain) == sorted(template_dags())
     chains = [{dag_id: run for dag_id, run in chain.items() if can_run(dag_id)} for chain in CHAINS]
     runs = {dag_id: run for chain in chains for dag_id, run in chain.items()}
-    folders = {dag_id: astro_project(tmp_path / "projects" / dag_id) for dag_id in runs}
+    folders = {dag_id: astro_project(tmp_path / "Größe 1+1 #2 100%20 [x]" / dag_id) for dag_id in runs}
     patterns = {dag_id: analyse(dag_id) for dag_id in runs}
     for dag_id, folder in folders.items():
         copy(patterns[dag_id], folder)

@@ -26,6 +26,7 @@ from tests.conftest import KEY
 from tests.emulator import JOBS, Emulator
 from tests.killing import Killed, killing
 from tests.stack import wait_until
+from tests.storages import on_storage
 
 JOB_SECONDS = 0.4
 
@@ -168,6 +169,7 @@ def test_the_providers_events_are_in_the_log(task, provider, caplog):
     assert caplog.text.index("Validating training file") < caplog.text.index("New fine-tuned model created")
 
 
+@on_storage("disk", "s3")
 def test_clearing_a_task_whose_job_succeeded_returns_the_same_model_at_no_cost(task, provider):
     tuning = task()
     first = tuning.attempt()

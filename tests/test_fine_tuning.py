@@ -15,8 +15,10 @@ from include.fine_tuning import check_examples, estimate, example_file, prefligh
 from include.model_comparison import comparison_table, scores, word_f1
 from include.openai_files import InputFile, upload_once
 from include.openai_service import OpenAIService, openai_service
+from include.storage import storage_path, stored_file
 from tests.conftest import KEY, chat_requests
 from tests.emulator import JOBS, Emulator
+from tests.storages import on_storage
 from tests.test_chat_examples import conversation, file_of, lines
 
 BASE_MODEL = "gpt-4o-mini"  # the scripted LLM has this one
@@ -41,12 +43,19 @@ def service(**extra: Any) -> OpenAIService:
 def write(storage: Path, name: str, parts: list[bytes]) -> str:
     storage.mkdir(parents=True, exist_ok=True)
     (storage / name).write_bytes(b"\n".join(parts))
-    return f"{storage.as_uri()}/{name}"
+    return str(storage_path(name))
 
 
-def test_a_run_trains_once_and_compares_both_models_but_promotes_no_model_that_is_not_better(provider, llm, run_dag):
+@on_storage("s3")
+def test_a_run_trains_once_and_compares_both_models_but_promotes_no_model_that_is_not_better(
+    provider, llm, run_dag, storage
+):
     llm.reply("accounts / P3 / adjust roles", times=None)
-    result = run_dag("fine_tuning", {"evaluation_size": 2})
+    files = {
+        f"{kind}_file": write(storage, f"{kind}.jsonl", file.read_bytes().split(b"\n"))
+        for kind, file in (("training", steps.TRAINING), ("validation", steps.VALIDATION))
+    }
+    result = run_dag("fine_tuning", {"evaluation_size": 2, **files})
     assert result.state == "success"
     assert result.states()["promote"] == "skipped"
     (job,) = provider.jobs()
@@ -54,19 +63,20 @@ def test_a_run_trains_once_and_compares_both_models_but_promotes_no_model_that_i
     assert result.xcom("fine_tune", "cost_usd") == pytest.approx(result.xcom("estimate")["cost_usd"], rel=0.01)
     comparison = result.xcom("compare")
     assert set(comparison["scores"]) == {BASE_MODEL, job["fine_tuned_model"]}
-    folder = Path(comparison["artifacts"].removeprefix("file://"))
+    folder = stored_file(comparison["artifacts"])
     assert (folder / "scores.svg").read_text().lstrip().startswith("<?xml")
     assert "adjust roles" in (folder / "comparison.md").read_text()
     assert len(provider.client().files.list(purpose="fine-tune").data) == 2
 
     # Another run: the same files, and the base model's answers, are not paid for again.
     asked = len(chat_requests(llm))
-    run_dag("fine_tuning", {"evaluation_size": 2})
+    run_dag("fine_tuning", {"evaluation_size": 2, **files})
     assert len(provider.client().files.list(purpose="fine-tune").data) == 2
     assert len(chat_requests(llm)) == asked + 2
     assert len(provider.jobs()) == 2
 
 
+@on_storage("disk", "s3")
 def test_one_bad_line_stops_the_run_before_anything_is_uploaded(provider, run_dag, storage, logged):
     bad = write(storage, "bad.jsonl", [*lines(), b"{}", b"nonsense"])
     result = run_dag("fine_tuning", {"training_file": bad})
@@ -90,7 +100,7 @@ def test_a_file_is_only_read_from_the_projects_storage(storage):
     with pytest.raises(AirflowFailException, match="is not a file on this project's storage"):
         example_file("file:///etc/passwd", steps.TRAINING)
     with pytest.raises(AirflowFailException, match="There is no file"):
-        example_file(f"{storage.as_uri()}/none.jsonl", steps.TRAINING)
+        example_file(str(storage_path("none.jsonl")), steps.TRAINING)
     assert example_file(None, steps.TRAINING).name == "training_data.jsonl"
 
 

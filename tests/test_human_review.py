@@ -10,6 +10,7 @@ import pytest
 from include.human_review import review_form, send_once, summarize, verbatim
 from local.reviewer import Reviewer
 from tests.stack import wait_until
+from tests.storages import on_storage
 
 DRAFT = "We are sorry, and look into it."
 TICKET = {"ticket_id": "T-001", "text": "My vans are offline."}
@@ -30,6 +31,7 @@ def sent(storage: Any, name: str = "T-001") -> dict[str, Any]:
     return json.loads((storage / "approved" / "run" / f"{name}.json").read_text())
 
 
+@on_storage("disk", "s3")
 def test_what_is_approved_is_sent_with_who_approved_it(storage):
     send_once("run", TICKET, DRAFT, decision(reply=DRAFT))
     assert sent(storage) == {
@@ -56,6 +58,7 @@ def test_an_empty_text_is_not_replaced_by_the_draft(storage):
     assert sent(storage)["reply"] == ""
 
 
+@on_storage("disk", "s3")
 def test_a_retry_sends_nothing_again(storage):
     for reply in (DRAFT, "Another text."):
         send_once("run", TICKET, DRAFT, decision(reply=reply))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,27 +14,6 @@ from tests.test_local_environment import variables
 
 MB = 2**20
 DOC = PROJECT / "docs" / "deploying-to-astronomer.md"
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A client of an S3 API on this machine, with an empty bucket; Airflow's connection `aws_default` leads there."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    url = f"http://{host}:{port}"
-    extra = {"endpoint_url": url, "region_name": "eu-central-1"}
-    conn = {"conn_type": "aws", "login": "id", "password": "key", "extra": extra}
-    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(conn))
-    client = boto3.client(
-        "s3", endpoint_url=url, aws_access_key_id="id", aws_secret_access_key="key", region_name="eu-central-1"
-    )
-    client.create_bucket(Bucket="your-bucket", CreateBucketConfiguration={"LocationConstraint": "eu-central-1"})
-    yield client
-    server.stop()
 
 
 @pytest.fixture
@@ -99,7 +77,7 @@ def test_with_the_settings_of_the_docs_fifty_megabytes_go_over_s3(s3, keep_large
     assert run.state == "success"
     assert run.xcom("take") == {"length": 50 * MB, "end": "end."}
     assert run.xcom("give").startswith("s3://aws_default@your-bucket/xcom/hand_over/")
-    (stored,) = s3.list_objects_v2(Bucket="your-bucket")["Contents"]
+    (stored,) = s3.list_objects_v2(Bucket="your-bucket", Prefix="xcom/hand_over/")["Contents"]
     assert 0 < stored["Size"] < MB, "compressed"
 
 

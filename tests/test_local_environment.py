@@ -9,6 +9,8 @@ import pytest
 
 from local import environment
 from local.environment import airflow_environment, uses_embedded_model
+from local.processes import StackError
+from local.stack import Stack
 
 pytestmark = pytest.mark.one_stack
 
@@ -60,6 +62,20 @@ def test_everything_listens_on_this_machine_only(tmp_path):
     found = variables(tmp_path)
     assert found["AIRFLOW__API__HOST"] == "127.0.0.1"
     assert found["AIRFLOW__CORE__EXECUTION_API_SERVER_URL"] == "http://127.0.0.1:8080/execution/"
+
+
+@pytest.mark.parametrize("name", ["a b", "Größe", "c++", "c#", "[x]"])
+def test_folders_are_named_as_they_are(tmp_path, name):
+    found = variables(tmp_path / name)
+    assert found["GENAI_STORAGE"] == f"file://{tmp_path}/{name}/home/artifacts"
+    assert found["AIRFLOW__COMMON_IO__XCOM_OBJECTSTORAGE_PATH"] == f"file://{tmp_path}/{name}/home/xcom"
+
+
+@pytest.mark.parametrize("name", ["100%", "$HOME", "what?", "a:b"])
+def test_a_folder_that_airflows_settings_cannot_hold_is_named_before_anything_starts(tmp_path, name):
+    with pytest.raises(StackError, match="cannot hold the character"):
+        Stack(tmp_path / name).start(print)
+    assert not (tmp_path / name).exists()
 
 
 def test_messages_come_from_the_fake_of_sqs_unless_a_setting_leads_to_aws(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from tests.conftest import chat_requests
+from tests.storages import on_storage
 
 SYNTHESIS = {"answer": "The company grows and earns money since 2024.", "open_questions": ["Who leads it?"]}
 QUESTION = "Is Tretwald growing in a healthy way?"
@@ -46,6 +47,7 @@ def test_each_assignment_becomes_a_worker_with_a_readable_name(run_dag, llm, sto
     assert all("Company: Tretwald" in prompt for prompt in prompts)
 
 
+@on_storage("s3")
 def test_the_report_holds_answer_findings_and_open_questions(run_dag, llm, storage):
     plan(llm, ["Who are the rivals?", "How large is the market?"], ["Is it profitable?"])
     for number in range(3):

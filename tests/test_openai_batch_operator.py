@@ -22,11 +22,13 @@ from include.batch_rounds import Rounds
 from include.custom_operators import openai_batch
 from include.custom_operators.openai_batch import OpenAIBatchOperator
 from include.paid_jobs import start
+from include.storage import storage_path
 from include.triggers.openai_batch import OpenAIBatchTrigger
 from tests.conftest import KEY
 from tests.emulator import BATCHES, Emulator
 from tests.killing import Killed, killing
 from tests.stack import wait_until
+from tests.storages import on_storage
 
 
 class Model(BaseHTTPRequestHandler):
@@ -113,9 +115,7 @@ class Task:
         (self.storage / "in.jsonl").write_text(content)
 
     def operator(self) -> OpenAIBatchOperator:
-        urls = {
-            name: f"{self.storage.as_uri()}/{file}.jsonl" for name, file in (("input_url", "in"), ("output_url", "out"))
-        }
+        urls = {name: str(storage_path(f"{file}.jsonl")) for name, file in (("input_url", "in"), ("output_url", "out"))}
         return OpenAIBatchOperator(task_id="answer", **urls | self.arguments)
 
     def attempt(self) -> list[Any]:
@@ -133,7 +133,7 @@ class Task:
                 work = lambda event=event: self.operator().execute_complete({"ti": self.ti}, event)  # noqa: E731
 
     def results(self) -> list[Any]:
-        lines = [json.loads(line) for line in (self.storage / "out.jsonl").read_text().splitlines()]
+        lines = [json.loads(line) for line in (self.storage / "out.jsonl").read_bytes().split(b"\n")[:-1]]
         assert [line["custom_id"] for line in lines] == [f"q{number}" for number in range(len(lines))]
         return [
             line["error"]["status"] or line["error"]["code"]
@@ -144,7 +144,7 @@ class Task:
 
     def asked(self) -> list[int]:
         """How often the model was asked each question, in order."""
-        lines = map(json.loads, (self.storage / "in.jsonl").read_text().splitlines())
+        lines = map(json.loads, (self.storage / "in.jsonl").read_bytes().split(b"\n"))
         return [Model.asked[line["body"]["messages"][0]["content"]] for line in lines]
 
     def clear(self) -> None:
@@ -181,6 +181,7 @@ def test_every_request_is_answered_in_the_order_of_the_input(task, provider, def
     assert (batch.asked(), len(provider.requests("POST", "/v1/files"))) == ([1, 1, 1], uploads)
 
 
+@on_storage("disk", "s3")
 def test_only_what_another_try_may_mend_is_sent_again_and_only_so_often(task, provider):
     batch = task()
     batch.ask("a", "400:bad", "503:once", "429,500:twice", "503,503,503:thrice")
@@ -377,7 +378,7 @@ def test_more_than_a_batch_takes_is_refused_before_anything_is_uploaded(task, pr
 
 def test_results_that_are_none_or_of_others_are_left_aside(task, tmp_path, caplog):
     batch = task()
-    requests = batch_requests.check_requests(openai_batch._stored(f"{batch.storage.as_uri()}/in.jsonl"))
+    requests = batch_requests.check_requests(storage_path("in.jsonl"))
     first, second, third = requests
     lines = ["nonsense", "[]", '{"custom_id": ["x"]}', json.dumps({"custom_id": "stranger", "response": None})]
     good = {"custom_id": first, "response": {"status_code": 200, "body": {"choices": []}}, "error": None}
@@ -385,7 +386,7 @@ def test_results_that_are_none_or_of_others_are_left_aside(task, tmp_path, caplo
     bodiless = {"custom_id": second, "response": {"status_code": 200, "body": "x"}, "error": None}
     (batch.storage / "raw.jsonl").write_text("\n".join([*lines, *map(json.dumps, (good, late, bodiless))]))
     answers = batch_requests.Answers(tmp_path, requests.keys())
-    answers.add(openai_batch._stored(f"{batch.storage.as_uri()}/raw.jsonl"))
+    answers.add(storage_path("raw.jsonl"))
     answers.close()
     assert answers.missing() == {second, third}
     assert "raw.jsonl, line 1, is no result" in caplog.text

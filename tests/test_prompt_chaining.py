@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from tests.conftest import chat_requests
+from tests.storages import on_storage
 
 ANALYSIS = {"category": "technical", "urgency": "high", "key_issues": ["vans offline", "no positions"]}
 REPLY = {"message": "We are looking into your three vans right now.", "next_steps": ["Check the trackers"]}
@@ -50,6 +51,7 @@ def test_a_run_that_is_cleared_and_gets_another_reply_keeps_the_first_delivery(r
     assert delivered(storage)["reply"] == REPLY
 
 
+@on_storage("s3")
 def test_a_delivery_that_failed_after_writing_is_retried_without_a_second_delivery(run_dag, llm, storage, monkeypatch):
     from include import storage as module
 

@@ -24,8 +24,10 @@ from include import documents, ingestion, knowledge_index
 from include.answers import DONT_KNOW
 from include.ingestion import find_changes, finish, in_parts, index_documents, refresh_index
 from include.knowledge_index import COLLECTION, search
+from include.storage import stored_file
 from include.vector_store import SearchQuery, open_vector_store
 from tests.conftest import KEY, chat_requests, embedding_requests, model_connection
+from tests.storages import on_storage
 from tests.stores import delete_collections, each_store
 
 ANYTHING = {"query": "How long is a reset link valid?", "min_score": -1, "mode": "vector"}
@@ -84,7 +86,7 @@ def embedded(llm: Any, since: int) -> list[str]:
 
 
 def published(run: Any) -> dict[str, Any]:
-    return json.loads(Path(run.xcom("publish_answer")["artifact"].removeprefix("file://")).read_text())
+    return json.loads(stored_file(run.xcom("publish_answer")["artifact"]).read_bytes())
 
 
 # ---- Ingestion, on every store
@@ -310,6 +312,7 @@ def test_a_second_run_embeds_the_question_only(run_dag, llm, storage, knowledge_
     assert embedded(llm, requests) == [ANYTHING["query"]]
 
 
+@on_storage("s3")
 def test_the_answer_is_published_with_the_chunks_and_documents_it_cites(run_dag, llm, storage, knowledge_base):
     answer(llm, [2])
     run = run_dag("rag_pipeline", {**ANYTHING, "k": 3})

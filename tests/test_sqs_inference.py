@@ -21,6 +21,7 @@ from local.processes import free_ports
 from local.sqs_server import queue_url, sqs_client, sqs_connection
 from tests.hostile_messages import HOSTILE
 from tests.scripted_model import ANSWER
+from tests.storages import on_storage
 
 pytestmark = pytest.mark.one_stack
 
@@ -209,6 +210,7 @@ def test_a_body_that_another_server_lets_through_harms_nobody(body):
     assert reason
 
 
+@on_storage("disk", "s3")
 def test_a_message_that_is_delivered_twice_is_paid_once_and_gets_the_same_reply(queue, model):
     queue.ask("Hello?")
     first = queue.events()

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib.util
 import resource
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from include.storage import DEFAULT_FOLDER, artifact_path, write_artifact
+from include.batch_chunks import Chunk, Result, write_chunks
+from include.batch_job import input_file
+from include.batch_rows import Row, read_rows
+from include.storage import DEFAULT_FOLDER, artifact_path, new_artifact, storage_path, stored_file, write_artifact
+from tests.conftest import PROJECT
+from tests.storages import on_storage
+
+EVERYWHERE = on_storage("disk", "s3", "connection", "memory")
+ODD_FOLDERS = ["a b", "Größe", "c++", "c#", "100%", "50%25", "[x]", "[", "a?b", "~", "a&b=c;d@e:f"]
 
 
 @contextmanager
@@ -28,12 +39,124 @@ def local(url: object) -> Path:
 
 
 @pytest.mark.parametrize("content", ["Grüße", b"\x00\xff", ""], ids=["text", "bytes", "nothing"])
+@EVERYWHERE
 def test_an_artifact_holds_what_was_written_and_its_url_is_returned(storage, content):
     path = artifact_path("reports", "run", "a.txt")
+    written = content.encode() if isinstance(content, str) else content
     url = write_artifact(path, content)
 
-    assert url == f"file://{storage}/reports/run/a.txt"
-    assert local(url).read_bytes() == (content.encode() if isinstance(content, str) else content)
+    assert url == f"{storage_path()}/reports/run/a.txt"
+    assert (storage / "reports" / "run" / "a.txt").read_bytes() == written
+    assert stored_file(url).read_bytes() == written
+    with new_artifact(path) as file:
+        file.write(written * 2)
+    assert path.read_bytes() == written * 2
+
+
+@EVERYWHERE
+def test_a_file_that_another_worker_wrote_or_removed_meanwhile_is_seen(storage):
+    folder = storage_path("shared")
+    write_artifact(folder / "mine", "1")
+    assert ((folder / "other").exists(), len(list(folder.iterdir()))) == (False, 1)
+
+    (storage / "shared" / "other").write_bytes(b"2")
+    assert ((folder / "other").exists(), len(list(folder.iterdir()))) == (True, 2)
+    (storage / "shared" / "mine").unlink()
+    assert ((folder / "mine").exists(), len(list(folder.iterdir()))) == (False, 1)
+
+
+@on_storage("s3", "connection")
+def test_a_bucket_is_opened_within_an_event_loop(storage, monkeypatch):
+    from airflow.sdk.io import store
+
+    monkeypatch.setattr(store, "_STORE_CACHE", {})
+
+    async def write_and_read() -> bytes:
+        return bytes(stored_file(write_artifact(storage_path("a.txt"), "text")).read_bytes())
+
+    assert asyncio.run(write_and_read()) == b"text"
+    assert (storage / "a.txt").read_bytes() == b"text"
+
+
+def test_a_bucket_that_is_not_there_is_not_created(s3, monkeypatch):
+    monkeypatch.setenv("GENAI_STORAGE", "s3://your-bukcet/genai")
+    with pytest.raises(OSError, match="bucket does not exist"):
+        write_artifact(storage_path("a.txt"), "text")
+    with pytest.raises(OSError, match="bucket does not exist"), new_artifact(storage_path("a.txt")) as file:
+        file.write(b"text")
+    assert "your-bukcet" not in [each["Name"] for each in s3.list_buckets()["Buckets"]]
+
+
+@on_storage("connection")
+def test_a_url_from_the_buckets_own_tools_is_accepted_too(storage):
+    (storage / "rows.csv").write_bytes(b"text\n")
+    assert str(storage_path()).startswith("s3://aws_default@")
+
+    assert stored_file(f"{storage}/rows.csv").read_bytes() == b"text\n"
+    for url in (f"{storage}/../x.csv", f"{storage}-other/x.csv", "s3://your-bucket/x.csv"):
+        with pytest.raises(ValueError, match="is not a file on this project's storage"):
+            stored_file(url)
+
+
+@pytest.mark.parametrize("value", ["s3://bucket/a*", "s3://bucket/[x]"])
+def test_a_storage_that_cannot_be_used_is_refused_by_name(monkeypatch, value):
+    monkeypatch.setenv("GENAI_STORAGE", value)
+    with pytest.raises(ValueError, match="GENAI_STORAGE="):
+        storage_path("a.txt")
+
+
+def test_a_plain_path_is_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("GENAI_STORAGE", f"{tmp_path}/a b")
+    assert write_artifact(storage_path("a.txt"), "text") == f"file://{tmp_path}/a b/a.txt"
+    assert (tmp_path / "a b" / "a.txt").read_text() == "text"
+
+
+@on_storage("disk", "s3")
+def test_half_a_character_loses_no_artifact(storage):
+    write_artifact(storage_path("a.json"), '{"answer": "\ud83d"}')
+    assert (storage / "a.json").read_bytes() == b'{"answer": "\\ud83d"}'
+
+
+# A project's folder, and one for artifacts, of any name
+
+
+@pytest.mark.parametrize("name", ODD_FOLDERS)
+def test_artifacts_of_a_project_in_a_folder_of_any_name_stay_in_it(tmp_path, monkeypatch, name):
+    monkeypatch.delenv("GENAI_STORAGE", raising=False)
+    file = tmp_path / name / "include" / "storage.py"
+    file.parent.mkdir(parents=True)
+    shutil.copy(PROJECT / "include" / "storage.py", file)
+    spec = importlib.util.spec_from_file_location("storage_of_another_project", file)
+    copied = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copied)
+
+    path = copied.artifact_path("reports", "run", "a.txt")
+    url = copied.write_artifact(path, "text")
+    assert (file.parent / ".data" / "artifacts" / "reports" / "run" / "a.txt").read_text() == "text"
+    assert copied.stored_file(url).read_text() == "text"
+    assert [each.name for each in path.parent.iterdir()] == ["a.txt"]
+    bundled = tmp_path / name / "rows.csv"
+    bundled.write_text("text\nHello.\n")
+    assert [row.text for row in read_rows(copied.local_file(bundled), "text", None)] == ["Hello."]
+
+
+@pytest.mark.parametrize("name", ODD_FOLDERS)
+def test_a_batch_goes_on_where_it_stopped_in_a_folder_of_any_name(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("GENAI_STORAGE", f"file://{tmp_path}/{name}/artifacts")
+    rows = [Row(1, "a", "One."), Row(2, "b", "Two.")]
+    ((chunk, _),) = write_chunks(rows, "settings", storage_path("chunks"), 1)
+    paid = [Result(1, "a", {"label": "x"}, calls=1), Result(2, "b", {"label": "y"}, calls=1)]
+    for result in paid:  # each by a worker that was killed
+        asyncio.run(Chunk(storage_path("chunks") / chunk).note(result.row, result))
+
+    again = Chunk(storage_path("chunks") / chunk)
+    assert (sorted(again.recall(), key=lambda each: each.row), again.rows()) == (paid, rows)
+    again.complete(rows)
+    assert again.so_far() == (paid, True)
+    assert {each.name for each in again.folder.iterdir()} == {"rows.jsonl", "results.jsonl"}
+    write_artifact(storage_path("in", "rows.csv"), "text\nHello.\n")
+    (row,) = read_rows(input_file(str(storage_path("in", "rows.csv"))), "text", None)
+    assert row.text == "Hello."
 
 
 def test_a_second_write_replaces_the_first_one_whole(storage):
@@ -85,4 +208,4 @@ def test_without_a_storage_artifacts_go_to_a_folder_of_the_project(monkeypatch, 
     if value is not None:
         monkeypatch.setenv("GENAI_STORAGE", value)
 
-    assert str(artifact_path("reports", "run", "a.txt")) == f"{DEFAULT_FOLDER.as_uri()}/reports/run/a.txt"
+    assert str(artifact_path("reports", "run", "a.txt")) == f"file://{DEFAULT_FOLDER}/reports/run/a.txt"

@@ -20,6 +20,7 @@ from tests.hostile_messages import HOSTILE
 from tests.kafka import Broker
 from tests.scripted_model import ANSWER
 from tests.stack import wait_until
+from tests.storages import on_storage
 
 pytestmark = pytest.mark.one_stack
 
@@ -136,6 +137,7 @@ def test_an_id_that_comes_again_with_another_text_does_not_get_the_answer_of_the
     assert "used for another text" in dead_letters.reason(topic.dead()[0])
 
 
+@on_storage("s3")
 def test_a_request_that_wants_no_reply_is_answered_and_stored_only(topic, model, storage):
     (request_id,) = topic.ask("Hello?", wanted=False)
 

@@ -29,7 +29,7 @@ def asset_consumer():
 
         events = triggering_events(KNOWLEDGE_BASE) or newest_event(KNOWLEDGE_BASE)
         lines = ["# What is new in the knowledge base", ""]
-        for changes in [json.loads(file.read_text()) for file in files_of(events, "changes")]:
+        for changes in [json.loads(file.read_bytes()) for file in files_of(events, "changes")]:
             lines += [f"- {kind}: {name}" for kind in ("added", "changed", "removed") for name in changes[kind]]
         path = artifact_path("news", get_current_context()["run_id"], "news.md")
         write_artifact(path, "\n".join(lines) + "\n")

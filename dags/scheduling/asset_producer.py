@@ -53,7 +53,7 @@ def asset_producer():
         from include.knowledge_changes import remember
         from include.storage import stored_file
 
-        remember(json.loads(stored_file(update["changes"]).read_text()))
+        remember(json.loads(stored_file(update["changes"]).read_bytes()))
 
     remember_update(refresh_knowledge_base())
 

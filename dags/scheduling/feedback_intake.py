@@ -36,8 +36,7 @@ SOURCES = ["reviews", "tickets"]
 )
 def feedback_intake():
     def land(source: str, texts: list[str], asset: Asset):
-        import json
-
+        from include.json_lines import json_line
         from include.storage import artifact_path, write_artifact
 
         context = get_current_context()
@@ -45,7 +44,7 @@ def feedback_intake():
             raise AirflowSkipException(f"No {source} have arrived.")
         texts = texts[: context["params"]["rows"]]
         path = artifact_path("feedback", context["run_id"], f"{source}.jsonl")
-        write_artifact(path, "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts))
+        write_artifact(path, b"".join(json_line({"text": text}) for text in texts))
         context["outlet_events"][asset].extra = {"rows": len(texts), "file": str(path)}
         return {"file": str(path), "result": f"{len(texts)} {source}"}
 

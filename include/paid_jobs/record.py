@@ -71,7 +71,7 @@ def read_record(key: str) -> Record | None:
     """
     path = record_path(key)
     try:
-        return Record.model_validate_json(path.read_text())
+        return Record.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
     except ValidationError:

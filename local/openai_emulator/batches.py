@@ -259,7 +259,7 @@ def _read_journal(journal: Path) -> dict[str, dict[str, Any]]:
     whole = text[: text.rfind(b"\n") + 1]
     if whole != text:
         journal.write_bytes(whole)
-    return {result["custom_id"]: result for result in map(json.loads, whole.splitlines())}
+    return {result["custom_id"]: result for result in map(json.loads, whole.split(b"\n")[:-1])}
 
 
 def _is_answer(result: dict[str, Any]) -> bool:

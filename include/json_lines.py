@@ -1,0 +1,34 @@
+"""JSON lines: a JSON value per line, in UTF-8. A line ends at `\\n` only.
+
+`str.splitlines()` would also cut at U+2028, U+2029, U+0085 and others, which are ordinary characters inside a JSON
+string, and text mode would turn `\\r` into `\\n`: so lines are bytes until one is parsed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+
+def json_line(value: Any) -> bytes:
+    """The value as a line. Half characters, which UTF-8 does not have, are escaped as JSON does it."""
+    return f"{json.dumps(value, ensure_ascii=False)}\n".encode("utf-8", "backslashreplace")
+
+
+def read_lines(file: Any, longest: int) -> Iterator[tuple[int, bytes | None]]:
+    """Number, from 1, and bytes of each line; None for one that is too long, of which only a part is ever in memory.
+
+    :param file: open for reading bytes: a file of this machine, or of any object storage. Files of fsspec have no
+        `readline` with a limit, and copy a whole block for each line. It is closed when all lines are read.
+    :param longest: the most bytes of a line, with its end.
+    """
+    reader = io.BufferedReader(file, 1 << 16)
+    number = 0
+    while line := reader.readline(longest + 1):
+        number += 1
+        is_long = len(line) > longest
+        yield number, None if is_long else line
+        while is_long and line and not line.endswith(b"\n"):
+            line = reader.readline(longest)
