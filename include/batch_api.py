@@ -17,6 +17,7 @@ from include.batch_report import BatchReport
 from include.batch_rows import Row, read_rows
 from include.openai_service import OpenAIService
 from include.storage import artifact_path, new_artifact, stored_file
+from include.text import clean_json
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -83,7 +84,7 @@ class BatchFile:
                 if row.text is None:
                     yield Result(row.number, row.id, error=row.error, error_class=row.error_class)
                     continue
-                answer = json.loads(lines.readline() or b"{}")
+                answer = json.loads(clean_json(lines.readline().decode()) or "{}")
                 if answer.get("custom_id") != _custom_id(row):
                     raise AirflowFailException(f"{answers} is not of these rows: clear the first task, and all after.")
                 yield _result(row, answer, output_type, service)
@@ -119,7 +120,7 @@ def _result(row: Row, answer: dict[str, Any], output_type: type[BaseModel], serv
     if choice.message.refusal:
         return Result(row.number, row.id, error=choice.message.refusal, error_class="refused", **used)
     try:
-        found = output_type.model_validate_json(choice.message.content or "")
+        found = output_type.model_validate_json(clean_json(choice.message.content or ""))
     except ValidationError:
         error = f"the answer is not a {output_type.__name__} (finish_reason {choice.finish_reason})"
         return Result(row.number, row.id, error=error, error_class="invalid answer", **used)

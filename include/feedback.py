@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from include.text import clean_text
+
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
@@ -34,7 +36,7 @@ def read_texts(files: Iterable[ObjectStoragePath]) -> list[str]:
                 text = json.loads(line)["text"]
             except (ValueError, TypeError, KeyError) as error:
                 raise ValueError(f"{file}, line {number}: no JSON object with the field 'text'.") from error
-            texts.append(str(text))
+            texts.append(clean_text(str(text)))
     return texts
 
 
