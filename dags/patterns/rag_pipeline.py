@@ -66,13 +66,15 @@ DOCUMENTS_PER_TASK = 1000
 )
 def rag_pipeline():
     @task
-    def find_changes() -> dict:
+    def find_changes() -> list[dict[str, str]]:
         from include.ingestion import find_changes, in_parts
         from include.knowledge_index import COLLECTION
 
         changes = find_changes(COLLECTION)
-        parts = in_parts(changes.documents, DOCUMENTS_PER_TASK)
-        return {"collection": changes.collection, "documents": parts, "gone": changes.gone}
+        ti = get_current_context()["ti"]
+        ti.xcom_push(key="collection", value=changes.collection)
+        ti.xcom_push(key="gone", value=changes.gone)
+        return in_parts(changes.documents, DOCUMENTS_PER_TASK)
 
     @task(map_index_template="{{ names }}", pool=LLM_POOL)
     def index_documents(collection: str, documents: dict[str, str]):
@@ -122,7 +124,7 @@ def rag_pipeline():
         return {**result, "artifact": str(path), "result": f"{result['answer']}{cited}"}
 
     found = find_changes()
-    indexed = index_documents.partial(collection=found["collection"]).expand(documents=found["documents"])
+    indexed = index_documents.partial(collection=found["collection"]).expand(documents=found)
     passages = retrieve()
     indexed >> finish_index(found["collection"], found["gone"]) >> passages
     generate_answer(passages) >> publish_answer(passages)
