@@ -138,16 +138,14 @@ def index_documents(
             done["embedded"] += _index(chunks, collection, embedder)
         if done["differing"] and store.active(name) not in (None, collection_id):
             raise AirflowException(
-                f"{len(done['differing'])} documents, among them {done['differing'][0]}, are not as find_changes listed "
-                "them (see the log). The new collection does not replace the old one without them: start a new run."
+                f"{len(done['differing'])} documents, among them {done['differing'][0]}, are not as find_changes "
+                "listed them (see the log). The new collection does not replace the old one without them: start a new run."
             )
     log.info("%(documents)d documents, %(chunks)d chunks, of which %(embedded)d were embedded.", done)
     return done
 
 
-def finish(
-    name: str, collection_id: str, gone: Mapping[str, str], conn_id: str = VECTOR_STORE_CONN_ID
-) -> Finished:
+def finish(name: str, collection_id: str, gone: Mapping[str, str], conn_id: str = VECTOR_STORE_CONN_ID) -> Finished:
     """Delete documents that are gone, and point the searches at this collection, if they still use an older one.
 
     It needs neither an embedding model nor the documents. What another run has indexed since stays.

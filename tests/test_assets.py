@@ -61,6 +61,13 @@ def test_a_line_without_a_text_is_named(storage, line):
         read_texts([path])
 
 
+def test_half_characters_and_nulls_of_a_text_do_not_stop_it(storage):
+    path = storage_path("odd.jsonl")
+    write_artifact(path, r'{"text": "half \ud83d nu\u0000ll"}')
+
+    assert read_texts([path]) == ["half \ufffd null"]
+
+
 def test_topics_are_counted_once_per_text_and_shown_per_source():
     counts = {
         "reviews": count_topics(["The GPS position is wrong, tracker offline", "Lovely."]),

@@ -348,7 +348,9 @@ def test_a_new_collection_without_documents_that_differ_does_not_replace_the_old
     text = (knowledge_base / "geofences.md").read_text()
     (knowledge_base / "geofences.md").write_text("Older.")
 
-    with pytest.raises(AirflowException, match=r"1 documents, among them geofences\.md, are not as find_changes listed"):
+    with pytest.raises(
+        AirflowException, match=r"1 documents, among them geofences\.md, are not as find_changes listed"
+    ):
         index_documents(index, changes.collection, changes.documents)
     assert stored(index) == before
     (knowledge_base / "geofences.md").write_text(text)  # the retry runs on another worker

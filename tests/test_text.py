@@ -13,9 +13,10 @@ from include.text import clean_json, clean_text, whole_characters
 pytestmark = pytest.mark.one_stack
 
 # With halves of characters (surrogates) and NULs, which hypothesis leaves out unless it is asked.
-ANY_TEXT = st.text(st.characters(categories=None) | st.sampled_from("\0\ud83d\ude9a\\\"u"))
+ANY_TEXT = st.text(st.characters(categories=None) | st.sampled_from('\0\ud83d\ude9a\\"u'))
 ANY_JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | ANY_TEXT, lambda inner: st.lists(inner) | st.dictionaries(ANY_TEXT, inner)
+    st.none() | st.booleans() | st.integers() | ANY_TEXT,
+    lambda inner: st.lists(inner) | st.dictionaries(ANY_TEXT, inner),
 )
 
 
