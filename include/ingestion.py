@@ -139,7 +139,8 @@ def index_documents(
         if done["differing"] and store.active(name) not in (None, collection_id):
             raise AirflowException(
                 f"{len(done['differing'])} documents, among them {done['differing'][0]}, are not as find_changes "
-                "listed them (see the log). The new collection does not replace the old one without them: start a new run."
+                "listed them (see the log). The new collection must not replace the old one without them: start a new "
+                "run."
             )
     log.info("%(documents)d documents, %(chunks)d chunks, of which %(embedded)d were embedded.", done)
     return done

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError
 from pydantic_ai import Agent, NativeOutput, ToolOutput
 from pydantic_ai.messages import ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.function import FunctionModel
+from pydantic_ai.usage import RequestUsage
 
 from include.ai import AIRFLOW_AI_SDK, COMMON_AI, BaseModel, active_sdk, agent_kwargs, llm_kwargs, untrusted
 from include.llm_model import ConnectionModel
@@ -137,7 +138,8 @@ def test_a_model_is_made_without_connection_or_key(monkeypatch):
     ids=["JSON in a text", "arguments as text", "arguments", "a text"],
 )
 def test_an_answer_is_taken_without_half_characters_and_nulls(llm, monkeypatch, output_type, parts):
-    model = FunctionModel(lambda *_: ModelResponse(parts), profile={"supports_json_schema_output": True})
+    response = ModelResponse(parts, usage=RequestUsage(input_tokens=1, output_tokens=1))
+    model = FunctionModel(lambda *_: response, profile={"supports_json_schema_output": True})
     monkeypatch.setattr(ConnectionModel, "wrapped", model)
     answer = Agent(ConnectionModel("pydanticai_default"), output_type=output_type).run_sync("Who?").output
 
