@@ -97,12 +97,12 @@ def test_an_answer_with_half_characters_and_nulls_is_paid_once_and_kept_without_
         ask_for_text(ask())
 
     llm.call_tool("final_result", {"response": ["nu\0ll", "half \ud83d", "pair \ud83d\ude9a", "C:\\u0000"]})
-    llm.reply("nu\0ll")
+    llm.reply("ze\0ro")
     run = run_any_dag(a_dag(odd_answers))
 
     assert run.state == "success"
     assert run.xcom("ask") == ["null", "half \ufffd", "pair \U0001f69a", "C:\\u0000"]
-    assert run.xcom("ask_for_text") == "null"
+    assert run.xcom("ask_for_text") == "zero"
     asked, _ = chat_requests(llm)
     assert "What is it, \ufffd?" in json.dumps(asked["messages"], ensure_ascii=False)
 
