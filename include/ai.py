@@ -25,6 +25,7 @@ from pydantic_ai.tools import Tool
 from pydantic_ai.toolsets import FunctionToolset
 
 from include.task_defaults import LLM_TASK
+from include.text import whole_characters
 
 LLM_CONN_ID = "pydanticai_default"
 AIRFLOW_AI_SDK = "airflow_ai_sdk"
@@ -117,9 +118,11 @@ def agent_kwargs(
 def untrusted(text: str, metadata: Any = None) -> list[TextContent]:
     """Text from outside, as a prompt: it reaches the model as these very characters, never as a template.
 
+    Only half characters, which no request can hold, are replaced.
+
     :param metadata: what `BaseModel.check` needs to judge the answer; the model does not see it.
     """
-    return [TextContent(content=text, metadata=metadata)]
+    return [TextContent(content=whole_characters(text), metadata=metadata)]
 
 
 def chosen_branches(task_id: str) -> list[str]:

@@ -19,6 +19,7 @@ from include.batch_rows import Row, read_rows
 from include.json_lines import json_line, read_lines
 from include.openai_service import OpenAIService
 from include.storage import artifact_path, new_artifact, stored_file
+from include.text import clean_json
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -87,7 +88,7 @@ class BatchFile:
                     yield Result(row.number, row.id, error=row.error, error_class=row.error_class)
                     continue
                 _, line = next(lines, (0, None))
-                answer = json.loads(line or b"{}")
+                answer = json.loads(clean_json((line or b"{}").decode()))
                 if answer.get("custom_id") != _custom_id(row):
                     raise AirflowFailException(f"{answers} is not of these rows: clear the first task, and all after.")
                 yield _result(row, answer, output_type, service)
@@ -123,7 +124,7 @@ def _result(row: Row, answer: dict[str, Any], output_type: type[BaseModel], serv
     if choice.message.refusal:
         return Result(row.number, row.id, error=choice.message.refusal, error_class="refused", **used)
     try:
-        found = output_type.model_validate_json(choice.message.content or "")
+        found = output_type.model_validate_json(clean_json(choice.message.content or ""))
     except ValidationError:
         error = f"the answer is not a {output_type.__name__} (finish_reason {choice.finish_reason})"
         return Result(row.number, row.id, error=error, error_class="invalid answer", **used)

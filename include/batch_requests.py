@@ -20,6 +20,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from include.batch_jobs import ENDPOINT
 from include.json_lines import json_line, read_lines
 from include.storage import new_artifact
+from include.text import clean_json
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -97,7 +98,7 @@ def _read(path: ObjectStoragePath) -> Iterator[tuple[int, Request | str]]:
 
 def _request(line: bytes) -> Request | str:
     try:
-        given = json.loads(line)
+        given = json.loads(clean_json(line.decode()))
         custom_id, body = given["custom_id"], given["body"]
         sent = json.dumps(body, sort_keys=True).encode()
     except (ValueError, RecursionError):

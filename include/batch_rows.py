@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from include.json_lines import read_lines
+from include.text import whole_characters
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -64,23 +65,16 @@ def read_rows(path: ObjectStoragePath, text_column: str, id_column: str | None) 
 def _row(number: int, cells: dict[str, Any] | _Unreadable, text_column: str, id_column: str | None) -> Row:
     if isinstance(cells, _Unreadable):
         return Row(number, str(number), None, cells.reason, "unreadable")
-    name = _whole(str(cells[id_column])) if id_column else str(number)
+    name = whole_characters(str(cells[id_column])) if id_column else str(number)
     text = cells[text_column]
     if not isinstance(text, str):
         what = "nothing" if text is None else f"a value of type {type(text).__name__}"
         return Row(number, name, None, f"column {text_column!r} holds {what}, not a text", "not a text")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        return Row(number, name, None, f"column {text_column!r} holds half a character", "not a text")
     if not text.strip():
         return Row(number, name, None, f"column {text_column!r} is empty", "empty")
     if len(text) > LONGEST_TEXT:
         return Row(number, name, None, f"{len(text)} characters are more than {LONGEST_TEXT}", "too long")
-    return Row(number, name, text)
-
-
-def _whole(text: str) -> str:
-    """The text without half characters, which no results file can hold: pairs are joined, others replaced."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return Row(number, name, whole_characters(text))
 
 
 def _csv_rows(path: ObjectStoragePath, columns: list[str]) -> Iterator[dict[str, Any] | _Unreadable]:

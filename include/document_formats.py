@@ -5,11 +5,15 @@ HTML and PDF become Markdown, so that all of them are cut along headings; a PDF'
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
+
+from include.text import clean_text
 
 # More than any help page, and little enough for a worker's memory: a PDF can hold far more text than its size says.
 MAX_BYTES = 20_000_000
@@ -25,8 +29,16 @@ class UnreadableDocument(ValueError):
     """A file that cannot be used. The message names it and says why."""
 
 
-def read_text(path: Path, name: str) -> tuple[str, str]:
-    """The format of the file, and its text: Markdown, or plain text where the format is `TEXT`.
+class FileText(NamedTuple):
+    """A file's format, its text (Markdown, or plain text where the format is `TEXT`), and the SHA-256 of its bytes."""
+
+    format: str
+    text: str
+    sha256: str
+
+
+def read_text(path: Path, name: str) -> FileText:
+    """Read a file once, so that its text and its checksum are of the same version.
 
     :param name: what the file is called in messages.
     :raises UnreadableDocument: it is of no known type, empty, too large, wrongly encoded or broken.
@@ -37,7 +49,8 @@ def read_text(path: Path, name: str) -> tuple[str, str]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise UnreadableDocument(f"{name} is larger than {MAX_BYTES:,} bytes.")
-        text = parse(path.read_bytes())
+        data = path.read_bytes()
+        text = parse(data)
     except UnreadableDocument:
         raise
     except (UnicodeDecodeError, LookupError) as error:
@@ -46,14 +59,14 @@ def read_text(path: Path, name: str) -> tuple[str, str]:
         raise UnreadableDocument(f"{name} cannot be read: {error.strerror}") from error
     except Exception as error:  # whatever a parser makes of a broken file concerns this file only
         raise UnreadableDocument(f"{name} is broken: {type(error).__name__}: {error}") from error
-    text = re.sub(r"\r\n?", "\n", text).strip()
+    if parse is _plain and "\0" in text:
+        raise UnreadableDocument(f"{name} is not text: it contains null characters.")
+    text = re.sub(r"\r\n?", "\n", clean_text(text)).strip()
     if not text:
         raise UnreadableDocument(f"{name} is empty, or holds no text.")
     if len(text) > MAX_CHARACTERS:
         raise UnreadableDocument(f"{name} holds more than {MAX_CHARACTERS:,} characters.")
-    if "\0" in text:
-        raise UnreadableDocument(f"{name} is no text: it contains null characters.")
-    return format_name, text
+    return FileText(format_name, text, hashlib.sha256(data).hexdigest())
 
 
 def _plain(data: bytes) -> str:
@@ -85,7 +98,7 @@ def _pdf(data: bytes) -> str:
         raise ValueError("it is protected by a password")
     pages, characters = [], 0
     for number, page in enumerate(reader.pages, 1):
-        if text := page.extract_text().strip():
+        if text := clean_text(page.extract_text()).strip():
             pages.append(f"## Page {number}\n\n{text}")
             characters += len(text)
             if characters > MAX_CHARACTERS:

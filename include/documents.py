@@ -6,7 +6,6 @@ import hashlib
 import logging
 import os
 from bisect import bisect_right
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, pairwise
@@ -16,7 +15,8 @@ from uuid import NAMESPACE_URL, uuid5
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from include.document_formats import TEXT, UnreadableDocument, read_text
+from include.document_formats import TEXT, read_text
+from include.text import whole_characters
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
@@ -67,59 +67,47 @@ class Chunk:
 
 
 def document_names(folder: Path = KNOWLEDGE_BASE) -> list[str]:
-    """The names of all files in `folder` and below, readable or not; hidden ones (.gitkeep) are none."""
+    """The names of all files in `folder` and below, readable or not, except hidden ones (.gitkeep).
+
+    A file whose name is not UTF-8 is left out, with an error in the log: no database takes its name.
+
+    :raises ValueError: there are none, as in a folder that was not deployed.
+    """
     paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-    return sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
+    found = sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
+    names = [name for name in found if name == whole_characters(name)]
+    for name in set(found) - set(names):
+        log.error("Left out: %r, whose name is not UTF-8. Rename it.", os.fsencode(name))
+    if not names:
+        raise ValueError(
+            f"There are no documents in {folder}. Deploy them with the project, or set GENAI_KNOWLEDGE_BASE to their "
+            "folder on every worker. The index stays as it is."
+        )
+    return names
 
 
 def file_checksum(name: str, folder: Path = KNOWLEDGE_BASE) -> str:
     """Changes with the bytes of the file, and with how documents are cut."""
     try:
         with (folder / name).open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
+            return _document_checksum(hashlib.file_digest(file, "sha256").hexdigest())
     except OSError:
-        content = "unreadable"  # `read_document` says why
-    return _checksum(str(CHUNK_CHARACTERS), str(CHUNK_OVERLAP), content)
-
-
-def read_documents(folder: Path = KNOWLEDGE_BASE, unreadable: dict[str, str] | None = None) -> Iterator[Document]:
-    """The documents of `folder`, by name. A file that cannot be read is left out, with an error in the log.
-
-    :param unreadable: gets the reason for each file that was left out, by name.
-    :raises ValueError: no document can be read: a folder that was not deployed must not empty the index.
-    """
-    found = False
-    for name in document_names(folder):
-        try:
-            document = _read(name, folder)
-        except UnreadableDocument as error:
-            log.error("Left out: %s", error)
-            if unreadable is not None:
-                unreadable[name] = str(error)
-        else:
-            found = True
-            yield document
-    if not found:
-        raise ValueError(f"There are no documents that can be read in {folder}.")
+        return _document_checksum("unreadable")  # `read_document` says why
 
 
 def read_document(name: str, folder: Path = KNOWLEDGE_BASE) -> Document:
     """The document of this name.
 
     :raises AirflowFailException: there is none; the message lists those that there are.
-    :raises UnreadableDocument: it cannot be used.
+    :raises include.document_formats.UnreadableDocument: it cannot be used.
     """
     path = Path(name)
     if path.is_absolute() or ".." in path.parts or not (folder / path).is_file():
         names = ", ".join(document_names(folder))
         raise AirflowFailException(f"There is no document {name!r}. There are: {names}.")
-    return _read(name, folder)
-
-
-def _read(name: str, folder: Path) -> Document:
-    format_name, text = read_text(folder / name, name)
-    title = text.split("\n", 1)[0].lstrip("# ")[:LONGEST_TITLE]
-    return Document(name, title, text, file_checksum(name, folder), format_name)
+    file = read_text(folder / path, name)
+    title = file.text.split("\n", 1)[0].lstrip("# ")[:LONGEST_TITLE]
+    return Document(name, title, file.text, _document_checksum(file.sha256), file.format)
 
 
 def split_document(document: Document) -> list[Chunk]:
@@ -173,6 +161,10 @@ def _block_parser() -> MarkdownIt:
     from markdown_it import MarkdownIt
 
     return MarkdownIt("commonmark").disable(["inline", "text_join"])
+
+
+def _document_checksum(sha256: str) -> str:
+    return _checksum(str(CHUNK_CHARACTERS), str(CHUNK_OVERLAP), sha256)
 
 
 def _checksum(*parts: str) -> str:

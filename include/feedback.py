@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from include.json_lines import read_lines
+from include.text import clean_text
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -39,7 +40,7 @@ def read_texts(files: Iterable[ObjectStoragePath]) -> list[str]:
                     text = json.loads(line or b"")["text"]
                 except (ValueError, TypeError, KeyError, RecursionError) as error:
                     raise ValueError(f"{file}, line {number}: no JSON object with the field 'text'.") from error
-                texts.append(str(text))
+                texts.append(clean_text(str(text)))
     return texts
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, TypedDict
 
-from include.documents import read_documents
 from include.storage import storage_path, write_artifact
 
 if TYPE_CHECKING:
@@ -21,13 +20,12 @@ class Changes(TypedDict):
     documents: dict[str, str]
 
 
-def changes_since_last_update() -> Changes:
-    """Compare the documents with what `remember` was last given. At first, all of them are new."""
+def changes_since_last_update(now: dict[str, str]) -> Changes:
+    """Compare the documents of the index with what `remember` was last given. At first, all of them are new.
+
+    :param now: the checksum of each document by name, as `indexed_documents` returns them.
+    """
     before: dict[str, str] = json.loads(_published().read_bytes()) if _published().exists() else {}
-    unreadable: dict[str, str] = {}
-    now = {document.source: document.checksum for document in read_documents(unreadable=unreadable)}
-    # Of a file that cannot be read now, the index keeps the last version.
-    now |= {name: before[name] for name in unreadable.keys() & before.keys()}
     return {
         "added": sorted(now.keys() - before.keys()),
         "changed": sorted(name for name in now.keys() & before.keys() if now[name] != before[name]),

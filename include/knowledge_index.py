@@ -60,6 +60,13 @@ def open_index(name: str, conn_id: str = VECTOR_STORE_CONN_ID) -> Iterator[Index
         yield Index(store.collection(active), embedder)
 
 
+def indexed_documents(name: str, conn_id: str = VECTOR_STORE_CONN_ID) -> dict[str, str]:
+    """The checksum of each document that searches can find, by name."""
+    with open_vector_store(conn_id) as store:
+        active = store.active(name)
+        return store.collection(active).documents() if active else {}
+
+
 def search(name: str, query: SearchQuery, min_score: float = -1.0, conn_id: str = VECTOR_STORE_CONN_ID) -> list[Hit]:
     """The best chunks for the query without near-duplicates, of at least `min_score`, best first.
 

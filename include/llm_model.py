@@ -8,6 +8,7 @@ came from and whether a retry can mend it.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from functools import cached_property
@@ -19,6 +20,7 @@ from pydantic_ai.models.wrapper import WrapperModel
 
 from include.connections import ModelSource, model_source
 from include.rate_limit import RateLimit
+from include.text import clean_json, clean_text
 from include.usage import UsageRecorder
 
 if TYPE_CHECKING:
@@ -150,6 +152,7 @@ class ConnectionModel(WrapperModel):
                 log.info("Connection %r: asked to wait %.0f s before the next call.", self.conn_id, wait)
                 waits.append(wait)
                 await asyncio.sleep(wait)
+        _clean(response, is_json=model_request_parameters.output_object is not None)
         log.debug("Answer: %s", response)
         self.usage_recorder.record(response, time.monotonic() - started, self.source.cost(response))
         return response
@@ -183,6 +186,23 @@ class ConnectionModel(WrapperModel):
                 )
             case _:
                 return AirflowException(f"{where}: the call failed. {_provider_says(error)}")
+
+
+def _clean(response: ModelResponse, is_json: bool) -> None:
+    """Free an answer of characters that neither pydantic nor Airflow's database takes: it is paid already.
+
+    :param is_json: whether a text that the model wrote is JSON, in which such characters may be escaped.
+    """
+    from pydantic_ai.messages import TextPart, ThinkingPart, ToolCallPart
+
+    for part in response.parts:
+        match part:
+            case TextPart() | ThinkingPart():
+                part.content = clean_json(part.content) if is_json else clean_text(part.content)
+            case ToolCallPart(args=str(arguments)):
+                part.args = clean_json(arguments)
+            case ToolCallPart(args=dict(arguments)):
+                part.args = json.loads(clean_json(json.dumps(arguments)))
 
 
 def _provider_says(error: Exception) -> str:

@@ -15,6 +15,7 @@ from include.charts import grouped_bar_chart
 from include.chat_examples import Example, estimate_tokens
 from include.openai_service import OpenAIService, task_error
 from include.storage import artifact_path, storage_path, write_artifact
+from include.text import clean_text
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -56,7 +57,7 @@ async def _answer(
         )
     except Exception as error:
         raise task_error(service, f"asking the model {model!r}", error) from None
-    text = (reply.choices[0].message.content or "").strip()
+    text = clean_text(reply.choices[0].message.content or "").strip()
     write_artifact(path, json.dumps({"model": model, "answer": text}, ensure_ascii=False))
     return text
 

@@ -23,7 +23,12 @@ PROJECT = Path(__file__).resolve().parent.parent
 # tests need (local/requirements.in); CI runs those.
 RUN_IN_THE_IMAGE = {"test_dag_contract.py", "test_own_dags.py"}
 try:
+    import hypothesis
     import llmock  # noqa: F401
+
+    # No test watches the clock, and each runs the same examples everywhere.
+    hypothesis.settings.register_profile("project", deadline=None, database=None, derandomize=True)
+    hypothesis.settings.load_profile("project")
 except ModuleNotFoundError:
     collect_ignore = [
         str(path) for path in Path(__file__).parent.rglob("test_*.py") if path.name not in RUN_IN_THE_IMAGE

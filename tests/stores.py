@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from include.documents import Chunk
+from include.documents import KNOWLEDGE_BASE, Chunk, Document, document_names, read_document
 
 SKIPPED = (
     "NOT RUN ON WEAVIATE: set WEAVIATE_URL and WEAVIATE_API_KEY (`astro dev start` has one at http://127.0.0.1:8081, "
@@ -62,6 +62,11 @@ def delete_collections(prefix: str) -> None:
         if name.startswith(prefix):
             client.collections.delete(name)
     client.close()
+
+
+def read_documents(folder: Path = KNOWLEDGE_BASE) -> list[Document]:
+    """All documents of the folder, by name."""
+    return [read_document(name, folder) for name in document_names(folder)]
 
 
 def chunks(source: str, *texts: str, format: str = "markdown") -> list[Chunk]:

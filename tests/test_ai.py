@@ -13,6 +13,10 @@ from typing import Any
 import pytest
 from airflow.sdk import dag, task
 from pydantic import Field, ValidationError
+from pydantic_ai import Agent, NativeOutput, ToolOutput
+from pydantic_ai.messages import ModelResponse, TextPart, ToolCallPart
+from pydantic_ai.models.function import FunctionModel
+from pydantic_ai.usage import RequestUsage
 
 from include.ai import AIRFLOW_AI_SDK, COMMON_AI, BaseModel, active_sdk, agent_kwargs, llm_kwargs, untrusted
 from include.llm_model import ConnectionModel
@@ -38,6 +42,10 @@ class Order(BaseModel):
     more: list[Part]
     by_name: dict[str, Part]
     tags: set[Colour]
+
+
+class Label(BaseModel):
+    name: str
 
 
 # Outputs
@@ -117,6 +125,25 @@ def test_a_model_is_made_without_connection_or_key(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
     assert repr(ConnectionModel("no_such_connection")) == "ConnectionModel('no_such_connection')"
+
+
+@pytest.mark.parametrize(
+    ("output_type", "parts"),
+    [
+        (NativeOutput(Label), [TextPart('{"name": "nu\\u0000ll \\ud83d"}')]),
+        (ToolOutput(Label, name="label"), [ToolCallPart("label", '{"name": "nu\\u0000ll \\ud83d"}')]),
+        (ToolOutput(Label, name="label"), [ToolCallPart("label", {"name": "nu\0ll \ud83d"})]),
+        (str, [TextPart("nu\0ll \ud83d")]),
+    ],
+    ids=["JSON in a text", "arguments as text", "arguments", "a text"],
+)
+def test_an_answer_is_taken_without_half_characters_and_nulls(llm, monkeypatch, output_type, parts):
+    response = ModelResponse(parts, usage=RequestUsage(input_tokens=1, output_tokens=1))
+    model = FunctionModel(lambda *_: response, profile={"supports_json_schema_output": True})
+    monkeypatch.setattr(ConnectionModel, "wrapped", model)
+    answer = Agent(ConnectionModel("pydanticai_default"), output_type=output_type).run_sync("Who?").output
+
+    assert answer in ("null \ufffd", Label(name="null \ufffd"))
 
 
 class Verdict(BaseModel):

@@ -84,6 +84,29 @@ def test_an_answer_is_plain_json_in_xcom_and_for_the_next_task(run_any_dag, llm,
     assert run.xcom("receive") == {"received": expected or answer}
 
 
+def test_an_answer_with_half_characters_and_nulls_is_paid_once_and_kept_without_them(run_any_dag, llm):
+    def odd_answers():
+        @task.llm(**llm_kwargs(), system_prompt="Answer.", output_type=list[str])
+        def ask():
+            return untrusted("What is it, \ud83d?")
+
+        @task.agent(**agent_kwargs(system_prompt="Answer."))
+        def ask_for_text(before):
+            return untrusted("What is it?")
+
+        ask_for_text(ask())
+
+    llm.call_tool("final_result", {"response": ["nu\0ll", "half \ud83d", "pair \ud83d\ude9a", "C:\\u0000"]})
+    llm.reply("ze\0ro")
+    run = run_any_dag(a_dag(odd_answers))
+
+    assert run.state == "success"
+    assert run.xcom("ask") == ["null", "half \ufffd", "pair \U0001f69a", "C:\\u0000"]
+    assert run.xcom("ask_for_text") == "zero"
+    asked, _ = chat_requests(llm)
+    assert "What is it, \ufffd?" in json.dumps(asked["messages"], ensure_ascii=False)
+
+
 def test_an_answer_in_plain_text_stays_a_string(run_any_dag, llm):
     def text():
         @task.llm(**llm_kwargs(), system_prompt="Answer.")

@@ -8,37 +8,27 @@ import pytest
 
 from include import knowledge_changes
 from include.asset_events import files_of
-from include.documents import Document
 from include.feedback import count_topics, read_texts, top_topics, topic_table
 from include.storage import storage_path, stored_file, write_artifact
 from tests.storages import on_storage
 
 
-@pytest.fixture
-def documents(storage, monkeypatch):
-    """The texts of the knowledge base by name, to change."""
-    texts = {"a.md": "# A\n\nOne.", "b.md": "# B\n\nTwo."}
-    read = lambda **_: [Document(name, name, text, checksum=text) for name, text in texts.items()]  # noqa: E731
-    monkeypatch.setattr(knowledge_changes, "read_documents", read)
-    return texts
-
-
-def changes():
-    found = knowledge_changes.changes_since_last_update()
+def changes(documents):
+    found = knowledge_changes.changes_since_last_update(documents)
     return found["added"], found["changed"], found["removed"]
 
 
 @on_storage("disk", "s3")
-def test_changes_are_counted_from_what_was_remembered_last(documents):
-    assert changes() == (["a.md", "b.md"], [], [])
-    assert changes() == (["a.md", "b.md"], [], [])  # an update that failed is repeated
+def test_changes_are_counted_from_what_was_remembered_last(storage):
+    documents = {"a.md": "checksum of a", "b.md": "checksum of b"}
+    assert changes(documents) == (["a.md", "b.md"], [], [])
+    assert changes(documents) == (["a.md", "b.md"], [], [])  # an update that failed is repeated
 
-    knowledge_changes.remember(knowledge_changes.changes_since_last_update())
-    assert changes() == ([], [], [])
+    knowledge_changes.remember(knowledge_changes.changes_since_last_update(documents))
+    assert changes(documents) == ([], [], [])
 
-    documents["a.md"] += " More."
-    documents["c.md"] = documents.pop("b.md")
-    assert changes() == (["c.md"], ["a.md"], ["b.md"])
+    documents = {"a.md": "another", "c.md": "checksum of b"}
+    assert changes(documents) == (["c.md"], ["a.md"], ["b.md"])
 
 
 @pytest.mark.parametrize("name", ["../elsewhere.json", "run/../../elsewhere.json"])
@@ -72,6 +62,13 @@ def test_a_line_without_a_text_is_named(storage, line):
 
     with pytest.raises(ValueError, match=r"bad\.jsonl, line 2: no JSON object with the field 'text'"):
         read_texts([path])
+
+
+def test_half_characters_and_nulls_of_a_text_do_not_stop_it(storage):
+    path = storage_path("odd.jsonl")
+    write_artifact(path, r'{"text": "half \ud83d nu\u0000ll"}')
+
+    assert read_texts([path]) == ["half \ufffd null"]
 
 
 def test_topics_are_counted_once_per_text_and_shown_per_source():

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
-from include.batch_api import batch_cost
+from include.batch_api import BatchFile, batch_cost
 from include.openai_service import OpenAIService
-from include.storage import storage_path, stored_file
+from include.storage import storage_path, stored_file, write_artifact
 from tests.conftest import KEY, chat_requests
 from tests.emulator import BATCHES, Emulator
 from tests.storages import on_storage
@@ -73,6 +74,43 @@ def test_a_file_that_cannot_be_read_costs_nothing(provider, run_dag, logged):
     assert result.state == "failed"
     assert "is not a file on this project's storage" in logged()
     assert provider.requests("POST", BATCHES) == []
+
+
+class Summary(BaseModel):
+    text: str
+
+
+def test_half_characters_and_nulls_of_answers_errors_and_ids_lose_no_result(storage):
+    rows = [{"name": "r1 \ud83d", "text": "Nice. \ud83d"}, {"name": "r2", "text": "Bad."}]
+    write_artifact(storage_path("rows.jsonl"), "".join(f"{json.dumps(row)}\n" for row in rows))
+    content = json.dumps({"text": "nu\0ll, half \ud83d"})  # in which they are escaped, and once more in its line
+    message = {"role": "assistant", "content": content}
+    response = {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "m",
+        "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+    }
+    error = {"status": 400, "code": "bad", "message": "half \ud83d"}
+    answers = [
+        {"custom_id": "row-1", "response": response, "error": None},
+        {"custom_id": "row-2", "response": None, "error": error},
+    ]
+    url = write_artifact(storage_path("answers.jsonl"), "".join(f"{json.dumps(answer)}\n" for answer in answers))
+    params = {"input": str(storage_path("rows.jsonl")), "text_column": "text", "id_column": "name", "limit": None}
+    file = BatchFile("run", params | {"output_format": "jsonl", "allowed_failures": 1})
+    service = OpenAIService("c", None, "k", {"model": "our-own"})
+    file.write_requests(service, "Summarize.", Summary)
+    report = file.report(service, url, Summary)
+
+    asked, _ = Path(storage / "batch_api" / "run" / "requests.jsonl").read_text().splitlines()
+    assert json.loads(asked)["body"]["messages"][1]["content"] == "Nice. \ufffd"
+    found = [json.loads(line) for line in Path(report["results"].removeprefix("file://")).read_text().splitlines()]
+    assert [(row["id"], row["answer"], row["error"]) for row in found] == [
+        ("r1 \ufffd", {"text": "null, half \ufffd"}, ""),
+        ("r2", None, "400, bad, half \ufffd"),
+    ]
 
 
 def test_the_price_is_half_that_of_single_calls_and_unknown_for_an_unknown_model():

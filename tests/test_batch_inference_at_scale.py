@@ -133,6 +133,18 @@ def test_a_character_that_ends_lines_elsewhere_is_an_ordinary_one_in_a_row(batch
     assert set(model.calls().values()) == {1}, "what was paid for is not forgotten"
 
 
+@pytest.mark.parametrize("output_format", ["jsonl", "parquet"])
+def test_half_characters_in_a_row_and_its_id_are_replaced_and_it_is_answered(batch, model, storage, output_format):
+    lines = [{"name": f"r{n} \ud83d", "text": f"review {n} \ude9a, pair \ud83d\ude9a"} for n in range(3)]
+    content = "".join(f"{json.dumps(line)}\n" for line in lines).encode()
+    run = batch(content=content, output_format=output_format)
+
+    assert run.state == "success"
+    assert set(model.calls()) == {f"review {n} \ufffd, pair \U0001f69a" for n in range(3)}
+    if output_format == "jsonl":
+        assert [(row["id"], row["error"]) for row in results(storage, run)] == [(f"r{n} \ufffd", "") for n in range(3)]
+
+
 # Rows that fail
 
 
@@ -145,7 +157,6 @@ def test_a_row_that_fails_keeps_its_number_and_reason_and_loses_no_other(batch, 
         7: (7, "not a text"),
         8: (None, "not a text"),
         9: ("x" * 200_001, "too long"),
-        10: ("half \ud83d", "not a text"),
     }
     run = batch([bad[n][0] if n in bad else f"review {n}" for n in range(20)], allowed_failures=0.4)
 
@@ -155,7 +166,7 @@ def test_a_row_that_fails_keeps_its_number_and_reason_and_loses_no_other(batch, 
         n: expected for n, (_, expected) in bad.items()
     }
     assert all(row["error"] and row["answer"] is None for row in rows if row["error_class"])
-    assert sum(row["answer"] is not None for row in rows) == 12
+    assert sum(row["answer"] is not None for row in rows) == 13
     assert model.calls()["NONSENSE 5"] == 2, "an answer of the wrong form is asked for once more"
     assert "3 too long" not in run.xcom("report")["result"]
     assert "2 too long" in run.xcom("report")["result"]

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import io
+import json
+import os
+import re
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
+from hypothesis import given
+from hypothesis import strategies as st
 
 from include import document_formats, documents
+from include.document_formats import UnreadableDocument
 from include.documents import (
     CHUNK_CHARACTERS,
     Document,
     document_names,
     file_checksum,
     read_document,
-    read_documents,
     split_document,
 )
+from tests.stores import read_documents
 
 pytestmark = pytest.mark.one_stack
 
-pytestmark = pytest.mark.one_stack
-
-ALL = list(read_documents())
+ALL = read_documents()
 
 PAGE = """<!doctype html><html><head><title>Kestrel: tyres</title><style>p {color: red}</style></head>
 <body><nav>Home | Help</nav><h2>Winter tyres</h2><p>Fit them in <b>October</b>.</p>
@@ -63,6 +68,27 @@ def pdf(*pages: str, title: str = "", password: str = "") -> bytes:
         writer.add_metadata({"/Title": title})
     if password:
         writer.encrypt(password)
+    file = io.BytesIO()
+    writer.write(file)
+    return file.getvalue()
+
+
+def pdf_that_means(text: str) -> bytes:
+    """A PDF with the letters A, B, C..., whose font says that they stand for the UTF-16 units of the text."""
+    from pypdf import PdfReader, PdfWriter
+    from pypdf.generic import DecodedStreamObject, NameObject
+
+    units = text.encode("utf-16-be", "surrogatepass").hex(" ", 2).split()
+    letters = [chr(ord("A") + n) for n in range(len(units))]
+    table = "\n".join(f"<{ord(letter):02x}> <{unit}>" for letter, unit in zip(letters, units, strict=True))
+    cmap = DecodedStreamObject()
+    cmap.set_data(
+        "begincmap 1 begincodespacerange <00> <ff> endcodespacerange "
+        f"{len(units)} beginbfchar\n{table}\nendbfchar endcmap".encode()
+    )
+    writer = PdfWriter(clone_from=PdfReader(io.BytesIO(pdf("".join(letters)))))
+    font = writer.pages[0]["/Resources"]["/Font"]["/F1"].get_object()
+    font[NameObject("/ToUnicode")] = writer._add_object(cmap)
     file = io.BytesIO()
     writer.write(file)
     return file.getvalue()
@@ -135,35 +161,68 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_file_that_cannot_be_used_is_named_and_left_out(tmp_path, monkeypatch, caplog, name):
+def test_a_file_that_cannot_be_used_is_named_with_the_reason(tmp_path, monkeypatch, name):
     content, complaint = BROKEN[name]
     content = {"scan.pdf": pdf(""), "secret.pdf": pdf("text", password="x")}.get(name, content)
     monkeypatch.setattr(document_formats, "MAX_BYTES", 1000 if name == "huge.md" else 1_000_000)
-    (tmp_path / "good.md").write_text("# Good")
     (tmp_path / name).write_bytes(content)
-    unreadable: dict[str, str] = {}
 
-    assert [d.source for d in read_documents(tmp_path, unreadable)] == ["good.md"]
-    assert list(unreadable) == [name]
-    assert unreadable[name].startswith(f"{name} ")
-    assert complaint in unreadable[name]
-    assert name in caplog.text
-    with pytest.raises(ValueError, match=complaint):
+    with pytest.raises(UnreadableDocument, match=f"^{re.escape(name)} .*{complaint}"):
         read_document(name, tmp_path)
 
 
-def test_a_document_of_too_much_text_is_left_out(tmp_path, monkeypatch):
+def test_a_document_of_too_much_text_is_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(document_formats, "MAX_CHARACTERS", 100)
-    (tmp_path / "good.md").write_text("# Good")
     (tmp_path / "bomb.pdf").write_bytes(pdf(*["many words " * 5] * 5))
 
-    assert [d.source for d in read_documents(tmp_path)] == ["good.md"]
+    with pytest.raises(UnreadableDocument, match=r"bomb\.pdf holds more than 100 characters"):
+        read_document("bomb.pdf", tmp_path)
+
+
+ODD_TEXTS = {  # as a file says it, and as it is indexed
+    "half \ud83d one": "half \ufffd one",
+    "\udf89 other half": "\ufffd other half",
+    "pair \ud83d\ude9a": "pair \U0001f69a",
+    "nu\0ll": "null",
+}
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS, ids=ascii)
+@pytest.mark.parametrize("name", ["page.html", "page.pdf"])
+def test_half_characters_and_nulls_of_a_page_or_pdf_do_not_stop_it(tmp_path, name, text):
+    page = b"<meta charset=utf-7><h1>" + text.encode("utf-7") + b"</h1>"
+    (tmp_path / name).write_bytes(page if name == "page.html" else pdf_that_means(text))
+
+    found = read_document(name, tmp_path)
+    assert ODD_TEXTS[text] in found.text
+    assert found.title == ODD_TEXTS[text]
+    assert ODD_TEXTS[text] in split_document(found)[0].text
+
+
+@given(st.text(st.characters(categories=None), max_size=200))
+def test_any_text_of_a_page_can_be_cut_stored_and_compared(text):
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "page.html").write_bytes(
+            b"<meta charset=utf-7><h1>Title</h1>" + f"<p>{text}</p>".encode("utf-7")
+        )
+        found = split_document(read_document("page.html", Path(folder)))
+
+    assert json.loads(json.dumps(found[0].text, ensure_ascii=False).encode()) == found[0].text
+    assert not any("\0" in chunk.text for chunk in found)
+
+
+def test_a_file_whose_name_is_not_utf_8_is_named_and_left_out(tmp_path, caplog):
+    (tmp_path / "good.md").write_text("# Good")
+    (Path(os.fsdecode(os.fsencode(tmp_path) + b"/geb\xfchren.md"))).write_text("# Bad name")
+
+    assert document_names(tmp_path) == ["good.md"]
+    assert r"b'geb\xfchren.md'" in caplog.text
 
 
 @pytest.mark.parametrize("folder", ["", "no-such-folder"])
 def test_a_folder_without_documents_is_an_error_that_names_it(tmp_path, folder):
     with pytest.raises(ValueError, match=str(tmp_path / folder)):
-        list(read_documents(tmp_path / folder))
+        document_names(tmp_path / folder)
 
 
 def test_a_document_that_is_not_there_is_named_with_those_that_are(tmp_path):
@@ -226,7 +285,7 @@ def test_a_files_checksum_changes_with_its_bytes_and_with_the_size_of_chunks(tmp
     path: Path = tmp_path / "a.md"
     path.write_text("Text.")
     before = file_checksum("a.md", tmp_path)
-    assert next(read_documents(tmp_path)).checksum == before
+    assert read_document("a.md", tmp_path).checksum == before
 
     monkeypatch.setattr(documents, "CHUNK_CHARACTERS", 400)
     smaller = file_checksum("a.md", tmp_path)

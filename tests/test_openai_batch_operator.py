@@ -343,6 +343,7 @@ def body(**more: Any) -> dict[str, Any]:
         (["[1]"], r"line 1: it is no \{"),
         ([{"custom_id": "a", "body": body()}, "{half"], "line 2: it is not JSON"),
         ([{"custom_id": "a", "body": body()}] * 2, "line 2: custom_id 'a' is that of line 1"),
+        ([{"custom_id": half, "body": body()} for half in ("\ud83d", "\ude9a")], "line 2: custom_id '\ufffd' is that"),
         ([{"custom_id": "", "body": body()}], "line 1: custom_id is no text"),
         ([{"custom_id": 7, "body": body()}], "line 1: custom_id is no text"),
         ([{"custom_id": "a", "body": body(model="")}], "line 1: body.model is missing"),

@@ -6,6 +6,7 @@ The scripted server's embeddings are pseudo-random: a search finds something wit
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from typing import Any
 
 import llmock.routers.openai
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 from llmock.scenarios import Match, Reply, ToolCall
 from llmock.simulation import build_mock_embedding as vector_of
 
@@ -28,7 +29,7 @@ from include.storage import stored_file
 from include.vector_store import SearchQuery, open_vector_store
 from tests.conftest import KEY, chat_requests, embedding_requests, model_connection
 from tests.storages import on_storage
-from tests.stores import delete_collections, each_store
+from tests.stores import delete_collections, each_store, read_documents
 
 ANYTHING = {"query": "How long is a reset link valid?", "min_score": -1, "mode": "vector"}
 
@@ -73,7 +74,7 @@ def stored(index: str) -> tuple[str | None, dict[str, str], int]:
 
 def in_step(index: str, folder: Path) -> bool:
     """Whether the index holds the documents of the folder, each whole and once, and nothing else."""
-    found = list(documents.read_documents(folder))
+    found = read_documents(folder)
     chunks = [chunk for document in found for chunk in documents.split_document(document)]
     _, stored_documents, count = stored(index)
     return stored_documents == {d.source: d.checksum for d in found} and count == len(chunks)
@@ -97,7 +98,7 @@ def test_a_second_run_over_unchanged_documents_embeds_nothing(index, llm, knowle
     assert in_step(index, knowledge_base)
     before, requests = stored(index), len(embedding_requests(llm))
 
-    assert find_changes(index).documents == []
+    assert not find_changes(index).documents
     refresh_index(index)
 
     assert stored(index) == before
@@ -110,7 +111,7 @@ def test_changed_documents_are_shared_out_evenly_and_each_once(index, knowledge_
     parts = in_parts(find_changes(index).documents, 5)
     assert [len(part) for part in parts] == [4, 3]
     assert [name for part in parts for name in part] == documents.document_names(knowledge_base)
-    assert in_parts([], 5) == []
+    assert in_parts({}, 5) == []
 
 
 def test_only_the_changed_chunks_of_an_edited_document_are_embedded(index, llm, knowledge_base):
@@ -122,7 +123,7 @@ def test_only_the_changed_chunks_of_an_edited_document_are_embedded(index, llm, 
     sections.insert(0, "## Section new\n\n" + "Something else to begin with. " * 24)  # moves all others
     (knowledge_base / "long.md").write_text("\n\n".join(["# Long", *sections]))
 
-    assert find_changes(index).documents == ["long.md"]
+    assert list(find_changes(index).documents) == ["long.md"]
     refresh_index(index)
 
     texts = embedded(llm, requests)
@@ -145,14 +146,14 @@ def test_a_run_that_dies_half_way_is_finished_by_the_next(index, llm, knowledge_
     monkeypatch.setattr(ingestion, "CHUNKS_AT_ONCE", 1)  # each document is written on its own
     changes = find_changes(index)
     requests = len(embedding_requests(llm))
-    index_documents(index, changes.collection, changes.documents[:1])
+    index_documents(index, changes.collection, in_parts(changes.documents, 1)[0])
     paid = len(embedded(llm, requests))
     with open_vector_store() as store:
         assert store.active(index) is None  # nobody searches a collection that is not full
 
     refresh_index(index)
 
-    chunks = [c for d in documents.read_documents(knowledge_base) for c in documents.split_document(d)]
+    chunks = [c for d in read_documents(knowledge_base) for c in documents.split_document(d)]
     assert paid > 0
     assert len(embedded(llm, requests)) == len(chunks)
     assert in_step(index, knowledge_base)
@@ -204,13 +205,13 @@ def test_another_model_or_dimension_fills_a_new_collection_and_then_takes_over(
         monkeypatch.setattr(llmock.routers.openai, "build_mock_embedding", lambda text, _: vector_of(text, 64))
 
     with pytest.raises(AirflowFailException, match="has changed since this run began"):
-        index_documents(index, before.collection, documents.document_names(knowledge_base))
+        index_documents(index, before.collection, before.documents)
     changes = find_changes(index)
-    index_documents(index, *changes)
+    index_documents(index, changes.collection, changes.documents)
     assert stored(index)[0] == old
     with pytest.raises(AirflowFailException, match="holds vectors of another model"):
         search(index, SearchQuery("reset link", [], 3))
-    finish(index, changes.collection)
+    finish(index, changes.collection, changes.gone)
 
     new, _, new_count = stored(index)
     assert new != old
@@ -228,8 +229,8 @@ def test_files_that_cannot_be_read_are_named_and_the_rest_goes_in(index, knowled
     (knowledge_base / "empty.md").write_text(" ")
     (knowledge_base / "new.txt").write_text("Something new.")
     changes = find_changes(index)
-    done = index_documents(index, *changes)
-    finish(index, changes.collection)
+    done = index_documents(index, changes.collection, changes.documents)
+    finish(index, changes.collection, changes.gone)
 
     assert done["documents"] == 1
     assert done["unreadable"].keys() == {"empty.md", "geofences.md"}
@@ -238,24 +239,140 @@ def test_files_that_cannot_be_read_are_named_and_the_rest_goes_in(index, knowled
     assert stored(index)[1]["geofences.md"] == before  # the last version that could be read
 
 
-def test_where_no_document_can_be_read_the_index_that_there_is_stays(index, knowledge_base):
-    for path in knowledge_base.iterdir():
-        path.write_text(" ")
+@pytest.mark.parametrize("step", ["read_document", "split_document"])
+def test_whatever_goes_wrong_with_one_document_it_is_named_and_the_rest_goes_in(
+    index, knowledge_base, monkeypatch, caplog, step
+):
+    before = getattr(ingestion, step)
 
-    with pytest.raises(ValueError, match="No document could be indexed"):
+    def fails_for_geofences(document: Any) -> Any:
+        if "geofences.md" in str(document):
+            raise RecursionError("too deep \ud83d")
+        return before(document)
+
+    monkeypatch.setattr(ingestion, step, fails_for_geofences)
+    changes = find_changes(index)
+    done = index_documents(index, changes.collection, changes.documents)
+
+    assert done["documents"] == 2
+    assert done["unreadable"] == {"geofences.md": "geofences.md cannot be used: RecursionError: too deep \ufffd"}
+    assert "geofences.md cannot be used" in caplog.text
+
+
+@pytest.mark.parametrize("indexed_before", [False, True])
+def test_where_no_document_can_be_read_the_index_stays_as_it_is(index, knowledge_base, indexed_before):
+    if indexed_before:
         refresh_index(index)
-    with open_vector_store() as store:
-        assert store.active(index) is None
+        before = stored(index)
+    for path in knowledge_base.iterdir():
+        path.unlink()
+    (knowledge_base / "other.md").write_text(" ")
+
+    with pytest.raises(ValueError, match="No document could be indexed, so the index stays"):
+        refresh_index(index)
+    if indexed_before:
+        assert stored(index) == before
+    else:
+        with open_vector_store() as store:
+            assert store.active(index) is None
 
 
-def test_a_knowledge_base_that_is_not_there_deletes_nothing(index, knowledge_base):
+# ---- Workers that do not see the same folder
+
+
+@pytest.mark.parametrize("folder", ["missing", "empty", "only hidden files"])
+def test_a_folder_without_documents_deletes_nothing_and_is_named_with_what_to_set(index, knowledge_base, folder):
     refresh_index(index)
     before = stored(index)
     shutil.rmtree(knowledge_base)
+    if folder != "missing":
+        knowledge_base.mkdir()
+    if folder == "only hidden files":
+        (knowledge_base / ".gitkeep").touch()
 
-    with pytest.raises(ValueError, match="no documents"):
+    with pytest.raises(ValueError, match=f"no documents in {re.escape(str(knowledge_base))}.*set GENAI_KNOWLEDGE_BASE"):
         refresh_index(index)
     assert stored(index) == before
+
+
+@pytest.mark.parametrize("model_changed", [False, True])
+def test_a_folder_that_lacks_most_documents_deletes_nothing(index, llm, knowledge_base, monkeypatch, model_changed):
+    refresh_index(index)
+    before = stored(index)
+    for name in ("geofences.md", "free-trial.md"):
+        (knowledge_base / name).unlink()
+    if model_changed:
+        other = model_connection(llm.base_url("openai"), "openai:text-embedding-3-large")
+        monkeypatch.setenv("AIRFLOW_CONN_EMBEDDINGS_DEFAULT", other)
+
+    with pytest.raises(ValueError, match=r"lacks 2 of the 3 documents of the index, among them free-trial\.md"):
+        refresh_index(index)
+    assert stored(index) == before
+
+
+def test_other_documents_take_the_place_of_all(index, knowledge_base):
+    refresh_index(index)
+    for path in knowledge_base.iterdir():
+        path.unlink()
+    (knowledge_base / "ours.md").write_text("# Ours")
+
+    assert len(refresh_index(index)["removed"]) == 3
+    assert in_step(index, knowledge_base)
+
+
+def test_a_worker_with_an_older_folder_names_what_differs_and_indexes_nothing_of_it(index, knowledge_base, caplog):
+    refresh_index(index)
+    before = stored(index)
+    (knowledge_base / "geofences.md").write_text("# Geofences\n\nNewer.")
+    (knowledge_base / "new.md").write_text("# New")
+    (knowledge_base / "same.md").write_text("# Same")
+    changes = find_changes(index)
+    (knowledge_base / "geofences.md").write_text("# Geofences\n\nOlder.")
+    (knowledge_base / "new.md").unlink()
+
+    done = index_documents(index, changes.collection, changes.documents)
+    finish(index, changes.collection, changes.gone)
+
+    assert done["differing"] == ["geofences.md", "new.md"]
+    assert done["documents"] == 1
+    assert "geofences.md is missing on this worker, or is not the version that was listed" in caplog.text
+    assert stored(index)[1] == before[1] | {"same.md": changes.documents["same.md"]}
+
+
+def test_a_new_collection_without_documents_that_differ_does_not_replace_the_old_one(
+    index, llm, knowledge_base, monkeypatch
+):
+    refresh_index(index)
+    before = stored(index)
+    other = model_connection(llm.base_url("openai"), "openai:text-embedding-3-large")
+    monkeypatch.setenv("AIRFLOW_CONN_EMBEDDINGS_DEFAULT", other)
+    changes = find_changes(index)
+    text = (knowledge_base / "geofences.md").read_text()
+    (knowledge_base / "geofences.md").write_text("Older.")
+
+    with pytest.raises(
+        AirflowException, match=r"1 documents, among them geofences\.md, are not as find_changes listed"
+    ):
+        index_documents(index, changes.collection, changes.documents)
+    assert stored(index) == before
+    (knowledge_base / "geofences.md").write_text(text)  # the retry runs on another worker
+    index_documents(index, changes.collection, changes.documents)
+    finish(index, changes.collection, changes.gone)
+    assert stored(index)[0] != before[0]
+    assert in_step(index, knowledge_base)
+
+
+def test_what_another_run_has_indexed_since_the_list_was_made_stays(index, knowledge_base):
+    refresh_index(index)
+    text = (knowledge_base / "geofences.md").read_text()
+    (knowledge_base / "geofences.md").unlink()
+    slow = find_changes(index)
+    (knowledge_base / "geofences.md").write_text(f"{text}\n\nNewer.")
+    (knowledge_base / "new.md").write_text("# New")
+    refresh_index(index)
+
+    assert finish(index, slow.collection, slow.gone)["removed"] == []
+    assert in_step(index, knowledge_base)
 
 
 def test_a_search_before_the_first_run_says_what_to_run(index):
@@ -310,6 +427,70 @@ def test_a_second_run_embeds_the_question_only(run_dag, llm, storage, knowledge_
 
     assert run.state == "success"
     assert embedded(llm, requests) == [ANYTHING["query"]]
+
+
+@pytest.mark.parametrize("folder", ["empty", "older"])
+def test_a_last_task_on_a_worker_with_another_folder_removes_what_was_listed_as_gone(
+    run_dag, llm, storage, knowledge_base, tmp_path, monkeypatch, folder
+):
+    answer(llm, [1])
+    run_dag("rag_pipeline", ANYTHING)
+    (knowledge_base / "free-trial.md").unlink()
+    (knowledge_base / "new.md").write_text("# New")
+    other = tmp_path / "of another worker"
+    other.mkdir()
+    if folder == "older":
+        (other / "old.md").write_text("# Old")
+
+    def finish_elsewhere(*args: Any) -> Any:
+        with monkeypatch.context() as patch:
+            for name in ("document_names", "file_checksum", "read_document"):
+                patch.setattr(ingestion, name, partial(getattr(documents, name), folder=other))
+            return finish(*args)
+
+    monkeypatch.setattr(ingestion, "finish", finish_elsewhere)
+    answer(llm, [1])
+    run = run_dag("rag_pipeline", ANYTHING)
+
+    assert run.state == "success"
+    assert run.xcom("finish_index")["removed"] == ["free-trial.md"]
+    assert in_step(COLLECTION, knowledge_base)
+
+
+def test_a_worker_whose_folder_was_emptied_after_the_listing_indexes_nothing_and_deletes_nothing(
+    run_dag, llm, storage, knowledge_base, monkeypatch
+):
+    answer(llm, [1])
+    run_dag("rag_pipeline", ANYTHING)
+    before = stored(COLLECTION)
+    (knowledge_base / "new.md").write_text("# New")
+
+    def then_empty(*args: Any) -> Any:
+        changes = find_changes(*args)
+        for path in knowledge_base.iterdir():
+            path.unlink()
+        return changes
+
+    monkeypatch.setattr(ingestion, "find_changes", then_empty)
+    answer(llm, [1])
+    run = run_dag("rag_pipeline", ANYTHING)
+
+    assert run.state == "success"
+    assert run.xcom("index_documents", map_index=0)["differing"] == ["new.md"]
+    assert stored(COLLECTION) == before
+
+
+def test_a_run_over_an_empty_folder_fails_and_the_index_stays(run_dag, llm, storage, knowledge_base, logged):
+    answer(llm, [1])
+    run_dag("rag_pipeline", ANYTHING)
+    before = stored(COLLECTION)
+    for path in knowledge_base.iterdir():
+        path.unlink()
+    run = run_dag("rag_pipeline", ANYTHING)
+
+    assert run.states()["find_changes"] == "failed"
+    assert f"There are no documents in {knowledge_base}" in logged()
+    assert stored(COLLECTION) == before
 
 
 @on_storage("s3")

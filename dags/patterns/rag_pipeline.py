@@ -66,31 +66,30 @@ DOCUMENTS_PER_TASK = 1000
 )
 def rag_pipeline():
     @task
-    def find_changes() -> list[list[str]]:
+    def find_changes() -> list[dict[str, str]]:
         from include.ingestion import find_changes, in_parts
         from include.knowledge_index import COLLECTION
 
         changes = find_changes(COLLECTION)
-        get_current_context()["ti"].xcom_push(key="collection", value=changes.collection)
+        ti = get_current_context()["ti"]
+        ti.xcom_push(key="collection", value=changes.collection)
+        ti.xcom_push(key="gone", value=changes.gone)
         return in_parts(changes.documents, DOCUMENTS_PER_TASK)
 
-    @task(map_index_template="{{ documents }}", pool=LLM_POOL)
-    def index_documents(sources: list[str]):
+    @task(map_index_template="{{ names }}", pool=LLM_POOL)
+    def index_documents(collection: str, documents: dict[str, str]):
         from include.ingestion import index_documents
         from include.knowledge_index import COLLECTION
 
-        context = get_current_context()
-        context["documents"] = f"{sources[0]} to {sources[-1]}"
-        collection = context["ti"].xcom_pull(task_ids="find_changes", key="collection")
-        return index_documents(COLLECTION, collection, sources)
+        get_current_context()["names"] = f"{min(documents)} to {max(documents)}"
+        return index_documents(COLLECTION, collection, documents)
 
     @task(trigger_rule="none_failed")
-    def finish_index():
+    def finish_index(collection: str, gone: dict[str, str]):
         from include.ingestion import finish
         from include.knowledge_index import COLLECTION
 
-        collection = get_current_context()["ti"].xcom_pull(task_ids="find_changes", key="collection")
-        return finish(COLLECTION, collection)
+        return finish(COLLECTION, collection, gone)
 
     @task
     def retrieve() -> list[dict]:
@@ -124,8 +123,10 @@ def rag_pipeline():
         cited = f" [{', '.join(result['sources'])}]" if result["sources"] else ""
         return {**result, "artifact": str(path), "result": f"{result['answer']}{cited}"}
 
+    found = find_changes()
+    indexed = index_documents.partial(collection=found["collection"]).expand(documents=found)
     passages = retrieve()
-    index_documents.expand(sources=find_changes()) >> finish_index() >> passages
+    indexed >> finish_index(found["collection"], found["gone"]) >> passages
     generate_answer(passages) >> publish_answer(passages)
 
 

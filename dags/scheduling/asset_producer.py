@@ -31,11 +31,11 @@ def asset_producer():
 
         from include.ingestion import refresh_index
         from include.knowledge_changes import changes_since_last_update
-        from include.knowledge_index import COLLECTION
+        from include.knowledge_index import COLLECTION, indexed_documents
         from include.storage import artifact_path, write_artifact
 
         chunks = refresh_index(COLLECTION)["chunks"]
-        changes = changes_since_last_update()
+        changes = changes_since_last_update(indexed_documents(COLLECTION))
         numbers = {kind: len(changes[kind]) for kind in ("added", "changed", "removed")}
         if not any(numbers.values()):
             raise AirflowSkipException("No document has changed since the last update of the asset.")
