@@ -19,10 +19,10 @@ import json
 import os
 import random
 import sys
-import time
 import uuid
 from collections.abc import Iterator
 from itertools import count
+from time import monotonic, sleep
 from typing import Any
 from urllib.parse import quote
 
@@ -59,7 +59,7 @@ class Airflow:
         :param timeout: seconds to wait for the answer; it can be asked for again later.
         :raises AskError: refused, failed, or not there in time.
         """
-        self._deadline = time.monotonic() + timeout
+        self._deadline = monotonic() + timeout
         if "Authorization" not in self._http.headers:
             self._log_in()
         self._start(conf, key)
@@ -78,7 +78,7 @@ class Airflow:
         return f"{self._runs}/{quote(key, safe='')}"
 
     def _left(self) -> float:
-        return self._deadline - time.monotonic()
+        return self._deadline - monotonic()
 
     def _log_in(self) -> None:
         method = "POST" if self._login else "GET"  # the local stack wants no name
@@ -99,7 +99,7 @@ class Airflow:
             state = self._streamed_state(key) or str(self._call("GET", self._run(key)).json()["state"])
             if state in ENDED or self._left() <= 0:
                 return state
-            time.sleep(min(pause, max(0, self._left())))
+            sleep(min(pause, max(0, self._left())))
         raise AssertionError("pauses never end")
 
     def _streamed_state(self, key: str) -> str | None:
@@ -136,14 +136,14 @@ class Airflow:
                 problem = f"{type(error).__name__}: {error}"
             if pause > self._left():
                 break
-            time.sleep(pause)
+            sleep(pause)
         raise AskError(f"{method} {self._http.base_url}{path}: {problem}")
 
 
 def _pauses() -> Iterator[float]:
-    """Seconds: about 1, 2, 4, ... and at random, so that clients which were refused together do not come together."""
-    for doublings in count():
-        yield min(2.0**doublings, 60) * random.uniform(0.75, 1.25)
+    """Seconds: about 2, 4, 8, ..., at random, so that clients which were refused together do not come back together."""
+    for doublings in count(1):
+        yield 2**doublings * random.uniform(1, 1.5)
 
 
 def _detail(response: httpx.Response) -> str:
