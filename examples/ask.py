@@ -17,9 +17,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import sys
-import time
 import uuid
+from collections.abc import Iterator
+from itertools import count
+from time import monotonic, sleep
 from typing import Any
 from urllib.parse import quote
 
@@ -27,7 +30,8 @@ import httpx
 
 DAG_ID = "on_demand_inference"
 ANSWER = "taskInstances/answer/xcomEntries/return_value"
-PAUSES_S = (0.2, 0.4, 0.8, 1.6, 3.2)
+ENDED = ("success", "failed")
+POLL_S = 1  # how often Airflow looks whether the run has ended, while a client waits
 
 
 class AskError(Exception):
@@ -35,15 +39,19 @@ class AskError(Exception):
 
 
 class Airflow:
-    """Airflow's REST API at one URL.
+    """Airflow's REST API at one URL. An answer takes four requests, and a few more if Airflow is busy or restarts.
 
     :param url: without `/api/v2`.
     :param token: a bearer token; without one, `username` and `password` are exchanged for it.
     """
 
     def __init__(self, url: str, token: str | None = None, username: str | None = None, password: str | None = None):
-        self._http = httpx.Client(base_url=url.rstrip("/"), timeout=30)
-        self._http.headers["Authorization"] = f"Bearer {token or self._new_token(username, password)}"
+        self._http = httpx.Client(base_url=url.rstrip("/"), timeout=60)
+        self._login = None if username is None else {"username": username, "password": password}
+        self._deadline = 0.0
+        self._can_wait = True
+        if token:
+            self._http.headers["Authorization"] = f"Bearer {token}"
 
     def ask(self, conf: dict[str, Any], key: str, timeout: float) -> Any:
         """Start the run `key`, unless it was started already, and return its answer.
@@ -51,22 +59,33 @@ class Airflow:
         :param timeout: seconds to wait for the answer; it can be asked for again later.
         :raises AskError: refused, failed, or not there in time.
         """
-        deadline = time.monotonic() + timeout
+        self._deadline = monotonic() + timeout
+        if "Authorization" not in self._http.headers:
+            self._log_in()
         self._start(conf, key)
-        while (state := self._call("GET", self._run(key)).json()["state"]) not in ("success", "failed"):
-            if time.monotonic() > deadline:
-                raise AskError(
-                    f"No answer within {timeout:.0f} s; the run {key!r} is {state}. Ask again with this key."
-                )
-            time.sleep(0.25)
+        state = self._wait(key)
         if state == "failed":
             raise AskError(f"The run {key!r} has failed. Its log says why; a new try takes a new key.")
+        if state != "success":
+            paused = state == "queued" and self._call("GET", f"/api/v2/dags/{DAG_ID}").json()["is_paused"]
+            why = f" The DAG {DAG_ID!r} is paused: unpause it." if paused else ""
+            raise AskError(
+                f"No answer within {timeout:.0f} s; the run {key!r} is {state}. Ask again with this key.{why}"
+            )
         return self._call("GET", f"{self._run(key)}/{ANSWER}", params={"stringify": False}).json()["value"]
 
     _runs = f"/api/v2/dags/{DAG_ID}/dagRuns"
 
     def _run(self, key: str) -> str:
         return f"{self._runs}/{quote(key, safe='')}"
+
+    def _left(self) -> float:
+        return self._deadline - monotonic()
+
+    def _log_in(self) -> None:
+        method = "POST" if self._login else "GET"  # the local stack wants no name
+        token = self._call(method, "/auth/token", json=self._login).json()["access_token"]
+        self._http.headers["Authorization"] = f"Bearer {token}"
 
     def _start(self, conf: dict[str, Any], key: str) -> None:
         body = {"dag_run_id": key, "logical_date": None, "conf": conf}
@@ -76,27 +95,57 @@ class Airflow:
             if any(asked.get(name) != value for name, value in conf.items()):
                 raise AskError(f"The key {key!r} was used for another question. A new question takes a new key.")
 
-    def _new_token(self, username: str | None, password: str | None) -> str:
-        if username is None:
-            return str(self._call("GET", "/auth/token").json()["access_token"])
-        login = {"username": username, "password": password}
-        return str(self._call("POST", "/auth/token", json=login).json()["access_token"])
+    def _wait(self, key: str) -> str:
+        """The state in which the run ended, or in which it is when time is up."""
+        for pause in _pauses():
+            state = self._streamed_state(key) or str(self._call("GET", self._run(key)).json()["state"])
+            if state in ENDED or self._left() <= 0:
+                return state
+            sleep(min(pause, max(0, self._left())))
+        raise AssertionError("pauses never end")
+
+    def _streamed_state(self, key: str) -> str | None:
+        """As `_wait`, in one request: Airflow sends a line a second. None where it cannot, or if the line breaks."""
+        if not self._can_wait:
+            return None
+        headers = {"Accept-Encoding": "identity"}  # compressed, the lines would come all at the end
+        try:
+            with self._http.stream(
+                "GET", f"{self._run(key)}/wait", params={"interval": POLL_S}, headers=headers
+            ) as response:
+                self._can_wait = response.status_code != httpx.codes.NOT_FOUND  # Airflow 3.0
+                for line in response.iter_lines() if response.is_success else ():
+                    state = str(json.loads(line)["state"])
+                    if state in ENDED or self._left() <= 0:
+                        return state
+        except httpx.TransportError:
+            pass
+        return None
 
     def _call(self, method: str, path: str, allow: tuple[int, ...] = (), **kwargs: Any) -> httpx.Response:
         """One request, sent again while Airflow is unreachable or busy. All of them may be sent twice."""
-        for pause in (*PAUSES_S, None):
+        for pause in _pauses():
             try:
                 response = self._http.request(method, path, **kwargs)
-                problem = f"{response.status_code} {_detail(response)}"
                 if response.is_success or response.status_code in allow:
                     return response
+                problem = f"{response.status_code} {_detail(response)}"
                 if response.status_code < 500 and response.status_code != httpx.codes.TOO_MANY_REQUESTS:
                     break
+                asked = response.headers.get("Retry-After", "")
+                pause += int(asked) if asked.isdecimal() else 0
             except httpx.TransportError as error:
                 problem = f"{type(error).__name__}: {error}"
-            if pause:
-                time.sleep(pause)
+            if pause > self._left():
+                break
+            sleep(pause)
         raise AskError(f"{method} {self._http.base_url}{path}: {problem}")
+
+
+def _pauses() -> Iterator[float]:
+    """Seconds: about 2, 4, 8, ..., at random, so that clients which were refused together do not come back together."""
+    for doublings in count(1):
+        yield 2**doublings * random.uniform(1, 1.5)
 
 
 def _detail(response: httpx.Response) -> str:

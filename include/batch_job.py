@@ -8,7 +8,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk import get_current_context
@@ -22,7 +21,7 @@ from include.batch_rows import read_rows
 from include.connections import model_source
 from include.llm_model import DEFAULT_MODEL
 from include.sample_data import FOLDER as SAMPLE_DATA
-from include.storage import artifact_path, local_file, storage_path, stored_file, write_artifact
+from include.storage import artifact_path, local_file, name_on_storage, storage_path, stored_file, write_artifact
 from include.usage import USAGE_XCOM_KEY
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ class Batch:
         self._system_prompt = system_prompt
         self._output_type = output_type
         self._job = params["job"] or run_id
-        self._folder = storage_path(FOLDER, quote(self._job, safe=""))
+        self._folder = storage_path(FOLDER, name_on_storage(self._job))
         self._artifacts = artifact_path(FOLDER, run_id, "")
 
     def plan(self, tasks: int) -> list[list[int]]:

@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from include.batch_jobs import BatchApi
 from include.paid_jobs.job import Job
-from include.storage import storage_path, write_artifact
+from include.storage import name_on_storage, storage_path, write_artifact
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -60,7 +59,7 @@ class Rounds:
     async def keep(self, api: BatchApi, job: Job) -> None:
         """Store the files of a batch that has ended, as results of the open round."""
         for kind in ("output", "error"):
-            path = self.folder / f"{quote(job.id, safe='')}.{kind}.jsonl"
+            path = self.folder / f"{name_on_storage(job.id)}.{kind}.jsonl"
             if (file_id := job.detail[f"{kind}_file_id"]) and not path.exists():
                 await api.download(file_id, path)
 

@@ -7,13 +7,12 @@ import re
 from collections.abc import Mapping, Sequence
 from textwrap import wrap
 from typing import Any
-from urllib.parse import quote
 
 from airflow.providers.common.compat.sdk import AirflowSkipException
 from airflow.sdk import Param
 from airflow.sdk.definitions.param import ParamsDict
 
-from include.storage import artifact_path, write_artifact
+from include.storage import artifact_path, name_on_storage, write_artifact
 
 LINE_LENGTH = 80  # a block is not wrapped in Airflow's UI
 
@@ -63,7 +62,7 @@ def send_once(run_id: str, ticket: Mapping[str, str], draft: str, decision: Mapp
         "approved_by": person and person["name"],
         "approved_at": str(decision["responded_at"]),
     }
-    path = artifact_path("approved", run_id, f"{quote(ticket['ticket_id'], safe='')}.json")
+    path = artifact_path("approved", run_id, f"{name_on_storage(ticket['ticket_id'])}.json")
     if not path.exists():
         write_artifact(path, json.dumps(record, indent=2, ensure_ascii=False))
     return {"file": str(path), "edited": record["edited"]}

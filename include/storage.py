@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 from urllib.parse import quote
@@ -36,7 +37,19 @@ def storage_path(*parts: str) -> ObjectStoragePath:
 
 def artifact_path(folder: str, run_id: str, name: str) -> ObjectStoragePath:
     """Where a run keeps the artifact `name`: `<storage>/<folder>/<run id>/<name>`."""
-    return storage_path(folder, quote(run_id, safe=""), name)
+    return storage_path(folder, name_on_storage(run_id), name)
+
+
+def name_on_storage(text: str) -> str:
+    """Text from outside, such as a run id, as the name of one file or folder.
+
+    Another text has another name. It never leads to another folder, and leaves room for an ending in the 255 bytes
+    that a name may have.
+    """
+    if not text.strip("."):
+        return f"={len(text)}"  # `quote` leaves dots, and never writes "="
+    name = quote(text, safe="")
+    return name if len(name) <= 160 else f"{name[:95]}={sha256(text.encode()).hexdigest()}"
 
 
 def stored_file(url: str) -> ObjectStoragePath:

@@ -17,6 +17,9 @@ DEFAULT_HOME = PROJECT / ".local"
 CHAT_MODEL = "smollm2-135m-instruct"
 EMBEDDING_MODEL = "wordllama-256"
 
+# A run's id becomes the name of a folder of logs. As in the Dockerfile, which says more.
+RUN_ID_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.~:+-]{0,199}\Z"
+
 
 def user_environment() -> dict[str, str]:
     """The shell's environment over the project's `.env`."""
@@ -66,11 +69,15 @@ def airflow_environment(
         "AIRFLOW__API__WORKERS": "1",
         # SQLite has one writer at a time. The others wait for it so many seconds, not only 5.
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow' / 'airflow.db'}?timeout=60",
+        # A pool of 15 connections is fewer than the API server's 40 threads: under load those who hold a connection
+        # would wait for a thread, and those who hold a thread for a connection. SQLite's cost next to nothing to open.
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_POOL_ENABLED": "False",
         # Edited files are parsed at once all the same.
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "300",
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "30",
         "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(log_ports[0]),
         "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(log_ports[1]),
+        "AIRFLOW__SCHEDULER__ALLOWED_RUN_ID_PATTERN": RUN_ID_PATTERN,
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.3",
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         # A stack of threads per numerical library only takes turns on a small machine.

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from local.environment import RUN_ID_PATTERN
+
 ROOT = Path(__file__).resolve().parent.parent
 
 pytestmark = pytest.mark.skipif(
@@ -131,6 +133,12 @@ def test_the_dockerfile_pins_the_runtime_and_its_python(folder: str) -> None:
     lines = (ROOT / folder / "Dockerfile").read_text().splitlines()
     (base,) = (line for line in lines if line.startswith("FROM "))
     assert re.fullmatch(r"FROM astrocrpublic\.azurecr\.io/runtime:\d+\.\d+-\d+-python-3\.\d+", base)
+
+
+@both_images
+def test_the_image_allows_the_same_run_ids_as_the_local_stack(folder: str) -> None:
+    setting = f"ENV AIRFLOW__SCHEDULER__ALLOWED_RUN_ID_PATTERN='{RUN_ID_PATTERN}'"
+    assert setting in (ROOT / folder / "Dockerfile").read_text().splitlines()
 
 
 def test_secrets_and_local_data_stay_out_of_git_and_of_the_image() -> None:

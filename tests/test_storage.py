@@ -11,11 +11,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from include.batch_chunks import Chunk, Result, write_chunks
 from include.batch_job import input_file
 from include.batch_rows import Row, read_rows
-from include.storage import DEFAULT_FOLDER, artifact_path, new_artifact, storage_path, stored_file, write_artifact
+from include.storage import (
+    DEFAULT_FOLDER,
+    artifact_path,
+    name_on_storage,
+    new_artifact,
+    storage_path,
+    stored_file,
+    write_artifact,
+)
 from tests.conftest import PROJECT
 from tests.storages import on_storage
 
@@ -209,3 +219,21 @@ def test_without_a_storage_artifacts_go_to_a_folder_of_the_project(monkeypatch, 
         monkeypatch.setenv("GENAI_STORAGE", value)
 
     assert str(artifact_path("reports", "run", "a.txt")) == f"file://{DEFAULT_FOLDER}/reports/run/a.txt"
+
+
+NAMES = st.text(max_size=300) | st.text("./%=a", max_size=6)
+
+
+@settings(deadline=None, max_examples=50)
+@given(NAMES, NAMES)
+@example(".", "..")
+@example("", ".")
+@example("\u6f22" * 29, "\u6f22" * 30)
+@example("x" * 300, "x" * 301)
+def test_a_name_from_outside_is_one_short_name_on_storage_and_its_own(one, other):
+    name = name_on_storage(one)
+
+    assert name not in ("", ".", "..")
+    assert "/" not in name
+    assert len(name.encode()) <= 170  # a temporary file adds to it
+    assert (name == name_on_storage(other)) == (one == other)
