@@ -338,7 +338,7 @@ def sqs_server(aws_port: int) -> str:
 
 @pytest.fixture
 def s3(aws_port: int, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A client of a fake of Amazon S3, to which the environment leads, as does the connection `aws_default`."""
+    """A client of a fake of Amazon S3, to which the environment leads."""
     from tests.storages import s3_client
 
     return s3_client(f"http://127.0.0.1:{aws_port}", monkeypatch)

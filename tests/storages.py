@@ -11,6 +11,7 @@ import pytest
 
 BUCKET = "your-bucket"
 REGION = "eu-central-1"
+LOGIN, PASSWORD = "the-id-of-a-key", "the-secret-of-a-key"
 
 
 def on_storage(*kinds: str) -> pytest.MarkDecorator:
@@ -19,24 +20,26 @@ def on_storage(*kinds: str) -> pytest.MarkDecorator:
 
 
 def s3_client(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A client of the S3 API at `endpoint`, with a bucket; the environment and the connection lead there, too."""
+    """A client of the S3 API at `endpoint`, with a bucket; the environment leads there, too."""
     import boto3
 
-    login, password = "the-id-of-a-key", "the-secret-of-a-key"
     for name, value in {
         "AWS_ENDPOINT_URL_S3": endpoint,
-        "AWS_ACCESS_KEY_ID": login,
-        "AWS_SECRET_ACCESS_KEY": password,
+        "AWS_ACCESS_KEY_ID": LOGIN,
+        "AWS_SECRET_ACCESS_KEY": PASSWORD,
         "AWS_DEFAULT_REGION": REGION,
     }.items():
         monkeypatch.setenv(name, value)
-    extra = {"endpoint_url": endpoint, "region_name": REGION}
-    connection = {"conn_type": "aws", "login": login, "password": password, "extra": extra}
-    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(connection))
     client = boto3.client("s3", endpoint_url=endpoint)
     if BUCKET not in [each["Name"] for each in client.list_buckets()["Buckets"]]:
         client.create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": REGION})
     return client
+
+
+def s3_connection(s3: Any) -> str:
+    """A connection as JSON, for AIRFLOW_CONN_AWS_DEFAULT, that leads where this client does."""
+    extra = {"endpoint_url": s3.meta.endpoint_url, "region_name": REGION}
+    return json.dumps({"conn_type": "aws", "login": LOGIN, "password": PASSWORD, "extra": extra})
 
 
 def new_storage(
@@ -55,4 +58,7 @@ def new_storage(
         return f"file://{folder}", folder
     s3 = request.getfixturevalue("s3")
     path = UPath(f"s3://{BUCKET}/{prefix}", endpoint_url=s3.meta.endpoint_url, use_listings_cache=False)
-    return str(path).replace("s3://", "s3://aws_default@") if kind == "connection" else str(path), path
+    if kind == "s3":
+        return str(path), path
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", s3_connection(s3))
+    return str(path).replace("s3://", "s3://aws_default@"), path

@@ -64,7 +64,7 @@ def test_a_killed_worker_goes_on_where_it_stopped_and_at_most_the_calls_in_fligh
     settings = {name: os.environ[name] for name in ("AIRFLOW_CONN_PYDANTICAI_DEFAULT", "GENAI_STORAGE")}
     code = f"import os; from tests.test_batch_answers import answer; os.environ |= {settings}; answer(150)"
     with subprocess.Popen([sys.executable, "-W", "ignore", "-c", code], cwd=PROJECT) as worker:
-        wait_until(lambda: len(model.seen()) >= after)
+        wait_until(lambda: len(model.seen()) >= after, timeout=240)
         worker.kill()
     results = answer(150)
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import PROJECT, DagRunResult
+from tests.storages import s3_connection
 from tests.test_local_environment import variables
 
 MB = 2**20
@@ -70,7 +71,8 @@ def settings_of_the_local_stack(tmp_path: Path) -> dict[str, str]:
     return {name: value for name, value in variables(tmp_path).items() if "XCOM" in name}
 
 
-def test_with_the_settings_of_the_docs_fifty_megabytes_go_over_s3(s3, keep_large_xcoms, run_hand_over):
+def test_with_the_settings_of_the_docs_fifty_megabytes_go_over_s3(s3, keep_large_xcoms, run_hand_over, monkeypatch):
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", s3_connection(s3))
     keep_large_xcoms(settings_of_the_docs())
     run = run_hand_over(50 * MB)
 
