@@ -583,6 +583,18 @@ def test_embeddings_that_are_refused_fail_at_once_and_name_the_connection(run_da
     assert KEY not in log
 
 
+def test_the_asset_says_what_changed_in_the_index_not_in_the_folder(run_dag, llm, storage, knowledge_base):
+    assert (
+        run_dag("asset_producer").xcom("refresh_knowledge_base")["result"].startswith("documents: 3 added, 0 changed")
+    )
+    (knowledge_base / "geofences.md").write_text(" ")  # cannot be read: the index keeps what it has
+    (knowledge_base / "free-trial.md").write_text("# Free trial\n\nNewer.")
+    run = run_dag("asset_producer")
+
+    assert run.xcom("refresh_knowledge_base")["result"].startswith("documents: 0 added, 1 changed, 0 removed")
+    assert run_dag("asset_producer").states()["refresh_knowledge_base"] == "skipped"
+
+
 # ---- Hostile documents
 
 INJECTIONS = {
