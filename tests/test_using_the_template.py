@@ -92,7 +92,7 @@ def run_pytest(project: Path, *arguments: str) -> tuple[int, str]:
         env=environment(project),
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,
     )
     return ended.returncode, ended.stdout + ended.stderr
 
@@ -151,7 +151,7 @@ def test_each_dag_of_the_template_can_be_deleted(project, tmp_path):
         env={**environment(project), "TMPDIR": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1800,
     )
     count = len(dag_files())
     assert f"{count} DAGs, {count + 2} of {count + 2} cases passed" in ended.stdout, ended.stdout + ended.stderr[-3000:]
