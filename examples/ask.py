@@ -69,7 +69,9 @@ class Airflow:
         if state != "success":
             paused = state == "queued" and self._call("GET", f"/api/v2/dags/{DAG_ID}").json()["is_paused"]
             why = f" The DAG {DAG_ID!r} is paused: unpause it." if paused else ""
-            raise AskError(f"No answer within {timeout:.0f} s; the run {key!r} is {state}. Ask again with this key.{why}")
+            raise AskError(
+                f"No answer within {timeout:.0f} s; the run {key!r} is {state}. Ask again with this key.{why}"
+            )
         return self._call("GET", f"{self._run(key)}/{ANSWER}", params={"stringify": False}).json()["value"]
 
     _runs = f"/api/v2/dags/{DAG_ID}/dagRuns"
@@ -143,7 +145,7 @@ class Airflow:
 def _pauses() -> Iterator[float]:
     """Seconds: about 2, 4, 8, ..., at random, so that clients which were refused together do not come back together."""
     for doublings in count(1):
-        yield 2**doublings * random.uniform(1, 1.5)
+        yield 2**doublings * random.uniform(1, 1.5)  # noqa: S311
 
 
 def _detail(response: httpx.Response) -> str:

@@ -31,7 +31,9 @@ class OneWriter:
         from_a_task = scope["path"].startswith("/execution/")
         if self._waiting >= MAX_WAITING and not from_a_task:
             detail = f"The local stack is busy: {self._waiting} requests wait. Ask again in {RETRY_AFTER_S} s."
-            return await JSONResponse({"detail": detail}, 503, {"Retry-After": str(RETRY_AFTER_S)})(scope, receive, send)
+            return await JSONResponse({"detail": detail}, 503, {"Retry-After": str(RETRY_AFTER_S)})(
+                scope, receive, send
+            )
         self._waiting += 1
         try:
             request = Request(scope, receive)
