@@ -145,7 +145,7 @@ class Airflow:
 def _pauses() -> Iterator[float]:
     """Seconds: about 2, 4, 8, ..., at random, so that clients which were refused together do not come back together."""
     for doublings in count(1):
-        yield 2**doublings * random.uniform(1, 1.5)
+        yield 2**doublings * random.uniform(1, 1.5)  # noqa: S311
 
 
 def _detail(response: httpx.Response) -> str:

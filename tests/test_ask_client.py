@@ -43,8 +43,9 @@ class FakeAirflow:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.requests.append(f"{scope['method']} {scope['path']}")
         if self.refusals and scope["method"] == "POST":
-            return await self.refusals.pop(0)(scope, receive, send)
-        await self.app(scope, receive, send)
+            await self.refusals.pop(0)(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
 
     async def _create(self, request: Request) -> Response:
         key = (await request.json())["dag_run_id"]

@@ -10,12 +10,14 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from examples.ask import Airflow
 from local.processes import free_ports
 from tests.conftest import PROJECT
 from tests.stack import RunningAirflow, now, wait_until
@@ -222,12 +224,43 @@ def test_a_wrong_body_is_refused_with_the_name_of_the_field(airflow, conf, named
 def test_the_client_says_which_field_is_wrong_and_who_cannot_be_reached(airflow):
     assert "message" in ask(airflow, "x").stderr
     (nobody,) = free_ports(1)
-    lost = ask(airflow, MESSAGE, AIRFLOW_URL=f"http://127.0.0.1:{nobody}")
+    lost = ask(airflow, MESSAGE, "--timeout", "1", AIRFLOW_URL=f"http://127.0.0.1:{nobody}")
     assert lost.returncode == 1
     assert f"http://127.0.0.1:{nobody}" in lost.stderr
     assert "Traceback" not in lost.stderr
     refused = ask(airflow, MESSAGE, AIRFLOW_TOKEN="nonsense")
     assert "401" in refused.stderr or "403" in refused.stderr
+
+
+@pytest.mark.needs_dags("on_demand_inference")
+def test_thirty_clients_at_once_are_answered_with_at_most_ten_requests_each(airflow):
+    sent = Counter()
+
+    def answer(number: int) -> Any:
+        client = Airflow(airflow.url)
+        client._http.event_hooks["request"] = [lambda _: sent.update([number])]
+        return client.ask({"message": f"{MESSAGE} Number {number}."}, f"burst-{number}", timeout=600)
+
+    with ThreadPoolExecutor(30) as clients:
+        answers = list(clients.map(answer, range(30)))
+
+    for each in answers:
+        assert_is_an_answer(each)
+    assert max(sent.values()) <= 10
+    assert airflow.health()["scheduler"] == "healthy"
+
+
+@pytest.mark.needs_dags("on_demand_inference")
+@pytest.mark.parametrize(
+    "run_id",
+    [".", "..", "...", "~", "../x", "a/b", "/", "x" * 201, "x" * 250, "\u6f22" * 29, "a\n", "a\x00b", "a\x1b", "a b"],
+)
+def test_a_run_id_that_is_no_name_of_a_folder_is_refused(airflow, run_id):
+    body = {"dag_run_id": run_id, "logical_date": None, "conf": {"message": MESSAGE}}
+    refused = airflow.post("dags/on_demand_inference/dagRuns", body)
+
+    assert refused.status_code in (400, 422)
+    assert airflow.health()["scheduler"] == "healthy"
 
 
 @pytest.mark.needs_dags("on_demand_inference")

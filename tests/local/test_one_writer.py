@@ -17,11 +17,12 @@ class App:
     def __init__(self) -> None:
         self.inside = self.most = 0
         self.served: list[bytes] = []
-        self.go = asyncio.Event()
+        self.came, self.go = asyncio.Event(), asyncio.Event()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.inside += 1
         self.most = max(self.most, self.inside)
+        self.came.set()
         body = (await receive())["body"]
         if scope["method"] == "POST":
             await self.go.wait()
@@ -40,8 +41,7 @@ def test_writers_are_served_one_after_the_other_and_readers_do_not_wait_for_them
         app = App()
         async with client_of(app) as client:
             writers = [asyncio.create_task(client.post("/api/v2/x", content=str(n))) for n in range(20)]
-            while not app.inside:
-                await asyncio.sleep(0)
+            await app.came.wait()
             assert (await client.get("/api/v2/x")).is_success
             app.most = 0
             app.go.set()
@@ -59,8 +59,7 @@ def test_too_many_writers_are_refused_with_the_time_to_come_back_but_tasks_are_n
         app = App()
         async with client_of(app) as client:
             writers = [asyncio.create_task(client.post("/api/v2/x")) for _ in range(2)]
-            while not app.inside:
-                await asyncio.sleep(0)
+            await app.came.wait()
             refused = await client.post("/api/v2/x")
             writers.append(asyncio.create_task(client.post("/execution/task-instances/1/heartbeat")))
             await asyncio.sleep(0)
