@@ -81,9 +81,11 @@ class KafkaClients:
             "enable.idempotence": True,
             "allow.auto.create.topics": False,
             "delivery.timeout.ms": int(DELIVERY_TIMEOUT_S * 1000),
-            "message.max.bytes": 16 * 2**20,  # the topic's own limit is the one that counts
+            # The topic's own limit is the one that counts. It is for compressed records, and this one for others.
+            "message.max.bytes": 100 * 2**20,
         }
-        return Producer({**config, **own})
+        # What came compressed would be too large for its topic otherwise when it is sent on.
+        return Producer({"compression.type": "zstd", **config, **own})
 
     def partitions(self, client: Consumer | Producer, *topics: str) -> dict[str, int]:
         """The number of partitions by topic.
