@@ -201,7 +201,7 @@ def _headers(message: Message) -> list[Any]:
 
 
 def _own(message: Message) -> dict[str, str]:
-    headers: list[Any] = message.headers() or []
+    headers: Any = message.headers() or []
     return {
         name.removeprefix(PREFIX): value.decode(errors="replace")
         for name, value in headers

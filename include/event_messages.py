@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
@@ -51,7 +52,7 @@ def send_replies(conn_id: str, requests: Sequence[dict[str, Any]], answers: Sequ
     refused: list[KafkaError] = []
     failed: list[str] = []
 
-    def outcome(request_id: str, error: KafkaError | None) -> None:
+    def outcome(request_id: str, error: KafkaError | None, _: Any) -> None:
         if error and is_too_large(error):
             log.error("The reply to %r is too large for the topic %r; it is left out.", request_id, REPLIES)
             failed.append(request_id)
@@ -70,7 +71,7 @@ def send_replies(conn_id: str, requests: Sequence[dict[str, Any]], answers: Sequ
                 answered_at=datetime.now(UTC),
             )
             record = {"topic": REPLIES, "key": request.request_id, "value": reply.model_dump_json().encode()}
-            sender.send(record, lambda error, _, request_id=request.request_id: outcome(request_id, error))
+            sender.send(record, partial(outcome, request.request_id))
     sender.flush()
     if refused:
         raise clients.failure("sending the replies", KafkaException(*refused[:1]))

@@ -21,6 +21,7 @@ from pydantic import BaseModel, Field
 
 from include.kafka_messages import Reply, read_request
 from include.request_answers import RequestAnswers
+from include.shown import shown_text, shown_url
 from include.stored_messages import StoredMessage, store
 from include.stream_answers import Answerer, Unanswerable
 
@@ -117,7 +118,9 @@ class Queues:
         parts = [body, *(part for name, value in attributes.items() for part in (name, "String", value))]
         size = sum(len(part.encode("utf-8", "surrogatepass")) for part in parts)
         if size > self._largest[ending]:
-            raise TooLarge(f"The queue {self.url}{ending} takes {self._largest[ending]} bytes; a message has {size}.")
+            raise TooLarge(
+                f"The queue {shown_url(self.url + ending)} takes {self._largest[ending]} bytes; a message has {size}."
+            )
         self._call("send_message", self.url + ending, MessageBody=body, MessageAttributes=typed)
 
     def delete(self, message: Message) -> None:
@@ -132,11 +135,14 @@ class Queues:
             return getattr(self._client, operation)(QueueUrl=url, **arguments)
         except (BotoCoreError, ClientError) as error:
             if operation == "delete_message" and _code(error) in OLD_RECEIPT:
-                log.warning("A message of %s was not deleted, as it has come back since; it is a repeat then.", url)
+                log.warning(
+                    "A message of %s was not deleted, as it has come back since; it is a repeat then.", shown_url(url)
+                )
                 return None
             raise QueueRefusal(
-                f"Connection {AWS_CONN_ID!r}, queue {url}: {operation} failed: {error}. Does the queue exist, in the "
-                "connection's region, and may this role use it? Nothing is lost: what is not deleted comes back."
+                f"Connection {AWS_CONN_ID!r}, queue {shown_url(url)}: {operation} failed: {shown_text(error)}. Does the "
+                "queue exist, in the connection's region, and may this role use it? Nothing is lost: what is not "
+                "deleted comes back."
             ) from None
 
 

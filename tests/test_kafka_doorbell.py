@@ -179,7 +179,7 @@ def test_it_does_not_ring_for_what_the_broker_has_deleted(transactions, topic, m
 
     async def story(rings: list[float]) -> None:
         await until(lambda: rings)
-        admin = AdminClient({"bootstrap.servers": transactions.bootstrap})
+        admin = AdminClient({"bootstrap.servers": transactions.bootstrap, "log_level": 0})
         (deleted,) = admin.delete_records([TopicPartition(topic, 0, 2)]).values()
         await asyncio.to_thread(deleted.result, 20)
         await several_looks(monkeypatch)
