@@ -6,8 +6,9 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from include.openai_service import OpenAIService, one_line
+from include.openai_service import OpenAIService
 from include.paid_jobs.job import Job, JobApi
+from include.shown import LONGEST_NAME, shown_text
 from include.storage import new_artifact
 
 if TYPE_CHECKING:
@@ -86,7 +87,8 @@ def _detail(batch: Batch) -> dict[str, Any]:
     """The ids of the files with answers and with errors, the counts of requests, and why the batch failed, if so."""
     errors = (batch.errors and batch.errors.data) or []
     reasons = [
-        f"{f'line {e.line}: ' if e.line else ''}{one_line(e.message or '')} (code {e.code})"
+        f"{f'line {e.line}: ' if e.line else ''}{shown_text(e.message or '')} "
+        f"(code {shown_text(e.code, longest=LONGEST_NAME)})"
         for e in errors[:ERRORS_SHOWN]
     ]
     counts = batch.request_counts

@@ -23,8 +23,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowNotFoundException
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError, model_validator
 
+from include.shown import UNREADABLE, quiet_http_clients, shown_url, url_secrets
+
 if TYPE_CHECKING:
-    from httpx2 import AsyncClient
+    from httpx2 import AsyncClient, Response
     from pydantic_ai.messages import ModelResponse
     from pydantic_ai.providers import Provider
 
@@ -83,6 +85,13 @@ class ModelSource(NamedTuple):
         return provider(**arguments) if arguments else infer_provider(name)
 
     @property
+    def secrets(self) -> set[str]:
+        """What of the connection's values no log or error may hold."""
+        values = {value for value in self.provider_args.values() if isinstance(value, str)}
+        base_url = self.provider_args.get("base_url", "")
+        return (values - {base_url}) | url_secrets(base_url)
+
+    @property
     def has_price(self) -> bool:
         """Whether the cost of an answer will be known, as far as the model's name tells."""
         from genai_prices import Usage, calc_price
@@ -117,12 +126,15 @@ def model_source(conn_id: str, default_model: str) -> ModelSource:
         conn = Connection.get(conn_id)
     except AirflowNotFoundException:
         if os.environ.get("OPENAI_API_KEY"):
+            quiet_http_clients()
             return ModelSource(default_model, {}, Account())
         raise AirflowFailException(
             f"No model to call: there is no Airflow connection {conn_id!r} and OPENAI_API_KEY is not set. "
             f"Set OPENAI_API_KEY, or create the connection {conn_id!r} "
             '(host = base URL, password = API key, extra = {"model": "openai-chat:<name>"}).'
         ) from None
+    check_host(conn_id, conn.host)
+    quiet_http_clients()
     extra = dict(conn.extra_dejson)
     model_id = extra.pop("model", None)
     if not model_id or not isinstance(model_id, str):
@@ -138,3 +150,39 @@ def model_source(conn_id: str, default_model: str) -> ModelSource:
         raise AirflowFailException(f"Connection {conn_id!r}, extra: {'; '.join(problems)}.") from None
     provider_args = {"base_url": conn.host, "api_key": conn.password, **extra}
     return ModelSource(model_id, {key: value for key, value in provider_args.items() if value}, account)
+
+
+def check_host(conn_id: str, host: str | None) -> None:
+    """See that a connection's host is a URL of which it is clear where its login ends.
+
+    :raises AirflowFailException: it is not; the message does not show it.
+    """
+    if shown_url(host) == UNREADABLE:
+        raise AirflowFailException(
+            f"Connection {conn_id!r}: its host is not a valid URL. It is such as https://host/v1; in a login, "
+            "characters such as / ? # @ are percent-encoded."
+        )
+
+
+async def stay_on_host(response: Response) -> None:
+    """Follow no redirect to another host, nor to an unencrypted one: a hook for the responses of an HTTP client.
+
+    What is sent (prompts, a key in the URL) is for the host of the connection. The redirect stays what it is then, a
+    response without an answer.
+    """
+    from httpx2 import InvalidURL
+
+    if not response.has_redirect_location:
+        return
+    at = response.request.url
+    try:
+        to = at.join(response.headers["location"])
+    except InvalidURL:
+        to = None
+    if to is None or to.host != at.host or to.scheme not in (at.scheme, "https"):
+        del response.headers["location"]
+
+
+def is_redirect(status: object) -> bool:
+    """Whether a response has this status because of `stay_on_host`."""
+    return isinstance(status, int) and 300 <= status < 400

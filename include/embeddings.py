@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
-from include.connections import model_source
+from include.connections import is_redirect, model_source, stay_on_host
+from include.shown import shown_text
 
 if TYPE_CHECKING:
     from pydantic_ai.embeddings import EmbeddingModel
@@ -22,6 +23,9 @@ _in_process: dict[str, EmbeddingModel] = {}
 
 # Texts in one request; OpenAI allows 2,048 texts and 300,000 tokens, and a chunk has about 200 tokens.
 BATCH_SIZE = 256
+# Seconds for one attempt at a request.
+CALL_TIMEOUT_S = 90.0
+CONNECT_TIMEOUT_S = 10.0
 
 
 class Embedder:
@@ -31,6 +35,7 @@ class Embedder:
     """
 
     def __init__(self, conn_id: str = EMBEDDINGS_CONN_ID) -> None:
+        from httpx2 import AsyncClient, Timeout
         from pydantic_ai.embeddings import Embedder as PydanticEmbedder
         from pydantic_ai.embeddings import infer_embedding_model
         from pydantic_ai.exceptions import UserError
@@ -39,11 +44,22 @@ class Embedder:
         source = model_source(conn_id, DEFAULT_MODEL)
         dimensions = source.provider_args.pop("dimensions", None)
         try:
-            model = infer_embedding_model(source.model_id, provider_factory=source.provider)
+            model = infer_embedding_model(
+                source.model_id,
+                provider_factory=lambda name: source.provider(
+                    name,
+                    AsyncClient(
+                        timeout=Timeout(CALL_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+                        event_hooks={"response": [stay_on_host]},
+                        follow_redirects=True,
+                    ),
+                ),
+            )
         except (UserError, ValueError, ImportError, TypeError) as error:
             raise AirflowFailException(
-                f"Connection {conn_id!r} names the embedding model {source.model_id!r}, which cannot be built: {error}"
-            ) from error
+                f"Connection {conn_id!r} names the embedding model {source.model_id!r}, which cannot be built: "
+                f"{shown_text(error, source.secrets)}"
+            ) from None
         if source.model_id.startswith(IN_PROCESS):
             model = _in_process.setdefault(source.model_id, model)
         self.model_id = source.model_id
@@ -89,9 +105,11 @@ class Embedder:
         try:
             return [list(vector) for vector in embed(texts).embeddings]
         except ModelAPIError as error:
-            final = isinstance(error, (ModelRequestRejectedError, ModelQuotaExceededError))
-            kind = AirflowFailException if final else AirflowException
             status = getattr(error, "status_code", "no answer")
+            final = isinstance(error, (ModelRequestRejectedError, ModelQuotaExceededError)) or is_redirect(status)
+            kind = AirflowFailException if final else AirflowException
+            if is_redirect(status):
+                status = f"status {status}: the server redirects to another host"
             raise kind(
                 f"Connection {self.conn_id!r}: embedding with {self.model_id!r} failed ({status}). "
                 "Check the connection's host, key and model."

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
 
-from include.kafka_clients import DELIVERY_TIMEOUT_S, KafkaClients
+from include.kafka_clients import KafkaClients
 from include.kafka_messages import REPLIES, Reply, Request
+from include.kafka_sender import Sender, is_too_large
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +42,23 @@ def requests_of(events: Sequence[Any]) -> list[dict[str, Any]]:
 def send_replies(conn_id: str, requests: Sequence[dict[str, Any]], answers: Sequence[Any]) -> tuple[int, list[str]]:
     """Send a reply for each answer that there is; return their number, and the ids of the requests without one.
 
+    A reply that is too large for its topic is left out, with an error in the log that names the request.
+
     :raises AirflowException: the broker did not take all of them; the next try sends them again.
     """
     clients = KafkaClients(conn_id)
-    producer = clients.producer()
-    clients.partitions(producer, REPLIES)
-    refused: list[Any] = []
-    failed = []
+    sender = Sender(clients)
+    clients.partitions(sender.producer, REPLIES)
+    refused: list[KafkaError] = []
+    failed: list[str] = []
+
+    def outcome(request_id: str, error: KafkaError | None, _: Any) -> None:
+        if error and is_too_large(error):
+            log.error("The reply to %r is too large for the topic %r; it is left out.", request_id, REPLIES)
+            failed.append(request_id)
+        elif error:
+            refused.append(error)
+
     for fields, answer in zip(requests, answers, strict=True):
         request = Request.model_validate(fields)
         if answer is None:
@@ -58,12 +70,9 @@ def send_replies(conn_id: str, requests: Sequence[dict[str, Any]], answers: Sequ
                 echo=request.reply.echo,
                 answered_at=datetime.now(UTC),
             )
-            producer.produce(
-                REPLIES,
-                key=request.request_id,
-                value=reply.model_dump_json().encode(),
-                on_delivery=lambda error, _: refused.append(error) if error else None,
-            )
-    if producer.flush(DELIVERY_TIMEOUT_S + 5) or refused:
+            record = {"topic": REPLIES, "key": request.request_id, "value": reply.model_dump_json().encode()}
+            sender.send(record, partial(outcome, request.request_id))
+    sender.flush()
+    if refused:
         raise clients.failure("sending the replies", KafkaException(*refused[:1]))
     return len(requests) - len(failed), failed

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from include.openai_service import one_line
 from include.paid_jobs.job import KEY, Job, JobApi
+from include.shown import LONGEST_NAME, shown_text
 
 if TYPE_CHECKING:
     from openai.types.fine_tuning import FineTuningJob
@@ -50,7 +50,7 @@ class FineTuningApi(JobApi):
                 break
             news.append(event)
         for event in reversed(news):
-            log.log(LEVELS.get(event.level, logging.INFO), "%s: %s", job.id, one_line(event.message))
+            log.log(LEVELS.get(event.level, logging.INFO), "%s: %s", job.id, shown_text(event.message))
         if news:
             self._last_event = news[0].id
 
@@ -69,5 +69,7 @@ def _detail(job: FineTuningJob) -> dict[str, Any]:
         "trained_tokens": job.trained_tokens,
         "result_files": job.result_files or [],
         "seconds": job.finished_at - job.created_at if job.finished_at else None,
-        "error": error and f"{one_line(error.message)} (code {error.code}, {error.param or 'no file named'})",
+        "error": error
+        and f"{shown_text(error.message)} "
+        f"(code {shown_text(error.code, longest=LONGEST_NAME)}, {error.param or 'no file named'})",
     }

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.apache.kafka.hooks.base import KafkaBaseHook
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowNotFoundException
 
+from include.shown import shown_url
+
 if TYPE_CHECKING:
     from confluent_kafka import Consumer, KafkaException, Producer
 
@@ -55,7 +57,7 @@ class KafkaClients:
         self._config = {"log_level": 0, "error_cb": _note, **config}
 
     def __str__(self) -> str:
-        return f"Connection {self.conn_id!r} (broker {self._config['bootstrap.servers']})"
+        return f"Connection {self.conn_id!r} (broker {shown_url(self._config['bootstrap.servers'])})"
 
     def consumer(self, group: str, settings: Mapping[str, Any] | None = None) -> Consumer:
         """A consumer of this group that commits what it is told to, and starts with the oldest message."""
@@ -81,9 +83,11 @@ class KafkaClients:
             "enable.idempotence": True,
             "allow.auto.create.topics": False,
             "delivery.timeout.ms": int(DELIVERY_TIMEOUT_S * 1000),
-            "message.max.bytes": 16 * 2**20,  # the topic's own limit is the one that counts
+            # The topic's own limit is the one that counts. It is for compressed records, and this one for others.
+            "message.max.bytes": 100 * 2**20,
         }
-        return Producer({**config, **own})
+        # What came compressed would be too large for its topic otherwise when it is sent on.
+        return Producer({"compression.type": "zstd", **config, **own})
 
     def partitions(self, client: Consumer | Producer, *topics: str) -> dict[str, int]:
         """The number of partitions by topic.

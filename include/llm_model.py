@@ -18,8 +18,9 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 from pydantic_ai.models import Model
 from pydantic_ai.models.wrapper import WrapperModel
 
-from include.connections import ModelSource, model_source
+from include.connections import ModelSource, is_redirect, model_source, stay_on_host
 from include.rate_limit import RateLimit
+from include.shown import LONGEST_NAME, shown_text, shown_url
 from include.text import clean_json, clean_text
 from include.usage import UsageRecorder
 
@@ -98,6 +99,11 @@ class ConnectionModel(WrapperModel):
             self._built = (loop, self._build())
         return self._built[1]
 
+    @property
+    def _hooks(self) -> dict[str, list[Any]]:
+        hooks = self.rate_limit.hooks
+        return {**hooks, "response": [*hooks.get("response", []), stay_on_host]}
+
     def _build(self) -> Model:
         from httpx2 import AsyncClient, Limits, Timeout
         from pydantic_ai.exceptions import UserError
@@ -106,7 +112,7 @@ class ConnectionModel(WrapperModel):
         http_client = AsyncClient(
             timeout=Timeout(CALL_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
             limits=Limits(max_connections=MOST_CONNECTIONS, max_keepalive_connections=KEPT_CONNECTIONS),
-            event_hooks=self.rate_limit.hooks,
+            event_hooks=self._hooks,
             follow_redirects=True,
         )
         try:
@@ -116,9 +122,9 @@ class ConnectionModel(WrapperModel):
         except (UserError, ValueError, ImportError, TypeError) as error:
             raise AirflowFailException(
                 f"Connection {self.conn_id!r} names the model {self.source.model_id!r}, "
-                f"which cannot be built: {error} Set the connection's extra "
+                f"which cannot be built: {shown_text(error, self.source.secrets)} Set the connection's extra "
                 '{"model": "<provider>:<name>"}, its host (base URL) and its password (API key).'
-            ) from error
+            ) from None
 
     async def request(
         self,
@@ -160,32 +166,46 @@ class ConnectionModel(WrapperModel):
     def _task_error(self, error: Exception) -> AirflowException:
         from pydantic_ai import exceptions as e
 
-        where = f"Connection {self.conn_id!r} (model {self.model_name!r} at {self.base_url})"
+        where = f"Connection {self.conn_id!r} (model {self.model_name!r} at {shown_url(self.base_url)})"
+        said = self._provider_says(error)
         match error:
             case e.ModelAuthenticationError():
                 return AirflowFailException(
                     f"{where}: the key was refused. Set the connection's password (or OPENAI_API_KEY) "
-                    f"to a key that may use this model. {_provider_says(error)}"
+                    f"to a key that may use this model. {said}"
                 )
             case e.ModelNotFoundError():
                 return AirflowFailException(
-                    f"{where}: no such model or URL. Set the connection's extra "
-                    f'{{"model": ...}} or its host. {_provider_says(error)}'
+                    f'{where}: no such model or URL. Set the connection\'s extra {{"model": ...}} or its host. {said}'
                 )
             case e.ModelQuotaExceededError():
-                return AirflowFailException(f"{where}: the account's quota is used up. {_provider_says(error)}")
+                return AirflowFailException(f"{where}: the account's quota is used up. {said}")
             case e.ModelContextWindowExceededError():
-                return TextTooLong(f"{where}: the text is too long for the model. {_provider_says(error)}")
+                return TextTooLong(f"{where}: the text is too long for the model. {said}")
             case e.ModelRequestRejectedError():
-                return RequestRefused(f"{where}: the request is invalid. {_provider_says(error)}")
+                return RequestRefused(f"{where}: the request is invalid. {said}")
             case e.ModelTimeoutError():
                 return AirflowException(f"{where}: no answer within {CALL_TIMEOUT_S:.0f} s.")
             case e.ModelConnectionError():
                 return AirflowException(
                     f"{where}: the server cannot be reached. Is it running, and is the connection's host right?"
                 )
+            case e.ModelHTTPError(status_code=status) if is_redirect(status):
+                return AirflowFailException(
+                    f"{where}: the server redirects to another host (status {status}). Set the connection's host to "
+                    "the URL of the server that answers."
+                )
             case _:
-                return AirflowException(f"{where}: the call failed. {_provider_says(error)}")
+                return AirflowException(f"{where}: the call failed. {said}")
+
+    def _provider_says(self, error: Exception) -> str:
+        """Status and code of a provider's error, which may quote what it was sent."""
+        parts = [
+            f"{name} {shown_text(value, self.source.secrets, LONGEST_NAME)}"
+            for name in ("status_code", "provider_error_code", "provider_error_type")
+            if (value := getattr(error, name, None))
+        ]
+        return f"(provider: {', '.join(parts)})" if parts else ""
 
 
 def _clean(response: ModelResponse, is_json: bool) -> None:
@@ -203,13 +223,3 @@ def _clean(response: ModelResponse, is_json: bool) -> None:
                 part.args = clean_json(arguments)
             case ToolCallPart(args=dict(arguments)):
                 part.args = json.loads(clean_json(json.dumps(arguments)))
-
-
-def _provider_says(error: Exception) -> str:
-    """Status and code of a provider's error."""
-    parts = [
-        f"{name} {value}"
-        for name in ("status_code", "provider_error_code", "provider_error_type")
-        if (value := getattr(error, name, None))
-    ]
-    return f"(provider: {', '.join(parts)})" if parts else ""

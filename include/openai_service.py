@@ -7,7 +7,6 @@ that need a base model or a price ask. Where the connection does not exist, OPEN
 
 from __future__ import annotations
 
-import logging
 import os
 import ssl
 from dataclasses import dataclass, field
@@ -17,13 +16,14 @@ from urllib.parse import urlsplit
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowNotFoundException
 
+from include.connections import check_host, is_redirect, stay_on_host
+from include.shown import LONGEST_NAME, quiet_http_clients, shown_text, shown_url, url_secrets
+
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 # Seconds for one call. A job is created in one, whatever it takes afterwards.
 CALL_TIMEOUT_S = 30.0
-# Characters of a provider's message that go into a log or an error.
-LONGEST_MESSAGE = 500
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class OpenAIService:
     extra: dict[str, Any] = field(repr=False)
 
     def __str__(self) -> str:
-        return f"Connection {self.conn_id!r} ({urlsplit(self.url).hostname})"
+        return f"Connection {self.conn_id!r} ({urlsplit(self.public_url).hostname})"
 
     @property
     def url(self) -> str:
@@ -46,8 +46,7 @@ class OpenAIService:
     @property
     def public_url(self) -> str:
         """The base URL without what must not be shown."""
-        parts = urlsplit(self.url)
-        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+        return shown_url(self.url)
 
     @property
     def is_openai(self) -> bool:
@@ -77,15 +76,13 @@ class OpenAIService:
         """A client that tries each call so many times again, where another try may help."""
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
-        # A line per call is too much where a job is looked at for a day.
-        for name in ("httpx", "httpx2"):
-            logging.getLogger(name).setLevel(logging.WARNING)
+        quiet_http_clients()
         return AsyncOpenAI(
             api_key=self.key,
             base_url=self.url,
             max_retries=retries,
             timeout=CALL_TIMEOUT_S,
-            http_client=DefaultAsyncHttpxClient(verify=_certificates()),
+            http_client=DefaultAsyncHttpxClient(verify=_certificates(), event_hooks={"response": [stay_on_host]}),
         )
 
 
@@ -115,6 +112,7 @@ def openai_service(conn_id: str) -> OpenAIService:
                 'fine-tuning API, password = API key, extra = {"model": "<base model>"}).'
             ) from None
         return OpenAIService(conn_id, None, key, {})
+    check_host(conn_id, conn.host)
     # The client wants some key, also where a service on this machine asks for none.
     return OpenAIService(conn_id, conn.host or None, conn.password or "none", dict(conn.extra_dejson))
 
@@ -139,16 +137,18 @@ def describe(error: Exception) -> str:
             return "the server cannot be reached, or ended the connection without an answer"
         case APIStatusError(status_code=401):
             return "the key was refused (status 401); set the connection's password to a valid key"
+        case APIStatusError(status_code=status) if is_redirect(status):
+            return f"the server redirects to another host (status {status}); set the connection's host to that server"
         case APIStatusError():
-            parts = [f"{name} {v}" for name in ("code", "param") if (v := getattr(error, name, None))]
-            return ", ".join([f"status {error.status_code}", *parts])
+            secrets = {error.request.headers.get("authorization", "").removeprefix("Bearer ")}
+            secrets |= url_secrets(error.request.url)
+            said = {
+                name: shown_text(value, secrets, LONGEST_NAME)
+                for name in ("code", "param")
+                if (value := getattr(error, name, None))
+            }
+            return ", ".join([f"status {error.status_code}", *(f"{name} {value}" for name, value in said.items())])
     return type(error).__name__
-
-
-def one_line(text: str) -> str:
-    """Text from outside, so that it cannot pass for lines of the log."""
-    printable = "".join(char if char.isprintable() else " " for char in text)
-    return " ".join(printable.split())[:LONGEST_MESSAGE]
 
 
 def task_error(service: OpenAIService, action: str, error: Exception) -> AirflowException:

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 
 class StoredAnswer(BaseModel):
-    """An answer, and the message that it was given to, by a name that only this message has on its queue."""
+    """An answer, and the message that it was given to, by a name that only this message has on its queue.
+
+    `message` is empty where the reply could not be sent: the next message with this id gets it.
+    """
 
     request_id: str
     fingerprint: str
@@ -56,13 +59,15 @@ class RequestAnswers:
                 stored = StoredAnswer(
                     request_id=request.request_id,
                     fingerprint=request.fingerprint(),
-                    message=message,
+                    message="",
                     answer=await self._answerer.answer(request.text),
                     answered_at=datetime.now(UTC),
                 )
+            if stored.fingerprint != request.fingerprint():
+                raise Unanswerable("request_id: it was used for another text before")
+            if not stored.message:
+                stored.message = message
                 await asyncio.to_thread(write_answer, self._folder, stored)
-        if stored.fingerprint != request.fingerprint():
-            raise Unanswerable("request_id: it was used for another text before")
         if stored.message != message:
             return None
         return Reply(
@@ -71,6 +76,18 @@ class RequestAnswers:
             echo=request.reply.echo,
             answered_at=stored.answered_at,
         )
+
+    async def release(self, request_id: str) -> str:
+        """Let the next message with this id have the stored answer, as this one's reply cannot be sent.
+
+        :return: the URL of the answer.
+        """
+        async with self._of_id[request_id]:
+            stored = await asyncio.to_thread(read_answer, self._folder, request_id)
+            if stored is not None:
+                stored.message = ""
+                await asyncio.to_thread(write_answer, self._folder, stored)
+        return str(answer_path(self._folder, request_id))
 
 
 def answer_path(folder: str, request_id: str) -> ObjectStoragePath:

@@ -21,6 +21,8 @@ from pydantic import BaseModel, Field
 
 from include.kafka_messages import Reply, read_request
 from include.request_answers import RequestAnswers
+from include.shown import shown_text, shown_url
+from include.stored_messages import StoredMessage, store
 from include.stream_answers import Answerer, Unanswerable
 
 AWS_CONN_ID = "aws_default"
@@ -42,6 +44,10 @@ class Message(BaseModel):
 
 class QueueRefusal(AirflowException):
     """A queue does not do what it is asked to; the next try may succeed."""
+
+
+class TooLarge(QueueRefusal):
+    """A message is larger than its queue allows."""
 
 
 def messages_of(events: Iterable[Any]) -> list[Message]:
@@ -76,8 +82,10 @@ class Queues:
             raise AirflowFailException("GENAI_SQS_QUEUE is not set for this worker. Set it for every part of Airflow.")
         self.url = url
         self._client: Any = None
+        self._largest: dict[str, int] = {}  # bytes of a message with its attributes, by queue
         for each in ("", "-replies", "-dead-letters"):  # before anything is paid for that could not be delivered
-            self._call("get_queue_attributes", url + each, AttributeNames=["QueueArn"])
+            found = self._call("get_queue_attributes", url + each, AttributeNames=["MaximumMessageSize"])
+            self._largest[each] = int(found["Attributes"]["MaximumMessageSize"])
 
     def hidden(self) -> int:
         """About how many messages were given out and are not deleted."""
@@ -85,19 +93,35 @@ class Queues:
         return int(self._call("get_queue_attributes", self.url, AttributeNames=[name])["Attributes"][name])
 
     def reply(self, reply: Reply) -> None:
-        """Send a reply; it is on the queue when this returns."""
+        """Send a reply; it is on the queue when this returns.
+
+        :raises TooLarge: the queue does not take a reply of this size.
+        """
         # ASCII, as SQS refuses some characters that JSON may hold.
-        self._call("send_message", f"{self.url}-replies", MessageBody=json.dumps(reply.model_dump(mode="json")))
+        self._send("-replies", json.dumps(reply.model_dump(mode="json")), {})
 
     def bury(self, message: Message, reason: str) -> None:
-        """Send a message to the dead letters as it came, with the reason as an attribute."""
+        """Send a message to the dead letters as it came, with the reason as an attribute.
+
+        One that is too large with it goes to the project's storage, and the dead letter points to it.
+        """
         own = {"reason": reason[:1000], "message_id": message.message_id}
-        self._call(
-            "send_message",
-            f"{self.url}-dead-letters",
-            MessageBody=message.body,
-            MessageAttributes={name: {"DataType": "String", "StringValue": value} for name, value in own.items()},
-        )
+        try:
+            self._send("-dead-letters", message.body, own)
+        except TooLarge:
+            whole = StoredMessage(value=message.body.encode("utf-8", "surrogatepass"))
+            pointer = store(self.url.rpartition("/")[2], whole)
+            self._send("-dead-letters", pointer.model_dump_json(), {**own, "stored": "yes"})
+
+    def _send(self, ending: str, body: str, attributes: dict[str, str]) -> None:
+        typed = {name: {"DataType": "String", "StringValue": value} for name, value in attributes.items()}
+        parts = [body, *(part for name, value in attributes.items() for part in (name, "String", value))]
+        size = sum(len(part.encode("utf-8", "surrogatepass")) for part in parts)
+        if size > self._largest[ending]:
+            raise TooLarge(
+                f"The queue {shown_url(self.url + ending)} takes {self._largest[ending]} bytes; a message has {size}."
+            )
+        self._call("send_message", self.url + ending, MessageBody=body, MessageAttributes=typed)
 
     def delete(self, message: Message) -> None:
         """Tell SQS that the message is done."""
@@ -111,11 +135,14 @@ class Queues:
             return getattr(self._client, operation)(QueueUrl=url, **arguments)
         except (BotoCoreError, ClientError) as error:
             if operation == "delete_message" and _code(error) in OLD_RECEIPT:
-                log.warning("A message of %s was not deleted, as it has come back since; it is a repeat then.", url)
+                log.warning(
+                    "A message of %s was not deleted, as it has come back since; it is a repeat then.", shown_url(url)
+                )
                 return None
             raise QueueRefusal(
-                f"Connection {AWS_CONN_ID!r}, queue {url}: {operation} failed: {error}. Does the queue exist, in the "
-                "connection's region, and may this role use it? Nothing is lost: what is not deleted comes back."
+                f"Connection {AWS_CONN_ID!r}, queue {shown_url(url)}: {operation} failed: {shown_text(error)}. Does the "
+                "queue exist, in the connection's region, and may this role use it? Nothing is lost: what is not "
+                "deleted comes back."
             ) from None
 
 
@@ -186,9 +213,13 @@ class QueueRun:
             else:
                 if reply is None:
                     return "repeated"  # the first message with this id gets the reply
-                if request.reply.wanted:
-                    await asyncio.to_thread(self._queues.reply, reply)
-                return "answered"
+                try:
+                    if request.reply.wanted:
+                        await asyncio.to_thread(self._queues.reply, reply)
+                    return "answered"
+                except TooLarge as refusal:
+                    stored_at = await self._answers.release(reply.request_id)
+                    reason = f"its reply is too large: {refusal} The answer is stored: {stored_at}"
         log.warning("The message %s is a dead letter: %s", message.message_id, reason)
         await asyncio.to_thread(self._queues.bury, message, reason or "")
         return "dead-lettered"

@@ -11,15 +11,17 @@ import asyncio
 import logging
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException
 
-from include.dead_letters import dead_letter
-from include.kafka_clients import DELIVERY_TIMEOUT_S, KafkaClients
+from include.dead_letters import dead_letter, stored_dead_letter
+from include.kafka_clients import KafkaClients
 from include.kafka_messages import DEAD_LETTERS, REPLIES, read_request
+from include.kafka_sender import Sender, is_too_large
 from include.request_answers import RequestAnswers
 from include.sent_replies import SentReplies
 from include.stream_answers import Answerer, Unanswerable
@@ -60,7 +62,7 @@ class Stream:
 
     def __post_init__(self) -> None:
         self.clients = KafkaClients()
-        self.producer = self.clients.producer()
+        self.sender = Sender(self.clients)
         self.sent = SentReplies(self.clients, self.group)
         self.began_at = datetime.now(UTC)
         settings = {"max.poll.interval.ms": LONGEST_BATCH_MS, "enable.partition.eof": True}
@@ -133,7 +135,7 @@ class Stream:
         """
         work = _Batch(self, time.monotonic() + BATCH_S)
         await asyncio.gather(*(work.handle(message) for message in batch))
-        await asyncio.to_thread(self.producer.flush, DELIVERY_TIMEOUT_S + 5)
+        await work.deliver()
         await asyncio.to_thread(self._commit, batch, work.done)
         if work.problem:
             raise work.problem
@@ -196,6 +198,7 @@ class _Batch:
         self.done: set[Place] = set()
         self.problem: Exception | None = None
         self.refusal = ""
+        self._too_large: list[Callable[[], Awaitable[None]]] = []  # what to do instead, by record
         self._answers = RequestAnswers(stream.group, stream.answerer)
 
     async def handle(self, message: Message) -> None:
@@ -207,6 +210,19 @@ class _Batch:
                 await self._handle(message)
             except Exception as error:
                 self.problem = self.problem or error
+
+    async def deliver(self) -> None:
+        """Wait until the broker has all. What is too large for its topic takes another way, which ends: a reply becomes
+        a dead letter, and a dead letter one that points to the storage."""
+        await asyncio.to_thread(self.stream.sender.flush)
+        while self._too_large:
+            instead, self._too_large = self._too_large, []
+            for step in instead:
+                try:
+                    await step()
+                except Exception as error:
+                    self.problem = self.problem or error
+            await asyncio.to_thread(self.stream.sender.flush)
 
     async def _handle(self, message: Message) -> None:
         request, error = read_request(message.value())
@@ -228,7 +244,10 @@ class _Batch:
             self._settle(message, "repeated")
         else:
             value = reply.model_dump_json().encode()
-            self._produce(message, "answered", {"topic": REPLIES, "key": request.request_id, "value": value})
+            record = {"topic": REPLIES, "key": request.request_id, "value": value}
+            self._send(
+                message, "answered", record, lambda: self._bury_answered(message, request.request_id, len(value))
+            )
 
     def _name(self, message: Message) -> str:
         partition, offset = _place(message)
@@ -236,25 +255,41 @@ class _Batch:
 
     def _bury(self, message: Message, reason: str) -> None:
         log.warning("%s: %s", self._name(message), reason)
-        self._produce(message, "dead-lettered", dead_letter(DEAD_LETTERS, message, reason))
+        record = dead_letter(DEAD_LETTERS, message, reason)
+        self._send(message, "dead-lettered", record, lambda: self._bury_in_storage(message, reason))
+
+    async def _bury_in_storage(self, message: Message, reason: str) -> None:
+        log.warning(
+            "%s: too large for the topic %r, so that its dead letter is on storage", self._name(message), DEAD_LETTERS
+        )
+        self._send(message, "dead-lettered", await asyncio.to_thread(stored_dead_letter, DEAD_LETTERS, message, reason))
+
+    async def _bury_answered(self, message: Message, request_id: str, size: int) -> None:
+        stored_at = await self._answers.release(request_id)
+        self._bury(message, f"its reply is too large for {REPLIES!r} ({size} bytes); the answer is stored: {stored_at}")
 
     def _settle(self, message: Message, outcome: str) -> None:
         self.done.add(_place(message))
         self.stream.counts[outcome] += 1
 
-    def _produce(self, message: Message, outcome: str, record: dict[str, Any]) -> None:
-        """Send it; the message is done when the broker has acknowledged it."""
-        from confluent_kafka import KafkaException
+    def _send(
+        self,
+        message: Message,
+        outcome: str,
+        record: dict[str, Any],
+        too_large: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """Send a record; the message is done when the broker has acknowledged it.
 
-        def delivered(error: Any, _: Any) -> None:
+        :param too_large: what to do instead if the record is too large for its topic.
+        """
+
+        def done(error: Any, _: Any) -> None:
             if error is None:
                 self._settle(message, outcome)
+            elif too_large and is_too_large(error):
+                self._too_large.append(too_large)
             else:
                 self.refusal = f"the topic {record['topic']!r} did not take a message: {error.str()}"
 
-        try:
-            self.stream.producer.produce(**record, on_delivery=delivered)
-        except KafkaException as error:
-            self.refusal = f"the topic {record['topic']!r} cannot take a message: {error.args[0].str()}"
-        else:
-            self.stream.producer.poll(0)
+        self.stream.sender.send(record, done)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, TypedDict
 
+from include.shown import LONGEST_NAME, shown_text
+
 if TYPE_CHECKING:
     from pydantic_ai.messages import ModelResponse
 
@@ -61,7 +63,7 @@ class UsageRecorder:
 def usage_of(response: ModelResponse, seconds: float, cost_usd: float | None) -> LLMUsage:
     """What one call used."""
     return {
-        "model": response.model_name or "unknown",
+        "model": shown_text(response.model_name or "unknown", longest=LONGEST_NAME),
         "requests": 1,
         "input_tokens": response.usage.input_tokens,
         "output_tokens": response.usage.output_tokens,

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import pytest
 from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from include.kafka_clients import KafkaClients
 from include.triggers import kafka_doorbell
@@ -126,3 +127,64 @@ def test_its_row_in_the_database_names_the_connection_and_no_secret(topic):
     assert path == "include.triggers.kafka_doorbell.KafkaDoorbellTrigger"
     assert arguments == {"topic": topic, "group": topic, "kafka_config_id": "kafka_default"}
     assert KafkaDoorbellTrigger(**arguments).serialize() == trigger.serialize()
+
+
+@pytest.fixture
+def transactions(kafka: Broker) -> Broker:
+    """A broker with transactions."""
+    if kafka.name != "Apache Kafka":
+        pytest.skip("the embedded broker has no transactions")
+    return kafka
+
+
+def transact(kafka: Broker, topic: str, values: list[bytes], *, aborts: bool = False) -> None:
+    producer = kafka.producer(**{"transactional.id": uuid4().hex})
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    for value in values:
+        producer.produce(topic, value, partition=0)
+    producer.flush(30)
+    (producer.abort_transaction if aborts else producer.commit_transaction)(30)
+
+
+async def several_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait until the bell has compared what it saw with what is committed a few times."""
+    looks = []
+    look = KafkaDoorbellTrigger._is_behind
+    monkeypatch.setattr(KafkaDoorbellTrigger, "_is_behind", lambda *what: looks.append(1) or look(*what))
+    await until(lambda: len(looks) > 2)
+
+
+def test_it_does_not_ring_for_the_marker_of_a_transaction_that_is_answered_or_was_aborted(
+    transactions, topic, monkeypatch
+):
+    transact(transactions, topic, [b"one", b"two"])
+
+    async def story(rings: list[float]) -> None:
+        await until(lambda: rings)
+        await asyncio.to_thread(commit, topic, 0, 2)  # the marker is the third
+        await asyncio.to_thread(transact, transactions, topic, [b"never to be seen"], aborts=True)
+        await several_looks(monkeypatch)
+        before = len(rings)
+        await several_looks(monkeypatch)
+        assert len(rings) == before
+        await asyncio.to_thread(transact, transactions, topic, [b"three"])
+        await until(lambda: len(rings) > before)
+
+    listen(topic, story)
+
+
+def test_it_does_not_ring_for_what_the_broker_has_deleted(transactions, topic, monkeypatch):
+    transactions.send(topic, [b"one", b"two"], partition=0)
+
+    async def story(rings: list[float]) -> None:
+        await until(lambda: rings)
+        admin = AdminClient({"bootstrap.servers": transactions.bootstrap, "log_level": 0})
+        (deleted,) = admin.delete_records([TopicPartition(topic, 0, 2)]).values()
+        await asyncio.to_thread(deleted.result, 20)
+        await several_looks(monkeypatch)
+        before = len(rings)
+        await several_looks(monkeypatch)
+        assert len(rings) == before
+
+    listen(topic, story)

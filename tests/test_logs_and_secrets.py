@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import socket
+import threading
+import traceback
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from airflow.providers.common.compat.sdk import AirflowException
 from sqlalchemy import select
 
-from tests.conftest import KEY
+from include import embeddings, llm_model
+from include.openai_service import openai_service, task_error
+from tests.conftest import KEY, model_connection
 from tests.test_multi_agent import FINANCE
 from tests.test_prompt_chaining import ANALYSIS, REPLY
 
@@ -88,3 +96,146 @@ def test_the_key_is_in_no_xcom_no_rendered_field_and_no_serialized_dag(run_dag, 
     assert any(ANSWERED in file for file in files)
     for text in [*xcoms, *fields, *dags, *files]:
         assert KEY not in text
+
+
+# A connection's URL that holds a login and a key, and servers that repeat what they were sent
+
+LOGIN, PASSWORD, QUERY = "login-canary", "password-canary", "query-canary"
+CANARIES = (LOGIN, PASSWORD, QUERY, KEY)
+
+
+class EchoingServer(BaseHTTPRequestHandler):
+    """Answers each request with the status that its path names, and with all that it was sent as the error."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.hosts.append(self.headers["Host"])
+        status = int(self.path.split("/")[1])
+        echo = f"{KEY} https://{LOGIN}:{PASSWORD}@host/v1?key={QUERY} {self.path} {self.headers}"
+        body = json.dumps({"error": {"message": echo, "code": echo, "type": KEY, "param": echo}}).encode()
+        self.send_response(status)
+        if status == 307:
+            self.send_header("Location", f"http://localhost:{self.server.server_port}/200/elsewhere")
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Should-Retry", "false")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def echoing():
+    with ThreadingHTTPServer(("127.0.0.1", 0), EchoingServer) as server:
+        server.hosts = []
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def secret_url(address: str, path: str = "v1") -> str:
+    return f"http://{LOGIN}:{PASSWORD}@{address}/{path}?key={QUERY}"
+
+
+def closed_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        return f"127.0.0.1:{unused.getsockname()[1]}"
+
+
+def stored_texts(dag_run) -> list[str]:
+    from airflow.models.renderedtifields import RenderedTaskInstanceFields
+    from airflow.models.xcom import XComModel
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        run_of = lambda model: select(model).where(model.run_id == dag_run.run_id)  # noqa: E731
+        xcoms = [json.dumps(row.value) for row in session.scalars(run_of(XComModel))]
+        return xcoms + [json.dumps(row.rendered_fields) for row in session.scalars(run_of(RenderedTaskInstanceFields))]
+
+
+def test_the_url_of_a_model_that_answers_reaches_no_log_and_no_xcom(run_dag, llm, logged, monkeypatch):
+    address = llm.url.removeprefix("http://")
+    monkeypatch.setenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT", model_connection(secret_url(address)))
+    run = run_prompt_chaining(run_dag, llm)
+
+    assert run.state == "success"
+    log = logged()
+    assert_really_captured(log)
+    assert "HTTP Request" not in log
+    for canary in CANARIES:
+        assert canary not in log
+        assert not any(canary in text for text in stored_texts(run.run))
+
+
+@pytest.mark.parametrize("what", [401, 404, 400, 422, 307, "unreachable", "late", "not a URL"])
+def test_no_error_of_a_chat_model_shows_the_login_or_key_of_its_url(run_dag, llm, echoing, logged, monkeypatch, what):
+    address = f"127.0.0.1:{echoing.server_port}"
+    url = secret_url(address, f"{what}/v1")
+    if what == "unreachable":
+        url = secret_url(closed_port())
+    elif what == "late":
+        monkeypatch.setattr(llm_model, "CALL_TIMEOUT_S", 0.2)
+        llm.delay(1, times=None)
+        url = secret_url(llm.url.removeprefix("http://"))
+    elif what == "not a URL":
+        url = f"http://{LOGIN}:{PASSWORD}/{KEY}@{address}/v1?key={QUERY}"
+    monkeypatch.setenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT", model_connection(url))
+    run = run_dag("prompt_chaining", {"ticket": "My vans are offline."})
+
+    assert run.state == "failed"
+    log = logged()
+    assert "Connection 'pydanticai_default'" in log
+    assert what != 307 or ("redirects to another host" in log and set(echoing.hosts) == {address})
+    for canary in CANARIES:
+        assert canary not in log
+        assert not any(canary in text for text in stored_texts(run.run))
+
+
+@pytest.mark.parametrize("what", [401, 404, 400, 307, "unreachable", "late", "not a URL"])
+def test_no_error_of_an_embedding_model_shows_the_login_or_key_of_its_url(llm, echoing, logged, monkeypatch, what):
+    address = f"127.0.0.1:{echoing.server_port}"
+    url = secret_url(address, f"{what}/v1")
+    if what == "unreachable":
+        url = secret_url(closed_port())
+    elif what == "late":
+        monkeypatch.setattr(embeddings, "CALL_TIMEOUT_S", 0.2)
+        llm.delay(1, times=None)
+        url = secret_url(llm.url.removeprefix("http://"))
+    elif what == "not a URL":
+        url = f"http://{LOGIN}:{PASSWORD}/{KEY}@{address}/v1?key={QUERY}"
+    monkeypatch.setenv("AIRFLOW_CONN_EMBEDDINGS_DEFAULT", model_connection(url, "openai:text-embedding-3-small"))
+    with pytest.raises(AirflowException, match="Connection 'embeddings_default'") as raised:
+        embeddings.Embedder().embed_query("hello")
+
+    shown = logged() + "".join(traceback.format_exception(raised.value))
+    assert what != 307 or ("redirects to another host" in shown and set(echoing.hosts) == {address})
+    for canary in CANARIES:
+        assert canary not in shown
+
+
+@pytest.mark.parametrize("what", [401, 400, 422, 307, "unreachable", "not a URL"])
+def test_no_error_of_a_service_for_jobs_shows_the_login_or_key_of_its_url(echoing, logged, monkeypatch, what):
+    address = f"127.0.0.1:{echoing.server_port}"
+    url = secret_url(address, f"{what}/v1") if what != "unreachable" else secret_url(closed_port())
+    if what == "not a URL":
+        url = f"http://{LOGIN}:{PASSWORD}/{KEY}@{address}/v1?key={QUERY}"
+    monkeypatch.setenv("AIRFLOW_CONN_OPENAI_DEFAULT", json.dumps({"conn_type": "openai", "host": url, "password": KEY}))
+
+    async def create() -> None:
+        from openai import APIError
+
+        service = openai_service("openai_default")
+        try:
+            await service.client(retries=0).fine_tuning.jobs.create(model="m", training_file="f")
+        except APIError as error:
+            raise task_error(service, "starting the job", error) from None
+
+    with pytest.raises(AirflowException, match="Connection 'openai_default'") as raised:
+        asyncio.run(create())
+
+    shown = logged() + "".join(traceback.format_exception(raised.value))
+    assert what != 307 or ("redirects to another host" in shown and set(echoing.hosts) == {address})
+    for canary in CANARIES:
+        assert canary not in shown

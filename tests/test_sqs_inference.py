@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from include import sqs_inference
 from include.kafka_messages import new_request
 from include.sqs_inference import QueueRun, Queues, messages_of
+from include.stored_messages import fetch
 from include.stream_answers import Answerer
 from local.processes import free_ports
 from local.sqs_server import queue_url, sqs_client, sqs_connection
@@ -312,13 +313,54 @@ def test_a_missing_queue_is_named_before_anything_is_paid_and_nothing_is_deleted
     assert not model.calls()
 
 
-def test_a_dead_letter_that_is_refused_stays_and_the_others_are_done(queue):
-    queue.client.set_queue_attributes(QueueUrl=f"{queue.url}-dead-letters", Attributes={"MaximumMessageSize": "1024"})
-    queue.send("x" * 2000, "no JSON")
+def limit(queue, suffix, size):
+    queue.client.set_queue_attributes(QueueUrl=queue.url + suffix, Attributes={"MaximumMessageSize": str(size)})
+
+
+@pytest.mark.parametrize("size", [1024, 2000, 2**20])
+def test_a_message_that_is_too_large_for_the_dead_letters_is_on_storage_whole(queue, size):
+    limit(queue, "-dead-letters", size)
+    value = "\u00e9" * (size // 2)  # as large as allowed, and no room for the reason
+    queue.send("no JSON")
+    queue.send(value)
     queue.ask("Hello?")
 
-    with pytest.raises(AirflowException, match=r"-dead-letters: send_message failed: .*shorter than 1024 bytes"):
-        queue.run()
+    assert queue.run() == {"answered": 1, "dead-lettered": 2}
+    assert (queue.visible(), queue.in_flight()) == (0, 0)
+    (pointer,) = queue.dead().keys() - {"no JSON"}
+    assert fetch(pointer).value == value.encode()
+    assert json.loads(pointer)["value_bytes"] == size
+
+
+def test_a_reply_that_is_too_large_is_a_dead_letter_and_is_sent_later_at_no_cost(queue, model):
+    limit(queue, "-replies", 1024)
+    ids = queue.ask("Hello?", echo="\u00e9" * 400) + queue.ask("Hi!")
+    assert queue.run() == {"answered": 1, "dead-lettered": 1}
+    ((body, reason),) = queue.dead().items()
+    assert "its reply is too large" in reason
+    assert [reply["request_id"] for reply in queue.replies()] == ids[1:]
+
+    limit(queue, "-replies", 10_000)
+    queue.send(body)
+    assert queue.run() == {"answered": 1}
+    assert ids[0] in [reply["request_id"] for reply in queue.replies()]
+    assert model.calls() == {"Hello?": 1, "Hi!": 1}
+
+
+def test_a_dead_letter_that_is_refused_stays_and_the_others_are_done(queue, monkeypatch):
+    queue.send("x", "no JSON")
+    queue.ask("Hello?")
+    with monkeypatch.context() as patch:
+        send = Queues._send
+
+        def refuse(queues, ending, body, attributes):
+            if body == "x":
+                raise sqs_inference.QueueRefusal("not this one")
+            send(queues, ending, body, attributes)
+
+        patch.setattr(Queues, "_send", refuse)
+        with pytest.raises(AirflowException, match="not this one"):
+            queue.run()
     assert queue.in_flight() == 1
     assert queue.dead().keys() == {"no JSON"}
     assert len(queue.replies()) == 1

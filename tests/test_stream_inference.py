@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
+import random
+from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -165,7 +168,7 @@ def test_an_answer_that_was_stored_but_not_sent_is_sent_by_the_next_run(topic, m
     ids = topic.ask(*(f"Question {number}" for number in range(20)))
     with monkeypatch.context() as patch:
         sent = []
-        produce = _Batch._produce
+        produce = _Batch._send
 
         def half(batch: _Batch, message: Any, *what: Any) -> None:
             if len(sent) == 10:
@@ -173,7 +176,7 @@ def test_an_answer_that_was_stored_but_not_sent_is_sent_by_the_next_run(topic, m
             sent.append(message)
             produce(batch, message, *what)
 
-        patch.setattr(_Batch, "_produce", half)
+        patch.setattr(_Batch, "_send", half)
         with pytest.raises(AirflowException, match="no memory"):
             topic.run()
     topic.run()
@@ -224,11 +227,8 @@ def test_a_key_that_is_refused_in_mid_batch_commits_what_is_done_up_to_there(top
     assert {paid[text] for text in ("One", "Two", "Three", "Four", "Five")} == {1}
 
 
-def test_a_dead_letter_that_the_broker_refuses_is_not_committed_past(topic, model, kafka, monkeypatch):
-    if not kafka.keeps_messages:
-        pytest.skip("the embedded broker takes messages of any size")
-    full = f"dead-{uuid4().hex}"
-    kafka.create_topic(full, **{"max.message.bytes": "200"})
+def test_a_dead_letter_that_the_broker_refuses_is_not_committed_past(topic, model, limits, monkeypatch):
+    full = small(limits, 200)
     topic.ask("One")
     topic.send(b"x" * 1000)
     topic.ask("Two")
@@ -240,6 +240,158 @@ def test_a_dead_letter_that_the_broker_refuses_is_not_committed_past(topic, mode
 
     assert topic.run() == {"dead-lettered": 1, "repeated": 1, "backlog": False}
     assert model.calls() == {"One": 1, "Two": 1}
+
+
+@pytest.fixture
+def limits(kafka: Broker) -> Broker:
+    """A broker that keeps to the limits of its topics."""
+    if not kafka.keeps_limits:
+        pytest.skip("the embedded broker takes messages of any size")
+    return kafka
+
+
+def small(broker: Broker, limit: int = 20_000) -> str:
+    """A topic of batches of so many bytes."""
+    name = f"small-{uuid4().hex}"
+    broker.create_topic(name, **{"max.message.bytes": str(limit)})
+    return name
+
+
+def noise(seed: int, size: int) -> bytes:
+    """Bytes that cannot be compressed."""
+    return random.Random(seed).randbytes(size)  # noqa: S311
+
+
+def send_large(topic: Topic, value: bytes) -> None:
+    """Send what fits the topic only compressed, and better than this project does it."""
+    topic.broker.send(topic.name, [value], settings={"compression.type": "zstd", "compression.level": 19}, partition=0)
+
+
+def test_a_message_that_fits_its_topic_only_compressed_keeps_nothing_up(topic, model, kafka):
+    one_mb = f"requests-{uuid4().hex}"
+    kafka.create_topic(one_mb, 2, **{"max.message.bytes": str(2**20)})
+    topic.name = one_mb
+    ids = topic.ask("One")
+    for megabytes in (3, 17):
+        send_large(topic, b"x" * megabytes * 2**20)
+    ids += topic.ask("Two")
+
+    assert topic.run() == {"answered": 2, "dead-lettered": 2, "backlog": False}
+    assert topic.committed() == {0: 4}
+    assert [len(each.value()) for each in topic.dead()] == [3 * 2**20, 17 * 2**20]
+    assert {reply["request_id"] for reply in topic.replies(*ids)} == set(ids)
+    assert dead_letters.replay(DEAD_LETTERS).kept == {}
+    assert topic.run() == {"dead-lettered": 2, "backlog": False}
+
+
+def test_what_is_too_large_for_the_dead_letters_is_on_storage_whole_and_comes_back_from_there(
+    topic, model, limits, storage, monkeypatch
+):
+    dead = small(limits)
+    monkeypatch.setattr(stream_inference, "DEAD_LETTERS", dead)
+    value = noise(1, 3 * 2**20)
+    forged = ("dead-letter.stored", b"yes")
+    topic.send(value, key=b"\xff key", headers=[("trace", b"\xff"), ("nothing", None), forged])
+    topic.send(b"small", headers=[forged])
+    (good,) = topic.ask("Hello?")
+
+    assert topic.run() == {"answered": 1, "dead-lettered": 2, "backlog": False}
+    assert topic.committed() == {0: 3}
+    assert len(topic.replies(good)) == 1
+    by_offset = {dead_letters.position(each)[2]: each for each in limits.read(dead)}
+    pointer = json.loads(by_offset[0].value())
+    assert dead_letters.position(by_offset[0]) == (topic.name, 0, 0)
+    assert pointer["value_bytes"] == len(value)
+    assert (
+        hashlib.sha256(Path(pointer["stored_at"].removeprefix("file://")).read_bytes()).hexdigest() == pointer["sha256"]
+    )
+    assert str(storage) in pointer["stored_at"]
+    assert dead_letters.count(dead).total() == 2
+
+    assert dead_letters.replay(dead) == (2, {})
+    found = limits.read(topic.name)
+    first, again = [message for message in found if message.value() == value]
+    assert again.offset() != first.offset()
+    assert again.key() == first.key() == b"\xff key"
+    assert again.headers() == [("trace", b"\xff"), ("nothing", None)]
+    assert [message.value() for message in found].count(b"small") == 2
+
+
+def test_a_dead_letter_that_cannot_go_back_stays_says_why_and_keeps_no_other_up(topic, model, limits, monkeypatch):
+    dead = small(limits)
+    monkeypatch.setattr(stream_inference, "DEAD_LETTERS", dead)
+    for number in range(3):
+        topic.send(noise(number, 100_000))
+    topic.run()
+    lost, changed, fine = (json.loads(each.value())["stored_at"].removeprefix("file://") for each in limits.read(dead))
+    Path(lost).unlink()
+    Path(changed).write_bytes(Path(fine).read_bytes())
+    limits.send(dead, [b"not a dead letter"])
+    limits.send(dead, [b"{}"], headers=[("dead-letter.topic", topic.name.encode()), ("dead-letter.stored", b"yes")])
+    outside = {"stored_at": "file:///etc/hosts", "value_bytes": 1, "sha256": "0"}
+    headers = [("dead-letter.topic", topic.name.encode()), ("dead-letter.stored", b"yes")]
+    limits.send(dead, [json.dumps(outside).encode()], headers=headers)
+    limits.send(dead, [noise(4, 15_000)], headers=[("dead-letter.topic", small(limits, 500).encode())])
+    limits.send(dead, [b"last"], headers=[("dead-letter.topic", topic.name.encode())])
+
+    for back in (2, 0):
+        replayed = dead_letters.replay(dead)
+        assert replayed.back == back
+        reasons = " ".join(replayed.kept)
+        assert replayed.kept.total() == 6
+        for words in (
+            "does not exist",
+            "SHA-256",
+            "which topic",
+            "pointer",
+            "not a file on this project's",
+            "too large",
+        ):
+            assert words in reasons
+    assert dead_letters.count(dead).total() == 6
+    assert limits.read(topic.name)[-1].value() == b"last"
+
+
+def test_a_reply_that_is_too_large_is_a_dead_letter_and_is_sent_later_at_no_cost(topic, model, limits, monkeypatch):
+    tiny = small(limits, 400)
+    ids = topic.ask("One", echo=noise(1, 240).hex()) + topic.ask("Two")
+    with monkeypatch.context() as patch:
+        patch.setattr(stream_inference, "REPLIES", tiny)
+        patch.setattr("include.sent_replies.REPLIES", tiny)
+        assert topic.run() == {"answered": 1, "dead-lettered": 1, "backlog": False}
+        assert [json.loads(each.value())["request_id"] for each in limits.read(tiny)] == ids[1:]
+    (dead,) = topic.dead()
+    assert "reply is too large" in dead_letters.reason(dead)
+    assert "file://" in dead_letters.reason(dead)
+
+    dead_letters.replay(DEAD_LETTERS)
+    assert topic.run() == {"answered": 1, "backlog": False}
+    assert len(topic.replies(ids[0])) == 1
+    assert model.calls() == {"One": 1, "Two": 1}
+
+
+def test_replies_that_are_too_large_only_together_are_all_sent(topic, model, limits, monkeypatch):
+    tiny = small(limits, 1000)
+    monkeypatch.setattr(stream_inference, "REPLIES", tiny)
+    ids = topic.ask(*(f"Question {number}" for number in range(40)), echo=noise(1, 200).hex())
+
+    assert topic.run() == {"answered": 40, "backlog": False}
+    assert sorted(json.loads(each.value())["request_id"] for each in limits.read(tiny)) == sorted(ids)
+
+
+def test_a_storage_that_takes_nothing_fails_the_run_and_commits_nothing_past_the_message(
+    topic, model, limits, monkeypatch
+):
+    topic.ask("One")
+    topic.send(noise(1, 100_000))
+    topic.ask("Two")
+    monkeypatch.setattr(stream_inference, "DEAD_LETTERS", small(limits))
+    with monkeypatch.context() as patch:
+        patch.setattr("include.stored_messages.write_artifact", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            topic.run()
+    assert topic.committed() == {0: 1}
+    assert topic.run() == {"dead-lettered": 1, "repeated": 1, "backlog": False}
 
 
 @pytest.mark.parametrize("name", ["REPLIES", "DEAD_LETTERS"])
@@ -330,7 +482,7 @@ def test_dead_letters_are_counted_and_replayed_once(topic, model, kafka):
     assert sorted(dead_letters.count(DEAD_LETTERS).values()) == [1, 1]
 
     model.script()
-    assert dead_letters.replay(DEAD_LETTERS) == 2
-    assert dead_letters.replay(DEAD_LETTERS) == 0
+    assert dead_letters.replay(DEAD_LETTERS) == (2, {})
+    assert dead_letters.replay(DEAD_LETTERS) == (0, {})
     assert topic.run() == {"answered": 1, "dead-lettered": 1, "backlog": False}
     assert dict(topic.dead()[-1].headers())["trace"] == b"1"

@@ -3,8 +3,9 @@
 
 `stream_inference` puts a message that it cannot read, or that the model never answers, on the topic
 `inference_dead_letters`: as it came, with the reason and its position. This DAG counts them by reason; with `replay` it
-puts each back on its topic, once, for example after a sender or the contract was mended. **A dead letter is only
-checked off when the broker has taken it back.**
+puts each back on its topic, once, for example after a sender or the contract was corrected. **A dead letter is only
+checked off when the broker has taken it back.** A message that was too large for the dead letters comes from storage;
+one that its topic does not take stays, and the result says why.
 """
 
 from airflow.sdk import Param, dag, get_current_context, task
@@ -35,7 +36,9 @@ def dead_letters():
         from include.dead_letters import count, replay
 
         if get_current_context()["params"]["replay"]:
-            return {"result": f"{replay(DEAD_LETTERS)} dead letters are back on their topic"}
+            back, kept = replay(DEAD_LETTERS)
+            why = "".join(f"; {number} cannot go back: {reason}" for reason, number in kept.most_common(10))
+            return {"kept": dict(kept), "result": f"{back} dead letters are back on their topic{why}"}
         reasons = count(DEAD_LETTERS)
         named = "; ".join(f"{number} x {reason}" for reason, number in reasons.most_common(10))
         return {"reasons": dict(reasons), "result": f"{reasons.total()} dead letters" + (f": {named}" if named else "")}

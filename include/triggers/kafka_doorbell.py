@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -73,13 +73,16 @@ class KafkaDoorbellTrigger(BaseEventTrigger):
             )
             count = await watch.call(lambda: self._start(clients, consumer))
             waiting, rang_at, checked_at = False, 0.0, time.monotonic()
+            seen: dict[int, int] = {}
             while True:
-                messages = await watch.call(lambda: consumer.consume(500, 0.25))
-                waiting = waiting or any(not message.error() for message in messages)
+                for message in await watch.call(lambda: consumer.consume(500, 0.25)):
+                    if not message.error():
+                        waiting = True
+                        seen[message.partition() or 0] = (message.offset() or 0) + 1
                 now = time.monotonic()
                 if now - checked_at > RING_AGAIN_S:
                     checked_at = now
-                    waiting = waiting or await watch.call(lambda: self._is_behind(clients, consumer, count))
+                    waiting = waiting or await watch.call(lambda: self._is_behind(clients, consumer, count, seen))
                     if count != await watch.call(lambda: clients.partitions(consumer, self.topic)[self.topic]):
                         return
                 if waiting and now - rang_at > PAUSE_S:
@@ -100,13 +103,26 @@ class KafkaDoorbellTrigger(BaseEventTrigger):
         )
         return count
 
-    def _is_behind(self, clients: KafkaClients, consumer: Consumer, count: int) -> bool:
-        """Whether the group has not committed all that was seen here."""
-        from confluent_kafka import TopicPartition
+    def _is_behind(self, clients: KafkaClients, consumer: Consumer, count: int, seen: Mapping[int, int]) -> bool:
+        """Whether a run would be given a message: one that was seen here, is not committed and still exists.
 
+        What an offset alone counts is no such message: a transaction's marker, or one that the broker has deleted.
+
+        :param seen: by partition the offset after the last message that this consumer was given.
+        """
         committed = self._committed(clients, consumer, count)
-        seen = consumer.position([TopicPartition(self.topic, partition) for partition in range(count)])
-        return any(each.offset > max(committed[each.partition], 0) for each in seen)
+        behind = [partition for partition, offset in seen.items() if offset > committed.get(partition, 0)]
+        return any(seen[partition] > self._oldest(clients, consumer, partition) for partition in behind)
+
+    def _oldest(self, clients: KafkaClients, consumer: Consumer, partition: int) -> int:
+        from confluent_kafka import KafkaException, TopicPartition
+
+        from include.kafka_clients import METADATA_TIMEOUT_S
+
+        try:
+            return consumer.get_watermark_offsets(TopicPartition(self.topic, partition), METADATA_TIMEOUT_S)[0]
+        except KafkaException as error:
+            raise clients.failure("asking for the oldest message", error) from None
 
     def _committed(self, clients: KafkaClients, consumer: Consumer, count: int) -> dict[int, int]:
         """The group's offset by partition; negative where it has none."""

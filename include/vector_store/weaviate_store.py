@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
 from include.documents import Chunk
+from include.shown import shown_text
 from include.vector_store import Hit, SearchQuery, complete_documents, cosine
 
 if TYPE_CHECKING:
@@ -279,7 +280,7 @@ def insert_all(collection: Collection[Any, Any], objects: Sequence[Any]) -> None
             time.sleep(pause)
             left, pause = failed, 2 * pause
     named = "; ".join(
-        f"{left[index].properties['source']} chunk {left[index].properties['position']}: {reason}"
+        f"{left[index].properties['source']} chunk {left[index].properties['position']}: {shown_text(reason)}"
         for index, reason in list(reasons.items())[:3]
     )
     raise AirflowException(f"Weaviate did not store {len(failed)} of {len(objects)} chunks. The first: {named}")
