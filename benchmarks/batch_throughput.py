@@ -38,10 +38,10 @@ MEMORY = """
 import asyncio, resource
 from typing import Literal
 from include.ai import BaseModel
-from include.batch_answers import Answering
-from include.batch_chunks import Chunk, write_chunks
-from include.batch_rows import read_rows
-from include.storage import storage_path
+from include.batch.answering import Answering
+from include.batch.chunks import Chunk, write_chunks
+from include.batch.rows import read_rows
+from include.common.storage import storage_path
 
 class Labels(BaseModel):
     sentiment: Literal["positive", "negative", "neutral"]

@@ -28,7 +28,7 @@ from local.stack import Stack
 DAG_ID = "deferred_jobs"
 DAG_FILE = """
 from airflow.sdk import dag, task
-from include.custom_operators.gpt_fine_tune import OpenAIFineTuneOperator
+from include.fine_tuning.operator import OpenAIFineTuneOperator
 
 @dag(schedule=None, tags=["benchmark"], max_active_tasks=64)
 def deferred_jobs():
@@ -39,9 +39,9 @@ def deferred_jobs():
     @task
     def upload():
         import asyncio
-        from include.fine_tuning import TRAINING, example_file
-        from include.openai_files import upload_once
-        from include.openai_service import openai_service
+        from include.fine_tuning.checks import TRAINING, example_file
+        from include.jobs.files import upload_once
+        from include.jobs.service import openai_service
         return asyncio.run(upload_once(openai_service("openai_default"), example_file(None, TRAINING)))
 
     OpenAIFineTuneOperator.partial(

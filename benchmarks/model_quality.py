@@ -22,7 +22,7 @@ from pydantic import BaseModel, Field
 from local.model_server import serve
 from local.model_server.engine import Engine
 
-SAMPLES = Path(__file__).parents[1] / "include" / "sample_data"
+SAMPLES = Path(__file__).parents[1] / "include" / "sample"
 REVIEW_PROMPT = "Classify the sentiment of a customer review."
 INCIDENT_PROMPT = """Decide how to handle an incident of a fleet-tracking platform.
 handle_critical: danger to people, the whole system is down, or data is being lost.

@@ -22,7 +22,7 @@ from llmock.pytest_plugin import LLMock
 from llmock.testing import LLMockServer
 
 from examples.ask import Airflow
-from include.usage import USAGE_XCOM_KEY
+from include.ai.usage import USAGE_XCOM_KEY
 from local.airflow_api import AirflowAPI
 from local.processes import free_ports
 from local.stack import Stack

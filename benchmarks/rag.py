@@ -40,19 +40,19 @@ from airflow.sdk import dag, task
 def task_per_document():
     @task
     def names():
-        from include.documents import document_names
+        from include.rag.documents import document_names
         return document_names()[:NUMBER]
 
     @task
     def embed(name: str):
-        from include.documents import read_document, split_document
-        from include.embeddings import Embedder
+        from include.rag.documents import read_document, split_document
+        from include.ai.embeddings import Embedder
         return Embedder().embed_documents([chunk.text for chunk in split_document(read_document(name))])
 
     @task
     def load(names: list[str], vectors: list):
-        from include.documents import read_document, split_document
-        from include.vector_store import open_vector_store
+        from include.rag.documents import read_document, split_document
+        from include.rag.stores import open_vector_store
         with open_vector_store() as store:
             collection = store.collection("TaskPerDocument")
             collection.create(len(vectors[0][0]))
@@ -118,9 +118,9 @@ print(json.dumps({"chunks": table.count_rows(), "queries": took}))
 
 PEAK_MEMORY = """
 import resource, sys
-from include.documents import document_names
-from include.ingestion import find_changes, index_documents
-from include.knowledge_index import COLLECTION
+from include.rag.documents import document_names
+from include.rag.ingestion import find_changes, index_documents
+from include.rag.search import COLLECTION
 collection = find_changes(COLLECTION).collection
 index_documents(COLLECTION, collection, document_names()[:int(sys.argv[1])])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
@@ -243,8 +243,8 @@ def _wait_for_end(stack: Stack, dag_id: str, run_id: str) -> None:
 def _search_function(environment: dict[str, str]) -> Callable[[str], Any]:
     """A search as a task does it, once the model and the store are open."""
     os.environ |= {name: value for name, value in environment.items() if name.startswith(("AIRFLOW", "GENAI"))}
-    from include.knowledge_index import COLLECTION, best_hits, open_index
-    from include.vector_store import SearchQuery
+    from include.rag.search import COLLECTION, best_hits, open_index
+    from include.rag.stores import SearchQuery
 
     index = open_index(COLLECTION).__enter__()
     assert index

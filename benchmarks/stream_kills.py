@@ -27,8 +27,8 @@ from typing import Any
 import psutil
 from confluent_kafka import KafkaException
 
-from include.dead_letters import position
-from include.kafka_messages import DEAD_LETTERS, REPLIES, STREAM_REQUESTS, new_request
+from include.messages.contract import DEAD_LETTERS, REPLIES, STREAM_REQUESTS, new_request
+from include.messages.kafka.dead_letters import position
 from local.environment import PROJECT
 from local.kafka_broker import broker_connection
 from local.processes import free_ports

@@ -22,7 +22,7 @@ from datetime import datetime
 from pathlib import Path
 
 from benchmarks.stream_kills import settings
-from include.kafka_messages import EVENT_REQUESTS, REPLIES, STREAM_REQUESTS, Request, new_request
+from include.messages.contract import EVENT_REQUESTS, REPLIES, STREAM_REQUESTS, Request, new_request
 from local.processes import free_ports
 from local.send import kafka_replies
 from local.stack import Stack

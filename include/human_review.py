@@ -12,7 +12,7 @@ from airflow.providers.common.compat.sdk import AirflowSkipException
 from airflow.sdk import Param
 from airflow.sdk.definitions.param import ParamsDict
 
-from include.storage import artifact_path, name_on_storage, write_artifact
+from include.common.storage import artifact_path, name_on_storage, write_artifact
 
 LINE_LENGTH = 80  # a block is not wrapped in Airflow's UI
 

@@ -128,7 +128,7 @@ def own_lines(pattern: Pattern) -> list[OwnLine]:
             add(node, node.targets[0].id)
         elif isinstance(node, ast.ClassDef):
             add(node, node.name, ", what the model is asked to return")
-        elif isinstance(node, ast.ImportFrom) and node.module == "include.sample_data":
+        elif isinstance(node, ast.ImportFrom) and node.module == "include.sample.data":
             add(node, "the sample data", ": put your own rows here")
         elif isinstance(node, ast.ImportFrom) and any(alias.name.endswith("_PROMPT") for alias in node.names):
             prompts = ", ".join(alias.name for alias in node.names if alias.name.endswith("_PROMPT"))

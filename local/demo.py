@@ -15,7 +15,7 @@ import httpx
 from rich.console import Console
 from rich.markup import escape
 
-from include.usage import USAGE_XCOM_KEY
+from include.ai.usage import USAGE_XCOM_KEY
 from local.dags import FOLDER, template_dags, wanted_dags
 from local.demo_result import COLOURS, Result, name_of, one_line, seconds_of, table_of
 from local.environment import PROJECT, user_environment, uses_embedded_queue

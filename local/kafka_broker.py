@@ -15,7 +15,7 @@ from pathlib import Path
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
-from include.kafka_messages import DEAD_LETTERS, EVENT_REQUESTS, REPLIES, STREAM_REQUESTS
+from include.messages.contract import DEAD_LETTERS, EVENT_REQUESTS, REPLIES, STREAM_REQUESTS
 
 TIMEOUT_S = 5.0
 # What is dead-lettered is a little larger than it was, by its headers.

@@ -19,8 +19,8 @@ from typing import Any
 
 from confluent_kafka import OFFSET_END, Consumer, KafkaException, Producer, TopicPartition
 
-from include.kafka_messages import EVENT_REQUESTS, REPLIES, STREAM_REQUESTS, Request, new_request
-from include.sample_data import tickets
+from include.messages.contract import EVENT_REQUESTS, REPLIES, STREAM_REQUESTS, Request, new_request
+from include.sample.data import tickets
 from local.environment import DEFAULT_HOME, user_environment, uses_embedded_queue
 from local.kafka_broker import broker_connection
 from local.processes import StackError

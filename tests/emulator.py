@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from include.fine_tuning import TRAINING
+from include.fine_tuning.checks import TRAINING
 
 BASE_MODEL = "smollm2-135m-instruct"
 JOBS = "/v1/fine_tuning/jobs"

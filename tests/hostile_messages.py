@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from include.kafka_messages import LARGEST_BYTES, new_request
+from include.messages.contract import LARGEST_BYTES, new_request
 
 
 def _changed(**fields: Any) -> bytes:

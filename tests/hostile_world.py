@@ -14,10 +14,11 @@ import pytest
 from airflow.providers.standard.operators.hitl import HITLOperator
 from llmock.scenarios import Match, Reply, ToolCall
 
-from include import documents, ingestion, knowledge_changes
-from include.dead_letters import PREFIX
-from include.kafka_messages import DEAD_LETTERS, STREAM_REQUESTS, new_request
-from include.knowledge_index import COLLECTION
+from include.messages.contract import DEAD_LETTERS, STREAM_REQUESTS, new_request
+from include.messages.kafka.dead_letters import PREFIX
+from include.rag import changes as knowledge_changes
+from include.rag import documents, ingestion
+from include.rag.search import COLLECTION
 from tests.emulator import Emulator
 from tests.template_attack import ATTACK
 from tests.test_chat_examples import conversation
@@ -65,7 +66,7 @@ class World:
             SimpleNamespace(asset=SimpleNamespace(name="asset"), timestamp=number, extra=extra)
             for number, extra in enumerate(extras)
         ]
-        self.patch.setattr("include.asset_events.triggering_events", lambda *assets: events)
+        self.patch.setattr("include.common.asset_events.triggering_events", lambda *assets: events)
 
     def service(self) -> Emulator:
         """The emulator of fine-tuning and batches, on the scripted model."""
@@ -169,7 +170,7 @@ def map_task_group(world: World) -> Conf:
 
 
 def stream_inference(world: World) -> Conf:
-    world.patch.setattr("include.stream_inference.LINGER_S", 0.3)
+    world.patch.setattr("include.messages.kafka.stream.LINGER_S", 0.3)
     world.always({"category": "technical", "summary": ATTACK})
     request = new_request(ATTACK, echo=ATTACK).model_dump_json().encode()
     world.fixture("kafka").send(STREAM_REQUESTS, [request, ATTACK.encode()], key=ATTACK.encode())

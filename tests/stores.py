@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from include.documents import KNOWLEDGE_BASE, Chunk, Document, document_names, read_document
+from include.rag.documents import KNOWLEDGE_BASE, Chunk, Document, document_names, read_document
 
 SKIPPED = (
     "NOT RUN ON WEAVIATE: set WEAVIATE_URL and WEAVIATE_API_KEY (`astro dev start` has one at http://127.0.0.1:8081, "
@@ -52,7 +52,7 @@ def each_store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyte
 
 def delete_collections(prefix: str) -> None:
     """Remove from the Weaviate server whatever was made under this prefix."""
-    from include.vector_store.weaviate_store import connect
+    from include.rag.stores.weaviate_store import connect
 
     client = connect("vector_store_default")
     for alias in client.alias.list_all():

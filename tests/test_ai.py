@@ -19,7 +19,7 @@ from pydantic_ai.models.function import FunctionModel
 from pydantic_ai.usage import RequestUsage
 
 from include.ai import AIRFLOW_AI_SDK, COMMON_AI, BaseModel, active_sdk, agent_kwargs, llm_kwargs, untrusted
-from include.llm_model import ConnectionModel
+from include.ai.model import ConnectionModel
 from tests.conftest import KEY, PROJECT
 
 

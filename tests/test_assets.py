@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from include import knowledge_changes
-from include.asset_events import files_of
-from include.feedback import count_topics, read_texts, top_topics, topic_table
-from include.storage import storage_path, stored_file, write_artifact
+from include.common.asset_events import files_of
+from include.common.storage import storage_path, stored_file, write_artifact
+from include.rag import changes as knowledge_changes
+from include.sample.feedback import count_topics, read_texts, top_topics, topic_table
 from tests.storages import on_storage
 
 

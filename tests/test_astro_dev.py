@@ -155,9 +155,9 @@ import runpy, sys
 from pathlib import Path
 for file in sys.argv[1:]:
     runpy.run_path(file)
-from include.storage import storage_path
-from include import sample_data
-print(storage_path(), len(sample_data.reviews()))
+from include.common.storage import storage_path
+from include.sample import data
+print(storage_path(), len(data.reviews()))
 """
 
 

@@ -75,7 +75,7 @@ def test_airflow_settings_hold_no_secret() -> None:
 
 
 def test_the_pool_of_the_settings_is_the_one_that_model_calls_use() -> None:
-    from include.task_defaults import LLM_POOL
+    from include.common.task_defaults import LLM_POOL
 
     (pool,) = airflow_settings()["pools"]
     assert pool["pool_name"] == LLM_POOL == "llm_pool"

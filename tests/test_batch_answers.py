@@ -13,12 +13,12 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowException
 from airflow.sdk import ObjectStoragePath
 
-from include import batch_answers, rate_limit
-from include.ai import BaseModel
-from include.batch_answers import Answering
-from include.batch_chunks import Chunk, Result, write_chunks
-from include.batch_rows import Row
-from include.storage import storage_path
+from include.ai import BaseModel, rate_limit
+from include.batch import answering as batch_answers
+from include.batch.answering import Answering
+from include.batch.chunks import Chunk, Result, write_chunks
+from include.batch.rows import Row
+from include.common.storage import storage_path
 from tests.conftest import PROJECT
 from tests.stack import wait_until
 from tests.storages import on_storage
@@ -129,7 +129,7 @@ def test_a_journal_that_another_worker_has_just_dropped_loses_nothing(model, mon
 
 
 def test_a_storage_that_fails_ends_the_try_and_nothing_is_asked_that_was_not_noted(model, monkeypatch):
-    from include import batch_chunks
+    from include.batch import chunks as batch_chunks
 
     written, write = [], batch_chunks._write
 

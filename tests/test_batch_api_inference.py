@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from include.batch_api import BatchFile, batch_cost
-from include.openai_service import OpenAIService
-from include.storage import storage_path, stored_file, write_artifact
+from include.batch_api.file import BatchFile, batch_cost
+from include.common.storage import storage_path, stored_file, write_artifact
+from include.jobs.service import OpenAIService
 from tests.conftest import KEY, chat_requests
 from tests.emulator import BATCHES, Emulator
 from tests.storages import on_storage

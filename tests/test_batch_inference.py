@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from include.sample_data import reviews
+from include.sample.data import reviews
 from tests.conftest import chat_requests
 from tests.storages import on_storage
 

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from include.storage import storage_path
+from include.common.storage import storage_path
 from tests.conftest import KEY
 from tests.scripted_model import CALL_USD, ScriptedServer
 from tests.storages import on_storage

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from include.chat_examples import LONGEST_LINE, MOST_PROBLEMS, check_file, check_files, estimate_tokens, examples
-from include.fine_tuning import TRAINING, VALIDATION
+from include.fine_tuning.checks import TRAINING, VALIDATION
+from include.fine_tuning.examples import LONGEST_LINE, MOST_PROBLEMS, check_file, check_files, estimate_tokens, examples
 
 pytestmark = pytest.mark.one_stack
 

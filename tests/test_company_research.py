@@ -1,4 +1,4 @@
-"""`include.company_research`: the tools of the agents, and their numbers."""
+"""`include.sample.company_research`: the tools of the agents, and their numbers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import get_args
 
 import pytest
 
-from include.company_research import CompanyName, Topic, financial_figures, search_market_facts
-from include.sample_data import companies
+from include.sample.company_research import CompanyName, Topic, financial_figures, search_market_facts
+from include.sample.data import companies
 
 pytestmark = pytest.mark.one_stack
 

@@ -152,9 +152,9 @@ def test_while_the_broker_does_not_answer_the_topics_are_tried_again(kafka_topic
     assert kafka_topics["restart"] == "on-failure"
 
 
-@pytest.mark.skipif(importlib.util.find_spec("include.kafka_messages") is None, reason="no DAG listens to Kafka")
+@pytest.mark.skipif(importlib.util.find_spec("include.messages.contract") is None, reason="no DAG listens to Kafka")
 def test_they_are_the_topics_that_the_dags_use(kafka_topics):
-    from include import kafka_messages
+    from include.messages import contract as kafka_messages
 
     named = {value for name, value in vars(kafka_messages).items() if name.isupper() and isinstance(value, str)}
     assert named == {line.split()[0] for line in kafka_topics["environment"]["TOPICS"].splitlines()}

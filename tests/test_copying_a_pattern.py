@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from include.kafka_messages import EVENT_REQUESTS, REPLIES, STREAM_REQUESTS, new_request
+from include.messages.contract import EVENT_REQUESTS, REPLIES, STREAM_REQUESTS, new_request
 from local.copy_pattern import CopyError, analyse, copy, needs, report
 from local.kafka_broker import broker_connection
 from local.openai_emulator import serve as openai_emulator
@@ -157,8 +157,8 @@ def test_each_dag_runs_in_an_empty_project_to_which_it_was_copied(tmp_path, airf
 @pytest.mark.needs_dags("rag_pipeline", "fine_tuning")
 def test_every_module_is_copied_that_might_be_imported_at_run_time():
     modules = {str(path) for path in analyse("rag_pipeline").modules}
-    assert {"include/ai.py", "include/ai_common_ai.py", "include/vector_store/lancedb_store.py"} <= modules
-    assert "include/triggers/paid_job.py" in {str(path) for path in analyse("fine_tuning").modules}
+    assert {"include/ai/__init__.py", "include/ai/on_common_ai.py", "include/rag/stores/lancedb_store.py"} <= modules
+    assert "include/jobs/trigger.py" in {str(path) for path in analyse("fine_tuning").modules}
 
 
 @pytest.mark.needs_dags("map_expand")

@@ -147,7 +147,7 @@ def test_tasks_that_call_a_model_have_a_pool_a_time_out_and_a_capped_back_off(da
 def test_nothing_of_a_task_is_rendered_once_it_holds_text_from_outside(dag):
     from airflow.sdk.definitions._internal.expandinput import ListOfDictsExpandInput
 
-    from include.templates import end_rendering, resolve_as_data
+    from include.common.templates import end_rendering, resolve_as_data
 
     assert ListOfDictsExpandInput.resolve is resolve_as_data
     assert dag.default_args["pre_execute"] is end_rendering  # so that the DAG's file has imported it
@@ -166,7 +166,7 @@ def test_mapped_tasks_have_readable_names(dag):
 def test_the_pool_of_the_defaults_is_the_one_that_is_created():
     import yaml
 
-    from include.task_defaults import LLM_POOL
+    from include.common.task_defaults import LLM_POOL
 
     settings = yaml.safe_load((PROJECT / "airflow_settings.yaml").read_text())
     assert LLM_POOL in [pool["pool_name"] for pool in settings["airflow"]["pools"]]

@@ -1,4 +1,4 @@
-"""`include.documents`: reading the knowledge base, and cutting it into chunks."""
+"""`include.rag.documents`: reading the knowledge base, and cutting it into chunks."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from hypothesis import given
 from hypothesis import strategies as st
 
-from include import document_formats, documents
-from include.document_formats import UnreadableDocument
-from include.documents import (
+from include.rag import documents
+from include.rag import formats as document_formats
+from include.rag.documents import (
     CHUNK_CHARACTERS,
     Document,
     document_names,
@@ -25,6 +25,7 @@ from include.documents import (
     read_document,
     split_document,
 )
+from include.rag.formats import UnreadableDocument
 from tests.stores import read_documents
 
 pytestmark = pytest.mark.one_stack

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from include.dead_letters import position
-from include.kafka_messages import DEAD_LETTERS, EVENT_REQUESTS, REPLIES, STREAM_REQUESTS, new_request
+from include.messages.contract import DEAD_LETTERS, EVENT_REQUESTS, REPLIES, STREAM_REQUESTS, new_request
+from include.messages.kafka.dead_letters import position
 from local.send import send
 from local.sqs_server import sqs_client
 from tests.hostile_messages import HOSTILE

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, TaskDeferred
 
-from include.custom_operators.gpt_fine_tune import OpenAIFineTuneOperator, valid_suffix
-from include.fine_tuning_jobs import FineTuningApi
-from include.openai_service import openai_service
-from include.paid_jobs import start
-from include.paid_jobs.job import Outcome
-from include.paid_jobs.record import JobKey, record_path
-from include.paid_jobs.start import one_job
-from include.triggers.gpt_fine_tune import OpenAIFineTuneTrigger
+from include.fine_tuning.api import FineTuningApi
+from include.fine_tuning.operator import OpenAIFineTuneOperator, valid_suffix
+from include.fine_tuning.trigger import OpenAIFineTuneTrigger
+from include.jobs import start
+from include.jobs.job import Outcome
+from include.jobs.record import JobKey, record_path
+from include.jobs.service import openai_service
+from include.jobs.start import one_job
 from tests.conftest import KEY
 from tests.emulator import JOBS, Emulator
 from tests.killing import Killed, killing
@@ -76,7 +76,7 @@ class Task:
             return self.operator().execute({"ti": self.ti})
         except TaskDeferred as deferred:
             path, arguments = deferred.trigger.serialize()
-            assert path == "include.triggers.gpt_fine_tune.OpenAIFineTuneTrigger"
+            assert path == "include.fine_tuning.trigger.OpenAIFineTuneTrigger"
             event = asyncio.run(only_event(OpenAIFineTuneTrigger(**json.loads(json.dumps(arguments)))))
             return self.operator().execute_complete({"ti": self.ti}, event)
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
-from include import fine_tuning as steps
-from include.fine_tuning import check_examples, estimate, example_file, preflight
-from include.model_comparison import comparison_table, scores, word_f1
-from include.openai_files import InputFile, upload_once
-from include.openai_service import OpenAIService, openai_service
-from include.storage import storage_path, stored_file
+from include.common.storage import storage_path, stored_file
+from include.fine_tuning import checks as steps
+from include.fine_tuning.checks import check_examples, estimate, example_file, preflight
+from include.fine_tuning.comparison import comparison_table, scores, word_f1
+from include.jobs.files import InputFile, upload_once
+from include.jobs.service import OpenAIService, openai_service
 from tests.conftest import KEY, chat_requests
 from tests.emulator import JOBS, Emulator
 from tests.storages import on_storage
@@ -200,7 +200,7 @@ def test_exact_answers_are_counted_apart_from_those_with_the_right_words():
 
 
 def test_a_hostile_answer_stays_in_its_cell():
-    from include.chat_examples import Example
+    from include.fine_tuning.examples import Example
 
     example = Example.model_validate(conversation(1))
     (row,) = comparison_table([example], {"m": ["| a |\n# x <script> `rm`"]}).splitlines()[2:]

@@ -1,4 +1,4 @@
-"""`include.json_lines`, and that any text comes through all that a batch writes: rows, chunks, journal and results."""
+"""`include.common.json_lines`, and any text through all that a batch writes: rows, chunks, journal and results."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from include.ai import BaseModel
-from include.batch_chunks import Chunk, Result, write_chunks
-from include.batch_requests import Answers, check_requests, read_requests, write_upload
-from include.batch_results import COLUMNS, results_writer
-from include.batch_rows import Row, read_rows
-from include.chat_examples import check_file
-from include.feedback import read_texts
-from include.json_lines import json_line, read_lines
-from include.storage import storage_path, write_artifact
+from include.batch.chunks import Chunk, Result, write_chunks
+from include.batch.results import COLUMNS, results_writer
+from include.batch.rows import Row, read_rows
+from include.batch_api.requests import Answers, check_requests, read_requests, write_upload
+from include.common.json_lines import json_line, read_lines
+from include.common.storage import storage_path, write_artifact
+from include.fine_tuning.examples import check_file
+from include.sample.feedback import read_texts
 from tests.storages import on_storage
 from tests.test_chat_examples import conversation, file_of, lines
 

@@ -13,9 +13,9 @@ import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from include.kafka_clients import KafkaClients
+from include.messages.kafka.clients import KafkaClients
+from include.messages.kafka.doorbell import KafkaDoorbellTrigger
 from include.triggers import kafka_doorbell
-from include.triggers.kafka_doorbell import KafkaDoorbellTrigger
 from tests.kafka import Broker
 from tests.stack import wait_until
 
@@ -124,7 +124,7 @@ def test_its_row_in_the_database_names_the_connection_and_no_secret(topic):
     trigger = doorbell(topic)
     path, arguments = trigger.serialize()
 
-    assert path == "include.triggers.kafka_doorbell.KafkaDoorbellTrigger"
+    assert path == "include.messages.kafka.doorbell.KafkaDoorbellTrigger"
     assert arguments == {"topic": topic, "group": topic, "kafka_config_id": "kafka_default"}
     assert KafkaDoorbellTrigger(**arguments).serialize() == trigger.serialize()
 

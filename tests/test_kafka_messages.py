@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from include.kafka_messages import new_request, parse_message
+from include.messages.contract import new_request, parse_message
 from tests.hostile_messages import HOSTILE
 
 pytestmark = pytest.mark.one_stack

@@ -14,8 +14,9 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowException
 from sqlalchemy import select
 
-from include import embeddings, llm_model
-from include.openai_service import openai_service, task_error
+from include.ai import embeddings
+from include.ai import model as llm_model
+from include.jobs.service import openai_service, task_error
 from tests.conftest import KEY, model_connection
 from tests.test_multi_agent import FINANCE
 from tests.test_prompt_chaining import ANALYSIS, REPLY
@@ -68,7 +69,7 @@ def test_an_answer_that_stays_invalid_fails_the_task_without_being_logged(run_da
 
 
 def test_prompt_and_answer_are_there_for_who_asks_for_debug_logs(run_dag, llm, caplog):
-    with caplog.at_level(logging.DEBUG, logger="include.llm_model"):
+    with caplog.at_level(logging.DEBUG, logger="include.ai.model"):
         run_prompt_chaining(run_dag, llm)
 
     assert ASKED in caplog.text

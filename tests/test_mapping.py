@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from include.mapping import chunked
-from include.personal_data import mask_personal_data
+from include.common.mapping import chunked
+from include.common.personal_data import mask_personal_data
 from tests.conftest import chat_requests, embedding_requests
 
 DEFAULTS = {

@@ -15,9 +15,9 @@ from typing import Any, get_args
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
-from include import llm_model
-from include.llm_model import ConnectionModel
-from include.rate_limit import RateLimit
+from include.ai import model as llm_model
+from include.ai.model import ConnectionModel
+from include.ai.rate_limit import RateLimit
 from tests.conftest import KEY, chat_requests, model_connection
 from tests.test_prompt_chaining import ANALYSIS, REPLY, script
 
@@ -270,7 +270,7 @@ def test_the_default_models_are_in_the_openai_packages_own_lists():
     from openai.types import EmbeddingModel
     from openai.types.shared import ChatModel
 
-    from include import embeddings
+    from include.ai import embeddings
 
     assert llm_model.DEFAULT_MODEL.split(":")[1] in get_args(ChatModel)
     assert embeddings.DEFAULT_MODEL.split(":")[1] in get_args(EmbeddingModel)

@@ -79,7 +79,7 @@ FINANCE = ({"financial_analysis": ["Is it profitable?"]}, "financial_figures", {
 
 @pytest.mark.parametrize(("assigned", "tool", "arguments"), [RESEARCH, FINANCE], ids=["research", "finance"])
 def test_an_agent_calls_its_tool_and_answers_from_the_tools_data(run_dag, llm, storage, assigned, tool, arguments):
-    from include import company_research
+    from include.sample import company_research
 
     plan(llm, **assigned)
     llm.call_tool(tool, arguments).reply("What the tool said, in short.")
@@ -123,7 +123,7 @@ def test_an_assignment_that_the_plan_repeats_is_worked_on_once(run_dag, llm, sto
 
 
 def test_an_unknown_company_is_answered_with_the_known_ones_and_the_agent_recovers(run_dag, llm, storage):
-    from include.sample_data import companies
+    from include.sample.data import companies
 
     plan(llm, financial_analysis=["Is it profitable?"])
     llm.call_tool("financial_figures", {"company": "Tretwald GmbH"})
@@ -140,7 +140,7 @@ def test_an_unknown_company_is_answered_with_the_known_ones_and_the_agent_recove
 
 
 def test_the_companies_to_choose_from_are_those_of_the_sample_data(load_dag):
-    from include.sample_data import companies
+    from include.sample.data import companies
 
     assert load_dag("multi_agent").params.get_param("company").schema["enum"] == list(companies())
 

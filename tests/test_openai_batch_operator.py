@@ -16,14 +16,14 @@ from typing import Any, ClassVar
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, TaskDeferred
 
-from include import batch_requests
-from include.batch_jobs import BatchApi
-from include.batch_rounds import Rounds
+from include.batch_api import requests as batch_requests
+from include.batch_api.api import BatchApi
+from include.batch_api.operator import OpenAIBatchOperator
+from include.batch_api.rounds import Rounds
+from include.batch_api.trigger import OpenAIBatchTrigger
+from include.common.storage import storage_path
 from include.custom_operators import openai_batch
-from include.custom_operators.openai_batch import OpenAIBatchOperator
-from include.paid_jobs import start
-from include.storage import storage_path
-from include.triggers.openai_batch import OpenAIBatchTrigger
+from include.jobs import start
 from tests.conftest import KEY
 from tests.emulator import BATCHES, Emulator
 from tests.killing import Killed, killing
@@ -127,7 +127,7 @@ class Task:
                 return self.results()
             except TaskDeferred as deferred:
                 path, arguments = deferred.trigger.serialize()
-                assert path == "include.triggers.openai_batch.OpenAIBatchTrigger"
+                assert path == "include.batch_api.trigger.OpenAIBatchTrigger"
                 assert OpenAIBatchTrigger(**arguments).serialize() == (path, arguments)
                 event = asyncio.run(only_event(OpenAIBatchTrigger(**json.loads(json.dumps(arguments)))))
                 work = lambda event=event: self.operator().execute_complete({"ti": self.ti}, event)  # noqa: E731

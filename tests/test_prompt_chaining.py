@@ -53,7 +53,7 @@ def test_a_run_that_is_cleared_and_gets_another_reply_keeps_the_first_delivery(r
 
 @on_storage("s3")
 def test_a_delivery_that_failed_after_writing_is_retried_without_a_second_delivery(run_dag, llm, storage, monkeypatch):
-    from include import storage as module
+    from include.common import storage as module
 
     script(llm)
     write, writes = module.write_artifact, []

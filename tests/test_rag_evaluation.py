@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from llmock.scenarios import Match, Reply, ToolCall
 
-from include.documents import document_names
-from include.rag_evaluation import is_grounded, regressions, spread_sample
-from include.sample_data import evaluation_questions
+from include.rag.documents import document_names
+from include.rag.evaluation import is_grounded, regressions, spread_sample
+from include.sample.data import evaluation_questions
 from tests.conftest import chat_requests, embedding_requests
 
 PASSAGES = [

@@ -21,12 +21,13 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 from llmock.scenarios import Match, Reply, ToolCall
 from llmock.simulation import build_mock_embedding as vector_of
 
-from include import documents, ingestion, knowledge_index
-from include.answers import DONT_KNOW
-from include.ingestion import find_changes, finish, in_parts, index_documents, refresh_index
-from include.knowledge_index import COLLECTION, search
-from include.storage import stored_file
-from include.vector_store import SearchQuery, open_vector_store
+from include.common.storage import stored_file
+from include.rag import documents, ingestion
+from include.rag import search as knowledge_index
+from include.rag.answers import DONT_KNOW
+from include.rag.ingestion import find_changes, finish, in_parts, index_documents, refresh_index
+from include.rag.search import COLLECTION, search
+from include.rag.stores import SearchQuery, open_vector_store
 from tests.conftest import KEY, chat_requests, embedding_requests, model_connection
 from tests.storages import on_storage
 from tests.stores import delete_collections, each_store, read_documents

@@ -1,4 +1,4 @@
-"""`include.rate_limit`: what an HTTP client under a limit does when the provider answers this or that."""
+"""`include.ai.rate_limit`: what an HTTP client under a limit does when the provider answers this or that."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from itertools import pairwise
 import httpx2
 import pytest
 
-from include import rate_limit
-from include.rate_limit import RateLimit
+from include.ai import rate_limit
+from include.ai.rate_limit import RateLimit
 from tests.virtual_time import VirtualTime
 
 pytestmark = pytest.mark.one_stack

@@ -1,4 +1,4 @@
-"""The report of the batch inference DAG: `include.review_report`, and the chart of `include.charts`."""
+"""The report of the batch inference DAG: `include.sample.review_report`, and the chart of `include.common.charts`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from include.charts import bar_chart
-from include.review_report import summarize_reviews
+from include.common.charts import bar_chart
+from include.sample.review_report import summarize_reviews
 
 pytestmark = pytest.mark.one_stack
 

@@ -85,7 +85,7 @@ def test_choices_that_stay_wrong_fail_the_run_and_nobody_acts(run_dag, llm, stor
 def test_the_samples_are_labelled_with_the_dags_severities_and_teams():
     from tests.conftest import PROJECT
 
-    lines = (PROJECT / "include" / "sample_data" / "incidents.jsonl").read_text().splitlines()
+    lines = (PROJECT / "include" / "sample" / "incidents.jsonl").read_text().splitlines()
     incidents = [json.loads(line) for line in lines]
     assert {each["severity"] for each in incidents} == set(SEVERITIES.values())
     assert {team for each in incidents for team in each["teams"]} == set(TEAMS)

@@ -28,7 +28,7 @@ def model_path() -> str:
 
 @pytest.fixture
 def embedder(model_path, monkeypatch):
-    from include.embeddings import Embedder
+    from include.ai.embeddings import Embedder
 
     conn = {"conn_type": "pydanticai", "extra": {"model": f"sentence-transformers:{model_path}"}}
     monkeypatch.setenv("AIRFLOW_CONN_EMBEDDINGS_DEFAULT", json.dumps(conn))
@@ -36,7 +36,7 @@ def embedder(model_path, monkeypatch):
 
 
 def test_texts_of_one_meaning_are_nearer_than_others(embedder):
-    from include.vector_store import cosine
+    from include.rag.stores import cosine
 
     question, same, other = embedder.embed_documents(TEXTS)
 
@@ -47,7 +47,7 @@ def test_texts_of_one_meaning_are_nearer_than_others(embedder):
 def test_the_model_is_loaded_once_whatever_a_task_does_with_it(embedder, storage, monkeypatch):
     import sentence_transformers
 
-    from include import embeddings
+    from include.ai import embeddings
 
     embeddings._in_process.clear()
     loaded = []
@@ -66,9 +66,9 @@ def test_the_model_is_loaded_once_whatever_a_task_does_with_it(embedder, storage
 
 
 def filled_and_searched():
-    from include.ingestion import refresh_index
-    from include.knowledge_index import search
-    from include.vector_store import SearchQuery
+    from include.rag.ingestion import refresh_index
+    from include.rag.search import search
+    from include.rag.stores import SearchQuery
 
     refresh_index("Help")
     return search("Help", SearchQuery("I forgot my password", [], 3))

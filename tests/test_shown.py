@@ -1,4 +1,4 @@
-"""`include.shown`: what logs and errors hold of URLs and of text from outside."""
+"""`include.common.shown`: what logs and errors hold of URLs and of text from outside."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from include.shown import HTTP_CLIENTS, UNREADABLE, quiet_http_clients, shown_text, shown_url, url_secrets
+from include.common.shown import HTTP_CLIENTS, UNREADABLE, quiet_http_clients, shown_text, shown_url, url_secrets
 
 pytestmark = pytest.mark.one_stack
 

@@ -1,4 +1,4 @@
-"""`include.sqs_inference` and the trigger before it, against moto's server: a fake of Amazon SQS, over real HTTP."""
+"""`include.messages.sqs` and the trigger before it, against moto's server: a fake of Amazon SQS, over real HTTP."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 from pydantic import BaseModel
 
-from include import sqs_inference
-from include.kafka_messages import new_request
-from include.sqs_inference import QueueRun, Queues, messages_of
-from include.stored_messages import fetch
-from include.stream_answers import Answerer
+from include.messages import sqs as sqs_inference
+from include.messages.answerer import Answerer
+from include.messages.contract import new_request
+from include.messages.sqs import QueueRun, Queues, messages_of
+from include.messages.stored import fetch
 from local.processes import free_ports
 from local.sqs_server import queue_url, sqs_client, sqs_connection
 from tests.hostile_messages import HOSTILE

@@ -1,4 +1,4 @@
-"""`include.storage`: artifacts are written whole or not at all, each run's in a folder of its own."""
+"""`include.common.storage`: artifacts are written whole or not at all, each run's in a folder of its own."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from include.batch_chunks import Chunk, Result, write_chunks
-from include.batch_job import input_file
-from include.batch_rows import Row, read_rows
-from include.storage import (
+from include.batch.chunks import Chunk, Result, write_chunks
+from include.batch.job import input_file
+from include.batch.rows import Row, read_rows
+from include.common.storage import (
     DEFAULT_FOLDER,
     artifact_path,
     name_on_storage,

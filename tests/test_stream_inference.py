@@ -1,4 +1,4 @@
-"""`include.stream_inference` against a real broker: what is answered, dead-lettered and committed."""
+"""`include.messages.kafka.stream` against a real broker: what is answered, dead-lettered and committed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 from pydantic import BaseModel
 
-from include import dead_letters, stream_inference
-from include.kafka_messages import DEAD_LETTERS, REPLIES, new_request
-from include.stream_answers import Answerer
-from include.stream_inference import Stream, _Batch
+from include.messages.answerer import Answerer
+from include.messages.contract import DEAD_LETTERS, REPLIES, new_request
+from include.messages.kafka import dead_letters
+from include.messages.kafka import stream as stream_inference
+from include.messages.kafka.stream import Stream, _Batch
 from local.processes import free_ports
 from tests.hostile_messages import HOSTILE
 from tests.kafka import Broker
@@ -357,7 +358,7 @@ def test_a_reply_that_is_too_large_is_a_dead_letter_and_is_sent_later_at_no_cost
     ids = topic.ask("One", echo=noise(1, 240).hex()) + topic.ask("Two")
     with monkeypatch.context() as patch:
         patch.setattr(stream_inference, "REPLIES", tiny)
-        patch.setattr("include.sent_replies.REPLIES", tiny)
+        patch.setattr("include.messages.kafka.sent_replies.REPLIES", tiny)
         assert topic.run() == {"answered": 1, "dead-lettered": 1, "backlog": False}
         assert [json.loads(each.value())["request_id"] for each in limits.read(tiny)] == ids[1:]
     (dead,) = topic.dead()
@@ -387,7 +388,7 @@ def test_a_storage_that_takes_nothing_fails_the_run_and_commits_nothing_past_the
     topic.ask("Two")
     monkeypatch.setattr(stream_inference, "DEAD_LETTERS", small(limits))
     with monkeypatch.context() as patch:
-        patch.setattr("include.stored_messages.write_artifact", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        patch.setattr("include.messages.stored.write_artifact", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
         with pytest.raises(OSError, match="disk full"):
             topic.run()
     assert topic.committed() == {0: 1}
@@ -405,7 +406,7 @@ def test_a_missing_topic_is_named_before_anything_is_asked(topic, model, monkeyp
 
 
 def test_a_broker_that_is_down_is_named(kafka, model, monkeypatch):
-    from include import kafka_clients
+    from include.messages.kafka import clients as kafka_clients
     from local.kafka_broker import broker_connection
 
     (nobody,) = free_ports(1)

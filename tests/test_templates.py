@@ -1,4 +1,4 @@
-"""`include.templates`: whatever way text from outside takes to a task, Airflow does not render it."""
+"""`include.common.templates`: whatever way text from outside takes to a task, Airflow does not render it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from airflow.providers.standard.operators.python import PythonOperator
 from airflow.sdk import BaseOperator, dag, task, task_group
 
 from include.ai import agent_kwargs, llm_kwargs, untrusted
-from include.task_defaults import DEFAULT_ARGS
+from include.common.task_defaults import DEFAULT_ARGS
 from tests.conftest import KEY, chat_requests
 from tests.template_attack import ATTACK, Watch, left_behind, watching
 

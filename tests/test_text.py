@@ -1,4 +1,4 @@
-"""`include.text`: text that every file, database and service takes."""
+"""`include.common.text`: text that every file, database and service takes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from include.text import clean_json, clean_text, whole_characters
+from include.common.text import clean_json, clean_text, whole_characters
 
 pytestmark = pytest.mark.one_stack
 

@@ -1,4 +1,4 @@
-"""`include.vector_store`: one contract for every store. On Weaviate it runs wherever WEAVIATE_URL is set."""
+"""`include.rag.stores`: one contract for every store. On Weaviate it runs wherever WEAVIATE_URL is set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from include.vector_store import SearchQuery, open_vector_store
+from include.rag.stores import SearchQuery, open_vector_store
 from tests.stores import chunks, delete_collections, each_store
 
 pytestmark = pytest.mark.one_stack
@@ -360,7 +360,7 @@ def test_a_refused_key_fails_at_once_and_names_the_setting(prefix, monkeypatch):
     good = json.dumps(conn)
     conn["extra"]["api_key"] = "a-wrong-key"
     monkeypatch.setenv("AIRFLOW_CONN_VECTOR_STORE_DEFAULT", json.dumps(conn))
-    monkeypatch.setattr("include.vector_store.weaviate_store.READY_TIMEOUT_S", 3600.0)  # it does not wait that long
+    monkeypatch.setattr("include.rag.stores.weaviate_store.READY_TIMEOUT_S", 3600.0)  # it does not wait that long
 
     with (
         pytest.raises(AirflowFailException, match=r"refused the key\. Set extra\.api_key") as error,

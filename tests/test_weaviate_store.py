@@ -1,4 +1,4 @@
-"""`include.vector_store.weaviate_store` without a server: the schema, the requests, objects that fail, no answer.
+"""`include.rag.stores.weaviate_store` without a server: the schema, the requests, objects that fail, no answer.
 
 What a server does with them is in test_vector_store.py, which runs wherever WEAVIATE_URL is set.
 """
@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException
 
-from include.vector_store import SearchQuery, open_vector_store
-from include.vector_store import weaviate_store as weaviate
+from include.rag.stores import SearchQuery, open_vector_store
+from include.rag.stores import weaviate_store as weaviate
 from local.processes import free_ports
 from tests.stores import chunks
 

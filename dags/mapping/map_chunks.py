@@ -11,7 +11,7 @@ A task per item is right where each is slow or costs money of its own, for tens 
 
 from airflow.sdk import Param, dag, get_current_context, task
 
-from include.task_defaults import DEFAULT_ARGS, LLM_POOL
+from include.common.task_defaults import DEFAULT_ARGS, LLM_POOL
 
 CATEGORIES = {
     "billing": "invoices, prices, payments, refunds, plans",
@@ -43,7 +43,7 @@ CATEGORIES = {
 def map_chunks():
     @task
     def get_chunks() -> list[list[int]]:
-        from include.mapping import chunked, mappable
+        from include.common.mapping import chunked, mappable
 
         params = get_current_context()["params"]
         chunks = mappable(chunked(range(params["rows"]), params["chunk_size"]))
@@ -51,8 +51,8 @@ def map_chunks():
 
     @task(map_index_template="{{ rows }}", pool=LLM_POOL)
     def sort_tickets(chunk: list[int]):
-        from include.embeddings import Embedder
-        from include.sample_data import tickets
+        from include.ai.embeddings import Embedder
+        from include.sample.data import tickets
 
         start, end = chunk
         get_current_context()["rows"] = f"rows {start} to {end - 1}"
@@ -66,7 +66,7 @@ def map_chunks():
 
     @task(trigger_rule="all_done")
     def report(chunks: list[list[int]]):
-        from include.mapping import mapped_results
+        from include.common.mapping import mapped_results
 
         counts = mapped_results("sort_tickets", chunks)
         failed = [f"rows {a} to {b - 1}" for (a, b), count in zip(chunks, counts, strict=True) if count is None]

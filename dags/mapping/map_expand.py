@@ -11,7 +11,7 @@ Masks personal data before a message may go to a model. How many tasks there are
 from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk import Param, dag, get_current_context, task
 
-from include.task_defaults import DEFAULT_ARGS
+from include.common.task_defaults import DEFAULT_ARGS
 
 
 @dag(
@@ -37,13 +37,13 @@ from include.task_defaults import DEFAULT_ARGS
 def map_expand():
     @task
     def get_messages() -> list[str]:
-        from include.mapping import mappable
+        from include.common.mapping import mappable
 
         return mappable(get_current_context()["params"]["messages"])
 
     @task(map_index_template="{{ label }}")
     def mask(message: str) -> str:
-        from include.personal_data import mask_personal_data
+        from include.common.personal_data import mask_personal_data
 
         context = get_current_context()
         context["label"] = f"message {context['ti'].map_index + 1}"
@@ -53,7 +53,7 @@ def map_expand():
 
     @task(trigger_rule="all_done")
     def report(messages: list[str]):
-        from include.mapping import mapped_results
+        from include.common.mapping import mapped_results
 
         masked = mapped_results("mask", messages)
         failed = [f"message {n}" for n, text in enumerate(masked, 1) if text is None]

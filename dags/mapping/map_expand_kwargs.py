@@ -6,14 +6,14 @@ arguments of one task, where `.expand(answer=..., expected=...)` would try **eve
 
 Lists of different lengths are refused with both lengths: `zip` alone would drop the surplus in silence.
 
-Airflow itself renders each of these arguments as a template. Here it does not (`include/templates.py`): an answer with
-`{{ ... }}` in it is text.
+Airflow itself renders each of these arguments as a template. Here it does not (`include/common/templates.py`): an
+answer with `{{ ... }}` in it is text.
 """
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk import Param, dag, get_current_context, task
 
-from include.task_defaults import DEFAULT_ARGS
+from include.common.task_defaults import DEFAULT_ARGS
 
 
 @dag(
@@ -42,7 +42,7 @@ from include.task_defaults import DEFAULT_ARGS
 def map_expand_kwargs():
     @task
     def pair() -> list[dict]:
-        from include.mapping import mappable
+        from include.common.mapping import mappable
 
         params = get_current_context()["params"]
         answers, expected = params["answers"], params["expected"]
@@ -52,7 +52,7 @@ def map_expand_kwargs():
 
     @task(map_index_template="{{ grade }}")
     def grade(answer: str, expected: str) -> float:
-        from include.grading import word_recall
+        from include.common.grading import word_recall
 
         score = word_recall(answer, expected)
         get_current_context()["grade"] = f"{score:.0%} of: {expected[:40]}"
@@ -60,7 +60,7 @@ def map_expand_kwargs():
 
     @task(trigger_rule="all_done")
     def report(pairs: list[dict]):
-        from include.mapping import mapped_results
+        from include.common.mapping import mapped_results
 
         scores = mapped_results("grade", pairs)
         failed = [pair["expected"] for pair, score in zip(pairs, scores, strict=True) if score is None]

@@ -10,8 +10,8 @@ from typing import get_args
 
 from airflow.sdk import Param, dag, get_current_context, task, task_group
 
-from include.company_research import CompanyName
-from include.task_defaults import DEFAULT_ARGS
+from include.common.task_defaults import DEFAULT_ARGS
+from include.sample.company_research import CompanyName
 
 COMPANIES = list(get_args(CompanyName))
 
@@ -35,7 +35,7 @@ COMPANIES = list(get_args(CompanyName))
 def map_task_group():
     @task
     def get_companies() -> list[str]:
-        from include.mapping import mappable
+        from include.common.mapping import mappable
 
         return mappable(get_current_context()["params"]["companies"])
 
@@ -43,7 +43,7 @@ def map_task_group():
     def company(name: str):
         @task(map_index_template="{{ company }}")
         def look_up(name: str):
-            from include.company_research import revenue_by_year
+            from include.sample.company_research import revenue_by_year
 
             get_current_context()["company"] = name
             return {"name": name, "revenue": revenue_by_year(name)}
@@ -58,7 +58,7 @@ def map_task_group():
 
     @task(trigger_rule="all_done")
     def report(names: list[str]):
-        from include.mapping import mapped_results
+        from include.common.mapping import mapped_results
 
         found = mapped_results("company.assess", names)
         failed = [name for name, text in zip(names, found, strict=True) if text is None]

@@ -19,8 +19,8 @@ from airflow.sdk import Param, dag, get_current_context, task
 from pydantic import Field
 
 from include.ai import BaseModel
-from include.custom_operators.openai_batch import OpenAIBatchOperator
-from include.task_defaults import DEFAULT_ARGS
+from include.batch_api.operator import OpenAIBatchOperator
+from include.common.task_defaults import DEFAULT_ARGS
 
 CONNECTION = "openai_default"
 PROMPT = "Classify a customer review of the fleet-tracking product Kestrel."
@@ -76,13 +76,13 @@ class ReviewLabels(BaseModel):
 def batch_api_inference():
     @task(multiple_outputs=True)
     def write_requests():
-        from include.openai_service import openai_service
+        from include.jobs.service import openai_service
 
         return batch_file().write_requests(openai_service(CONNECTION), PROMPT, ReviewLabels)
 
     @task
     def report(answers: str):
-        from include.openai_service import openai_service
+        from include.jobs.service import openai_service
 
         return batch_file().report(openai_service(CONNECTION), answers, ReviewLabels)
 
@@ -98,7 +98,7 @@ def batch_api_inference():
 
 
 def batch_file():
-    from include.batch_api import BatchFile
+    from include.batch_api.file import BatchFile
 
     context = get_current_context()
     return BatchFile(context["run_id"], context["params"])

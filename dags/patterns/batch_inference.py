@@ -12,7 +12,7 @@ from airflow.sdk import Param, dag, get_current_context, task
 from pydantic import Field
 
 from include.ai import BaseModel, llm_kwargs, untrusted
-from include.task_defaults import DEFAULT_ARGS
+from include.common.task_defaults import DEFAULT_ARGS
 
 SENTIMENT_PROMPT = "Classify the sentiment of a customer review."
 
@@ -52,7 +52,7 @@ class ReviewAnalysis(BaseModel):
 def batch_inference():
     @task
     def get_reviews() -> list[dict]:
-        from include.sample_data import reviews
+        from include.sample.data import reviews
 
         params = get_current_context()["params"]
         if params["reviews"] is not None:
@@ -73,10 +73,10 @@ def batch_inference():
     def report(rows: list[dict]):
         import json
 
-        from include.charts import bar_chart
-        from include.mapping import mapped_results
-        from include.review_report import summarize_reviews
-        from include.storage import artifact_path, write_artifact
+        from include.common.charts import bar_chart
+        from include.common.mapping import mapped_results
+        from include.common.storage import artifact_path, write_artifact
+        from include.sample.review_report import summarize_reviews
 
         context = get_current_context()
         analysis = summarize_reviews(rows, mapped_results("analyze", rows))

@@ -17,7 +17,7 @@ from airflow.sdk import Param, dag, get_current_context, task
 from pydantic import Field
 
 from include.ai import BaseModel
-from include.task_defaults import DEFAULT_ARGS, LLM_TASK
+from include.common.task_defaults import DEFAULT_ARGS, LLM_TASK
 
 # Together these tasks have as many slots as the pool: all that the account allows.
 TASKS = 2
@@ -109,7 +109,7 @@ def batch_inference_at_scale():
 
 
 def batch():
-    from include.batch_job import Batch
+    from include.batch.job import Batch
 
     context = get_current_context()
     return Batch(context["run_id"], context["params"], PROMPT, ReviewLabels)

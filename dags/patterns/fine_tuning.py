@@ -11,9 +11,9 @@ The provider, the base model and the price are those of the connection `openai_d
 
 from airflow.sdk import Metadata, Param, dag, get_current_context, task
 
-from include.assets import TUNED_MODEL
-from include.custom_operators.gpt_fine_tune import OpenAIFineTuneOperator
-from include.task_defaults import DEFAULT_ARGS, LLM_TASK
+from include.common.assets import TUNED_MODEL
+from include.common.task_defaults import DEFAULT_ARGS, LLM_TASK
+from include.fine_tuning.operator import OpenAIFineTuneOperator
 
 CONNECTION = "openai_default"
 N_EPOCHS = 3
@@ -68,22 +68,22 @@ def fine_tuning():
     def preflight():
         import asyncio
 
-        from include.fine_tuning import preflight as ask
-        from include.openai_service import openai_service
+        from include.fine_tuning.checks import preflight as ask
+        from include.jobs.service import openai_service
 
         return asyncio.run(ask(openai_service(CONNECTION)))
 
     @task
     def validate():
-        from include.fine_tuning import check_examples, files_of_run
+        from include.fine_tuning.checks import check_examples, files_of_run
 
         training, validation = check_examples(*files_of_run(get_current_context()["params"]))
         return {"training": training.examples, "validation": validation.examples, "tokens": training.tokens}
 
     @task
     def estimate(examples: dict):
-        from include.fine_tuning import estimate as price
-        from include.openai_service import openai_service
+        from include.fine_tuning.checks import estimate as price
+        from include.jobs.service import openai_service
 
         budget = get_current_context()["params"]["budget_usd"]
         return price(openai_service(CONNECTION), examples["tokens"], N_EPOCHS, budget)
@@ -92,9 +92,9 @@ def fine_tuning():
     def upload():
         import asyncio
 
-        from include.fine_tuning import files_of_run
-        from include.openai_files import upload_once
-        from include.openai_service import openai_service
+        from include.fine_tuning.checks import files_of_run
+        from include.jobs.files import upload_once
+        from include.jobs.service import openai_service
 
         training, validation = files_of_run(get_current_context()["params"])
         service = openai_service(CONNECTION)
@@ -107,9 +107,9 @@ def fine_tuning():
     def answer(model: str):
         import asyncio
 
-        from include.fine_tuning import evaluation_examples
-        from include.model_comparison import answer_all
-        from include.openai_service import openai_service
+        from include.fine_tuning.checks import evaluation_examples
+        from include.fine_tuning.comparison import answer_all
+        from include.jobs.service import openai_service
 
         context = get_current_context()
         context["model_name"] = model
@@ -118,8 +118,8 @@ def fine_tuning():
 
     @task
     def compare(base_model: str, tuned_model: str, answers: list[list[str]]):
-        from include.fine_tuning import evaluation_examples
-        from include.model_comparison import write_comparison
+        from include.fine_tuning.checks import evaluation_examples
+        from include.fine_tuning.comparison import write_comparison
 
         context = get_current_context()
         examples = evaluation_examples(context["params"])

@@ -15,9 +15,9 @@ from airflow.sdk import Param, dag, get_current_context, task, task_group
 from pydantic import Field
 
 from include.ai import BaseModel, llm_kwargs, untrusted
+from include.common.task_defaults import DEFAULT_ARGS
+from include.common.templates import end_rendering
 from include.human_review import APPROVE, REJECT
-from include.task_defaults import DEFAULT_ARGS
-from include.templates import end_rendering
 
 DRAFT_PROMPT = (
     "You are the support team of a fleet-tracking product. Draft a reply to the customer's ticket in two friendly "
@@ -77,7 +77,7 @@ def show_draft(context):
 def human_review():
     @task
     def get_tickets() -> list[dict]:
-        from include.sample_data import tickets
+        from include.sample.data import tickets
 
         params = get_current_context()["params"]
         if params["tickets"] is not None:
@@ -115,8 +115,8 @@ def human_review():
 
     @task(trigger_rule="all_done")
     def report(tickets: list[dict]):
+        from include.common.mapping import mapped_results
         from include.human_review import summarize
-        from include.mapping import mapped_results
 
         decisions = mapped_results("ticket.review", tickets)
         sent = mapped_results("ticket.send", tickets)

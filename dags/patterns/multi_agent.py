@@ -14,8 +14,8 @@ from airflow.sdk import Param, dag, get_current_context, task
 from pydantic import Field, model_validator
 
 from include.ai import BaseModel, agent_kwargs, llm_kwargs, untrusted
-from include.company_research import CompanyName, financial_figures, search_market_facts
-from include.task_defaults import DEFAULT_ARGS
+from include.common.task_defaults import DEFAULT_ARGS
+from include.sample.company_research import CompanyName, financial_figures, search_market_facts
 
 COMPANIES = list(get_args(CompanyName))
 SPECIALISTS = ["Market research", "Financial analysis"]
@@ -119,7 +119,7 @@ def multi_agent():
 
     @task
     def write_report(findings: str, synthesis: dict):
-        from include.storage import artifact_path, write_artifact
+        from include.common.storage import artifact_path, write_artifact
 
         context = get_current_context()
         params = context["params"]

@@ -14,7 +14,7 @@ from airflow.sdk import Param, dag, get_current_context, task
 from pydantic import Field
 
 from include.ai import BaseModel, llm_kwargs, untrusted
-from include.task_defaults import DEFAULT_ARGS
+from include.common.task_defaults import DEFAULT_ARGS
 
 ANALYSIS_PROMPT = "Analyse a customer's support ticket for a fleet-tracking product."
 REPLY_PROMPT = (
@@ -69,7 +69,7 @@ def prompt_chaining():
     def deliver_reply(analysis: dict, reply: dict):
         import json
 
-        from include.storage import artifact_path, write_artifact
+        from include.common.storage import artifact_path, write_artifact
 
         path = artifact_path("outbox", get_current_context()["run_id"], "reply.json")
         if not path.exists():

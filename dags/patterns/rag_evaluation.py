@@ -11,8 +11,8 @@ schedule it, or run it before a new model, chunk size or prompt goes live.
 from airflow.sdk import Param, dag, get_current_context, task
 
 from include.ai import llm_kwargs
-from include.answers import ANSWER_PROMPT, MOST_PASSAGES, Answer, answer_prompt
-from include.task_defaults import DEFAULT_ARGS, LLM_POOL
+from include.common.task_defaults import DEFAULT_ARGS, LLM_POOL
+from include.rag.answers import ANSWER_PROMPT, MOST_PASSAGES, Answer, answer_prompt
 
 
 @dag(
@@ -69,10 +69,10 @@ from include.task_defaults import DEFAULT_ARGS, LLM_POOL
 def rag_evaluation():
     @task(pool=LLM_POOL)
     def evaluate_retrieval() -> list[dict]:
-        from include.ingestion import refresh_index
-        from include.knowledge_index import COLLECTION
-        from include.rag_evaluation import evaluate_retrieval
-        from include.sample_data import evaluation_questions
+        from include.rag.evaluation import evaluate_retrieval
+        from include.rag.ingestion import refresh_index
+        from include.rag.search import COLLECTION
+        from include.sample.data import evaluation_questions
 
         params = get_current_context()["params"]
         scores = []
@@ -85,10 +85,10 @@ def rag_evaluation():
     def retrieve_passages() -> list[dict]:
         from dataclasses import asdict
 
-        from include.knowledge_index import COLLECTION, search
-        from include.rag_evaluation import spread_sample
-        from include.sample_data import evaluation_questions
-        from include.vector_store import SearchQuery
+        from include.rag.evaluation import spread_sample
+        from include.rag.search import COLLECTION, search
+        from include.rag.stores import SearchQuery
+        from include.sample.data import evaluation_questions
 
         params = get_current_context()["params"]
         sample = spread_sample(evaluation_questions(), params["answers"])
@@ -103,7 +103,7 @@ def rag_evaluation():
 
     @task
     def report(scores: list[dict], asked: list[dict], answers: list[dict]):
-        from include.rag_evaluation import is_grounded, write_report
+        from include.rag.evaluation import is_grounded, write_report
 
         context = get_current_context()
         grounded = {
@@ -123,7 +123,7 @@ def rag_evaluation():
     def check_thresholds(scores: list[dict], reported: dict):
         from airflow.providers.common.compat.sdk import AirflowFailException
 
-        from include.rag_evaluation import regressions
+        from include.rag.evaluation import regressions
 
         params = get_current_context()["params"]
         found = regressions(scores, params["mode"], params["min_recall"], reported["grounded"], params["min_grounded"])

@@ -15,8 +15,8 @@ from airflow.providers.common.compat.sdk import AirflowSkipException
 from airflow.sdk import Param, dag, get_current_context, task
 
 from include.ai import llm_kwargs
-from include.answers import ANSWER_PROMPT, MOST_PASSAGES, Answer, answer_prompt
-from include.task_defaults import DEFAULT_ARGS, LLM_POOL
+from include.common.task_defaults import DEFAULT_ARGS, LLM_POOL
+from include.rag.answers import ANSWER_PROMPT, MOST_PASSAGES, Answer, answer_prompt
 
 DOCUMENTS_PER_TASK = 1000
 
@@ -67,8 +67,8 @@ DOCUMENTS_PER_TASK = 1000
 def rag_pipeline():
     @task
     def find_changes() -> list[dict[str, str]]:
-        from include.ingestion import find_changes, in_parts
-        from include.knowledge_index import COLLECTION
+        from include.rag.ingestion import find_changes, in_parts
+        from include.rag.search import COLLECTION
 
         changes = find_changes(COLLECTION)
         ti = get_current_context()["ti"]
@@ -78,16 +78,16 @@ def rag_pipeline():
 
     @task(map_index_template="{{ names }}", pool=LLM_POOL)
     def index_documents(collection: str, documents: dict[str, str]):
-        from include.ingestion import index_documents
-        from include.knowledge_index import COLLECTION
+        from include.rag.ingestion import index_documents
+        from include.rag.search import COLLECTION
 
         get_current_context()["names"] = f"{min(documents)} to {max(documents)}"
         return index_documents(COLLECTION, collection, documents)
 
     @task(trigger_rule="none_failed")
     def finish_index(collection: str, gone: dict[str, str]):
-        from include.ingestion import finish
-        from include.knowledge_index import COLLECTION
+        from include.rag.ingestion import finish
+        from include.rag.search import COLLECTION
 
         return finish(COLLECTION, collection, gone)
 
@@ -95,8 +95,8 @@ def rag_pipeline():
     def retrieve() -> list[dict]:
         from dataclasses import asdict
 
-        from include.knowledge_index import COLLECTION, search
-        from include.vector_store import SearchQuery
+        from include.rag.search import COLLECTION, search
+        from include.rag.stores import SearchQuery
 
         params = get_current_context()["params"]
         query = SearchQuery(params["query"], [], params["k"], params["mode"], params["filters"])
@@ -112,8 +112,8 @@ def rag_pipeline():
     def publish_answer(passages: list[dict]):
         import json
 
-        from include.answers import published_answer
-        from include.storage import artifact_path, write_artifact
+        from include.common.storage import artifact_path, write_artifact
+        from include.rag.answers import published_answer
 
         context = get_current_context()
         answer = context["ti"].xcom_pull(task_ids="generate_answer") if passages else None

@@ -12,7 +12,7 @@ What was not chosen is skipped. What comes after a choice runs whichever branche
 from airflow.sdk import Param, chain, dag, get_current_context, task
 
 from include.ai import chosen_branches, llm_kwargs, untrusted
-from include.task_defaults import DEFAULT_ARGS
+from include.common.task_defaults import DEFAULT_ARGS
 
 SEVERITY_PROMPT = """Decide how to handle an incident of a fleet-tracking platform.
 handle_critical: danger to people, the whole system is down, or data is being lost.
@@ -87,7 +87,7 @@ def routing():
     def summarize():
         import json
 
-        from include.storage import artifact_path, write_artifact
+        from include.common.storage import artifact_path, write_artifact
 
         context = get_current_context()
         (handled,) = context["ti"].xcom_pull(task_ids=chosen_branches("route_incident"))

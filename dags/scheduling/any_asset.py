@@ -10,8 +10,8 @@ from airflow.providers.common.compat.sdk import AirflowSkipException
 from airflow.sdk import dag, get_current_context, task
 
 from include.ai import llm_kwargs, untrusted
-from include.assets import CUSTOMER_REVIEWS, REPORT_REQUEST
-from include.task_defaults import DEFAULT_ARGS
+from include.common.assets import CUSTOMER_REVIEWS, REPORT_REQUEST
+from include.common.task_defaults import DEFAULT_ARGS
 
 HEADLINE_PROMPT = "Sum up what customers say about a fleet-tracking product in one sentence."
 MOST_REVIEWS = 5
@@ -27,8 +27,8 @@ MOST_REVIEWS = 5
 def any_asset():
     @task(inlets=[CUSTOMER_REVIEWS])
     def collect_reviews():
-        from include.asset_events import files_of, newest_event, triggering_events
-        from include.feedback import read_texts
+        from include.common.asset_events import files_of, newest_event, triggering_events
+        from include.sample.feedback import read_texts
 
         new = triggering_events(CUSTOMER_REVIEWS)
         requests = triggering_events(REPORT_REQUEST)
@@ -46,7 +46,7 @@ def any_asset():
 
     @task
     def publish_report(reviews: dict, headline: str):
-        from include.storage import artifact_path, write_artifact
+        from include.common.storage import artifact_path, write_artifact
 
         path = artifact_path("review_reports", get_current_context()["run_id"], "report.md")
         write_artifact(path, f"# {headline}\n\n{len(reviews['texts'])} reviews, because of {reviews['because']}.\n")

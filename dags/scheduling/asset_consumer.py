@@ -8,8 +8,8 @@ through all of them. Started by hand, it takes the asset's newest event.
 
 from airflow.sdk import dag, get_current_context, task
 
-from include.assets import KNOWLEDGE_BASE
-from include.task_defaults import DEFAULT_ARGS
+from include.common.assets import KNOWLEDGE_BASE
+from include.common.task_defaults import DEFAULT_ARGS
 
 
 @dag(
@@ -24,8 +24,8 @@ def asset_consumer():
     def write_news():
         import json
 
-        from include.asset_events import files_of, newest_event, triggering_events
-        from include.storage import artifact_path, write_artifact
+        from include.common.asset_events import files_of, newest_event, triggering_events
+        from include.common.storage import artifact_path, write_artifact
 
         events = triggering_events(KNOWLEDGE_BASE) or newest_event(KNOWLEDGE_BASE)
         lines = ["# What is new in the knowledge base", ""]

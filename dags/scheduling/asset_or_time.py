@@ -11,8 +11,8 @@ from airflow.sdk import Param, dag, get_current_context, task
 from airflow.timetables.assets import AssetOrTimeSchedule
 from airflow.timetables.trigger import CronTriggerTimetable
 
-from include.assets import KNOWLEDGE_BASE
-from include.task_defaults import DEFAULT_ARGS, LLM_POOL
+from include.common.assets import KNOWLEDGE_BASE
+from include.common.task_defaults import DEFAULT_ARGS, LLM_POOL
 
 
 @dag(
@@ -41,10 +41,10 @@ def asset_or_time():
     def check_retrieval():
         import json
 
-        from include.asset_events import triggering_events
-        from include.knowledge_index import COLLECTION, check_retrieval
-        from include.sample_data import questions
-        from include.storage import artifact_path, write_artifact
+        from include.common.asset_events import triggering_events
+        from include.common.storage import artifact_path, write_artifact
+        from include.rag.search import COLLECTION, check_retrieval
+        from include.sample.data import questions
 
         context = get_current_context()
         updates = triggering_events(KNOWLEDGE_BASE)

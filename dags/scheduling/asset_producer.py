@@ -11,8 +11,8 @@ published is remembered only after the update is stored, so a crash in between r
 from airflow.providers.common.compat.sdk import AirflowSkipException
 from airflow.sdk import dag, get_current_context, task
 
-from include.assets import KNOWLEDGE_BASE
-from include.task_defaults import DEFAULT_ARGS, LLM_POOL
+from include.common.assets import KNOWLEDGE_BASE
+from include.common.task_defaults import DEFAULT_ARGS, LLM_POOL
 
 
 @dag(
@@ -29,10 +29,10 @@ def asset_producer():
     def refresh_knowledge_base():
         import json
 
-        from include.ingestion import refresh_index
-        from include.knowledge_changes import changes_since_last_update
-        from include.knowledge_index import COLLECTION, indexed_documents
-        from include.storage import artifact_path, write_artifact
+        from include.common.storage import artifact_path, write_artifact
+        from include.rag.changes import changes_since_last_update
+        from include.rag.ingestion import refresh_index
+        from include.rag.search import COLLECTION, indexed_documents
 
         chunks = refresh_index(COLLECTION)["chunks"]
         changes = changes_since_last_update(indexed_documents(COLLECTION))
@@ -50,8 +50,8 @@ def asset_producer():
     def remember_update(update: dict):
         import json
 
-        from include.knowledge_changes import remember
-        from include.storage import stored_file
+        from include.common.storage import stored_file
+        from include.rag.changes import remember
 
         remember(json.loads(stored_file(update["changes"]).read_bytes()))
 

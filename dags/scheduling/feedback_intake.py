@@ -8,8 +8,8 @@ the number of rows and the file's URL. `any_asset` and `all_assets` wait for the
 from airflow.providers.common.compat.sdk import AirflowSkipException
 from airflow.sdk import Asset, Param, dag, get_current_context, task
 
-from include.assets import CUSTOMER_REVIEWS, SUPPORT_TICKETS
-from include.task_defaults import DEFAULT_ARGS
+from include.common.assets import CUSTOMER_REVIEWS, SUPPORT_TICKETS
+from include.common.task_defaults import DEFAULT_ARGS
 
 SOURCES = ["reviews", "tickets"]
 
@@ -36,8 +36,8 @@ SOURCES = ["reviews", "tickets"]
 )
 def feedback_intake():
     def land(source: str, texts: list[str], asset: Asset):
-        from include.json_lines import json_line
-        from include.storage import artifact_path, write_artifact
+        from include.common.json_lines import json_line
+        from include.common.storage import artifact_path, write_artifact
 
         context = get_current_context()
         if source not in context["params"]["sources"]:
@@ -50,13 +50,13 @@ def feedback_intake():
 
     @task(outlets=[CUSTOMER_REVIEWS])
     def land_reviews():
-        from include.sample_data import reviews
+        from include.sample.data import reviews
 
         return land("reviews", [row["review"] for row in reviews()], CUSTOMER_REVIEWS)
 
     @task(outlets=[SUPPORT_TICKETS])
     def land_tickets():
-        from include.sample_data import tickets
+        from include.sample.data import tickets
 
         return land("tickets", [row["text"] for row in tickets()], SUPPORT_TICKETS)
 

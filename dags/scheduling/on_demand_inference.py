@@ -14,7 +14,7 @@ from airflow.sdk import Param, dag, get_current_context, task
 from pydantic import Field
 
 from include.ai import BaseModel, llm_kwargs, untrusted
-from include.task_defaults import DEFAULT_ARGS
+from include.common.task_defaults import DEFAULT_ARGS
 
 TRIAGE_PROMPT = "Sort a customer's message to a fleet-tracking product."
 

@@ -7,7 +7,7 @@ job "made", `ft:<base>:emulator:<suffix>:<start of the job's id>`, is the base m
 question's own: the nearest last, the start of each user message, the whole answer. Examples of weight 0 are not shown,
 and of a long file only the first 2,000 are. Questions to other models are passed on to that server unchanged.
 
-What is real: training and validation files are checked as `include.chat_examples` does, and a job with a bad one
+What is real: training and validation files are checked as `include.fine_tuning.examples` does, and a job with a bad one
 fails and says which lines. `trained_tokens` are the file's tokens times the epochs. Files and jobs are in a folder,
 and outlive a `kill -9`.
 

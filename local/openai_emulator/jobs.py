@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from include.chat_examples import CheckedFile, check_files
+from include.fine_tuning.examples import CheckedFile, check_files
 from local.api_error import ApiError
 
 from .controls import Controls

@@ -7,7 +7,7 @@ from itertools import islice, pairwise
 from operator import itemgetter, mul
 from typing import Any, NamedTuple
 
-from include.chat_examples import examples
+from include.fine_tuning.examples import examples
 from local.api_error import ApiError
 
 from .life import Job

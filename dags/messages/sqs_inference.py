@@ -1,0 +1,99 @@
+"""
+### Event-driven: messages on Amazon SQS start a run that answers them
+
+The triggerer polls the queue whose URL is the environment variable `GENAI_SQS_QUEUE`. Up to ten messages become one
+event of the asset `sqs_request`, and the event starts this DAG. **Several events can come as one run**, so it reads
+all of them and answers many messages at once.
+
+The trigger does **not** delete what it receives. The run does, when a message's reply is on the queue `<URL>-replies`.
+So a triggerer, scheduler or worker that is killed loses nothing: SQS gives the message out again after the visibility
+timeout, and a message that comes again finds its stored answer and is not paid again. What cannot be read, or never
+gets an answer, goes to `<URL>-dead-letters` with the reason.
+
+Without `GENAI_SQS_QUEUE` nothing is watched, and no AWS account is needed. Set it for the scheduler, DAG processor,
+triggerer and workers, and create the three queues and the connection `aws_default`: docs/event-driven-inference.md.
+"""
+
+import os
+from datetime import timedelta
+from typing import Literal
+
+from airflow.providers.common.compat.sdk import AirflowSkipException
+from airflow.providers.common.messaging.triggers.msg_queue import MessageQueueTrigger
+from airflow.sdk import Asset, AssetWatcher, dag, task
+from pydantic import Field
+
+from include.ai import BaseModel
+from include.common.task_defaults import DEFAULT_ARGS, LLM_TASK
+
+QUEUE = os.environ.get("GENAI_SQS_QUEUE", "")
+TRIAGE_PROMPT = "Sort a customer's message to a fleet-tracking product."
+# A message comes back after this time, unless a run has deleted it: longer than a run waits and works.
+VISIBILITY = timedelta(minutes=10)
+# How many messages the model is asked about at the same time.
+IN_FLIGHT = 16
+
+SQS_REQUEST = Asset(
+    name="sqs_request",
+    uri="genai://messages/sqs_request",
+    group="messages",
+    watchers=[
+        AssetWatcher(
+            name="sqs_requests",
+            trigger=MessageQueueTrigger(
+                scheme="sqs",
+                sqs_queue=QUEUE,
+                delete_message_on_reception=False,
+                visibility_timeout=int(VISIBILITY.total_seconds()),
+                max_messages=10,  # SQS gives out no more at a time
+                wait_time_seconds=20,  # SQS answers as soon as there is a message
+                waiter_delay=1,
+            ),
+        )
+    ]
+    if QUEUE
+    else [],
+)
+
+
+class Triage(BaseModel):
+    category: Literal["billing", "technical", "account"] = Field(
+        description="billing: invoices, prices, payments. technical: devices, app, errors. account: users, login."
+    )
+    summary: str = Field(description="The message in one sentence.", min_length=3, max_length=300)
+
+
+@dag(
+    dag_display_name="Event-driven: answer messages from Amazon SQS",
+    schedule=[SQS_REQUEST],
+    default_args=DEFAULT_ARGS,
+    tags=["genai", "scheduling", "asset", "sqs", "llm"],
+    doc_md=__doc__,
+)
+def sqs_inference():
+    @task(**{**LLM_TASK, "execution_timeout": VISIBILITY / 2})
+    def answer_messages():
+        import asyncio
+
+        from include.common.asset_events import triggering_events
+        from include.messages.answerer import Answerer
+        from include.messages.sqs import QueueRun, messages_of
+
+        messages = messages_of(triggering_events(SQS_REQUEST))
+        if not messages:
+            raise AirflowSkipException("No message has started this run.")
+        run = QueueRun(QUEUE, "sqs_inference", Answerer(TRIAGE_PROMPT, Triage, IN_FLIGHT))
+        done = asyncio.run(run.run(messages))
+        told = ", ".join(f"{number} {outcome}" for outcome, number in done.items() if outcome != "backlog")
+        return {**done, "result": told}
+
+    # Airflow leaves an event that comes right after another without a run, until there is a next one: here it is.
+    @task(outlets=[SQS_REQUEST])
+    def call_successor(done: dict):
+        if not done["backlog"]:
+            raise AirflowSkipException("No other message was given out.")
+
+    call_successor(answer_messages())
+
+
+sqs_inference()

@@ -1,0 +1,102 @@
+"""
+### Stream inference: answer every message on Kafka, whatever restarts
+
+A message only **rings the bell**: the run itself reads the topic from where the last one has committed, answers many
+messages at once, stores each answer, sends the replies, and only then commits. So a killed worker, triggerer,
+scheduler or broker loses nothing. A message that is read again finds its stored answer and is not paid again; its
+sender sees one reply per request id.
+
+What cannot be read, or never gets an answer, goes to the topic `inference_dead_letters` as it came, with the reason
+(`dead_letters` replays it). A refused key or a broker that is down is not the message's fault: the run fails with one
+message, commits nothing further, and a later run goes on. A clock sweeps up what no bell rang for.
+docs/event-driven-inference.md has the numbers.
+"""
+
+from datetime import timedelta
+from typing import Literal
+
+from airflow.providers.common.compat.sdk import AirflowSkipException
+from airflow.sdk import Asset, AssetWatcher, Param, dag, get_current_context, task
+from airflow.timetables.assets import AssetOrTimeSchedule
+from airflow.timetables.trigger import CronTriggerTimetable
+from pydantic import Field
+
+from include.ai import BaseModel
+from include.common.task_defaults import DEFAULT_ARGS, LLM_TASK
+from include.messages.contract import STREAM_REQUESTS
+from include.messages.kafka.doorbell import KafkaDoorbellTrigger
+
+# The consumer group, whose committed offset is all that a run needs to know of the ones before it.
+GROUP = "stream_inference"
+TRIAGE_PROMPT = "Sort a customer's message to a fleet-tracking product."
+
+DOORBELL = Asset(
+    name="stream_doorbell",
+    uri="genai://messages/stream_doorbell",
+    group="messages",
+    watchers=[
+        AssetWatcher(
+            name="stream_requests",
+            trigger=KafkaDoorbellTrigger(topic=STREAM_REQUESTS, group=GROUP, kafka_config_id="kafka_default"),
+        )
+    ],
+)
+
+
+class Triage(BaseModel):
+    category: Literal["billing", "technical", "account"] = Field(
+        description="billing: invoices, prices, payments. technical: devices, app, errors. account: users, login."
+    )
+    summary: str = Field(description="The message in one sentence.", min_length=3, max_length=300)
+
+
+@dag(
+    dag_display_name="Stream inference: answer every message, lose none",
+    schedule=AssetOrTimeSchedule(timetable=CronTriggerTimetable("*/10 * * * *", timezone="UTC"), assets=DOORBELL),
+    catchup=False,
+    max_active_runs=1,
+    default_args=DEFAULT_ARGS,
+    tags=["genai", "pattern", "asset", "kafka", "llm"],
+    doc_md=__doc__,
+    params={
+        "budget_s": Param(
+            600,
+            type="integer",
+            minimum=1,
+            maximum=1200,
+            title="Time budget",
+            description="Seconds after which a run with a backlog lets its successor go on.",
+        ),
+        "in_flight": Param(
+            16,
+            type="integer",
+            minimum=1,
+            maximum=256,
+            title="In flight",
+            description="How many messages the model is asked about at the same time.",
+        ),
+    },
+)
+def stream_inference():
+    @task(**{**LLM_TASK, "execution_timeout": timedelta(minutes=50)})
+    def answer_messages():
+        import asyncio
+
+        from include.messages.answerer import Answerer
+        from include.messages.kafka.stream import Stream
+
+        params = get_current_context()["params"]
+        stream = Stream(STREAM_REQUESTS, GROUP, Answerer(TRIAGE_PROMPT, Triage, params["in_flight"]))
+        done = asyncio.run(stream.run(params["budget_s"]))
+        told = ", ".join(f"{done.get(outcome, 0)} {outcome}" for outcome in ("answered", "repeated", "dead-lettered"))
+        return {**done, "result": told}
+
+    @task(outlets=[DOORBELL])
+    def call_successor(done: dict):
+        if not done["backlog"]:
+            raise AirflowSkipException("All messages are answered.")
+
+    call_successor(answer_messages())
+
+
+stream_inference()

@@ -1,0 +1,131 @@
+"""The one place that knows the AI SDK.
+
+A DAG takes its task settings, its output base class and its wrapper for text from outside from here, so that
+it runs unchanged on either SDK that registers `@task.llm`, `@task.agent` and `@task.llm_branch`: airflow-ai-sdk
+(Airflow 3.1) or apache-airflow-providers-common-ai (Airflow 3.3).
+
+    @task.llm(**llm_kwargs(), system_prompt="...", output_type=TicketAnalysis)
+    @task.agent(**agent_kwargs(system_prompt="...", tools=[search_market_facts]))
+    @task.llm_branch(**llm_kwargs(), system_prompt="...", allow_multiple_branches=True)
+
+The model is that of the Airflow connection `pydanticai_default`, read at the first call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import pydantic
+from airflow.providers.standard.utils.skipmixin import XCOM_SKIPMIXIN_FOLLOWED, XCOM_SKIPMIXIN_KEY
+from airflow.sdk import get_current_context, task
+from pydantic_ai.messages import TextContent
+from pydantic_ai.tools import Tool
+from pydantic_ai.toolsets import FunctionToolset
+
+from include.common.task_defaults import LLM_TASK
+from include.common.text import whole_characters
+
+LLM_CONN_ID = "pydanticai_default"
+AIRFLOW_AI_SDK = "airflow_ai_sdk"
+COMMON_AI = "airflow.providers.common.ai"
+
+
+def active_sdk() -> str:
+    """The package that registered `task.llm`: `AIRFLOW_AI_SDK` or `COMMON_AI`.
+
+    :raises ImportError: none is installed, both are, or another package has registered it.
+    """
+    one_of_them = "Install one: the requirements.txt of this project, or that of common-ai/ (see docs)."
+    try:
+        registered_by = task.llm.__module__
+    except AttributeError:
+        raise ImportError(f"No AI SDK: nothing has registered @task.llm. {one_of_them}") from None
+    if all(_installed(package) for package in (AIRFLOW_AI_SDK, COMMON_AI)):
+        raise ImportError(
+            "Two AI SDKs: airflow-ai-sdk and apache-airflow-providers-common-ai are both installed and register "
+            f"the same decorators (@task.llm is {registered_by}'s). Uninstall one of them."
+        )
+    for package in (AIRFLOW_AI_SDK, COMMON_AI):
+        if registered_by.startswith(f"{package}."):
+            return package
+    raise ImportError(f"Unknown AI SDK: @task.llm is registered by {registered_by}. {one_of_them}")
+
+
+def _installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # not even its parent package
+        return False
+
+
+if active_sdk() == COMMON_AI:
+    from include.ai import on_common_ai as sdk
+else:
+    from include.ai import on_airflow_ai_sdk as sdk  # type: ignore[no-redef]
+
+
+class BaseModel(pydantic.BaseModel):
+    """Base class of what a model is asked to return. It lands in XCom as plain JSON (a dict).
+
+    A validation error does not quote the model's answer, which would put it into the log.
+    """
+
+    model_config = pydantic.ConfigDict(hide_input_in_errors=True)
+
+    def model_dump(self, *, mode: str = "json", **kwargs: Any) -> dict[str, Any]:
+        """As pydantic's, but JSON by default: enums and dates become what XCom can hold."""
+        return super().model_dump(mode=mode, **kwargs)
+
+    def check(self, metadata: Any) -> None:
+        """Judge an answer by more than its form; a subclass that can, overrides this. The model is asked again.
+
+        :param metadata: what `untrusted` attached to the prompt.
+        :raises pydantic_ai.ModelRetry: the answer is refused; the message tells the model why.
+        """
+
+
+class Toolset(FunctionToolset[None]):
+    """Tools of an agent. Its repr goes into the serialized DAG, so it is the same at every parse."""
+
+    def __repr__(self) -> str:
+        return f"Toolset({', '.join(sorted(self.tools))})"
+
+
+def llm_kwargs() -> dict[str, Any]:
+    """Keyword arguments for `@task.llm` and `@task.llm_branch`: the model, and retries, time-out and pool."""
+    return {**LLM_TASK, **sdk.llm_kwargs(LLM_CONN_ID)}
+
+
+def agent_kwargs(
+    *,
+    system_prompt: str,
+    tools: Sequence[Callable[..., Any] | Tool[None]] = (),
+    output_type: type[Any] = str,
+) -> dict[str, Any]:
+    """Keyword arguments for `@task.agent`: as `llm_kwargs`, with the agent's prompt, tools and output.
+
+    :param tools: functions (their docstrings tell the model what they do) or `pydantic_ai.Tool`s. They go in
+        as a toolset, which the SDKs leave alone; airflow-ai-sdk drops the settings of tools given to the agent
+        (approval, retries, time-out, schema).
+    :param output_type: `str`, or a subclass of `BaseModel`.
+    """
+    toolsets = [Toolset(tools=list(tools), id="tools")] if tools else []
+    return {**LLM_TASK, **sdk.agent_kwargs(LLM_CONN_ID, system_prompt, toolsets, output_type)}
+
+
+def untrusted(text: str, metadata: Any = None) -> list[TextContent]:
+    """Text from outside, as a prompt: it reaches the model as these very characters, never as a template.
+
+    Only half characters, which no request can hold, are replaced.
+
+    :param metadata: what `BaseModel.check` needs to judge the answer; the model does not see it.
+    """
+    return [TextContent(content=whole_characters(text), metadata=metadata)]
+
+
+def chosen_branches(task_id: str) -> list[str]:
+    """The tasks that the `@task.llm_branch` task `task_id` of this run chose."""
+    decision = get_current_context()["ti"].xcom_pull(task_ids=task_id, key=XCOM_SKIPMIXIN_KEY)
+    return list(decision[XCOM_SKIPMIXIN_FOLLOWED])

@@ -1,0 +1,71 @@
+"""apache-airflow-providers-common-ai, for `include.ai`.
+
+Two things are done right before a task runs. It gets this project's model, whose errors say what to set and whether
+a retry can help, and whose usage is counted. And nothing of it is rendered as a template any more (see
+`include.common.templates`): the provider renders all fields a second time once they hold the prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.ai.hooks.pydantic_ai import PydanticAIHook
+from airflow.providers.common.ai.operators.llm_branch import LLMBranchOperator
+
+from include.ai.model import ConnectionModel
+from include.ai.output import as_json, checked, chosen_tasks
+from include.common.templates import end_rendering
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+    from pydantic_ai import Agent
+    from pydantic_ai.models import Model
+    from pydantic_ai.toolsets import FunctionToolset
+
+
+class ConnectionHook(PydanticAIHook):
+    """The provider's hook, for agents that call this project's model and answer in plain JSON.
+
+    :param check_output: given the answer, returns what goes to XCom.
+    """
+
+    def __init__(self, llm_conn_id: str, check_output: Callable[[Any], Any]) -> None:
+        super().__init__(llm_conn_id)
+        self.check_output = check_output
+
+    def get_conn(self) -> Model:
+        """The model of the connection."""
+        return ConnectionModel(self.llm_conn_id)
+
+    def create_agent(self, *args: Any, **kwargs: Any) -> Agent[object, Any]:
+        """As the provider's."""
+        agent: Agent[object, Any] = super().create_agent(*args, **kwargs)
+        agent.output_validator(checked)
+        agent.output_validator(self.check_output)
+        return agent
+
+
+def prepare(context: Context) -> None:
+    """Give the task that is about to run its model, and end the rendering of templates."""
+    operator: Any = context["task"]
+    check_output = chosen_tasks if isinstance(operator, LLMBranchOperator) else as_json
+    operator.llm_hook = ConnectionHook(operator.llm_conn_id, check_output)
+    end_rendering(context)
+
+
+def llm_kwargs(conn_id: str) -> dict[str, Any]:
+    """What `@task.llm` and `@task.llm_branch` need to call the model of a connection."""
+    return {"llm_conn_id": conn_id, "serialize_output": True, "pre_execute": prepare}
+
+
+def agent_kwargs(
+    conn_id: str, system_prompt: str, toolsets: Sequence[FunctionToolset[None]], output_type: type[Any]
+) -> dict[str, Any]:
+    """What `@task.agent` needs for an agent with these tools."""
+    return {
+        **llm_kwargs(conn_id),
+        "system_prompt": system_prompt,
+        "toolsets": toolsets,
+        "output_type": output_type,
+    }

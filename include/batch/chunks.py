@@ -1,0 +1,188 @@
+"""The rows of a batch on object storage, in chunks: what is to be answered, what happened so far, and the results.
+
+A chunk's folder is named by what is in it: its rows, the prompt, the form of the answer and the model. So whoever asks
+the same again finds what was paid for, and whoever changes anything starts anew. It holds
+
+- `rows.jsonl`: the rows,
+- `journal/`: a line when a row is about to be asked, and one with its result, each there before it counts,
+- `results.jsonl`: the results in the order of the rows, once all are there; the journal is gone then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from include.batch.rows import Row
+from include.common.json_lines import json_line
+from include.common.storage import write_artifact
+
+if TYPE_CHECKING:
+    from airflow.sdk import ObjectStoragePath
+
+CHUNK_ROWS = 500
+LEAST_CHUNK_ROWS = 10
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a row: an answer, or an error and its class.
+
+    :param input_tokens: of all calls for the row, as are output_tokens, calls and cost_usd (None: no known price).
+    :param lost_calls: calls whose answers nobody saw, as a process ended meanwhile; they may have been paid, too.
+    """
+
+    row: int
+    id: str
+    answer: dict[str, Any] | None = None
+    error: str = ""
+    error_class: str = ""
+    calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: float | None = 0.0
+    lost_calls: int = 0
+
+
+class Chunk:
+    """The chunk in this folder."""
+
+    def __init__(self, folder: ObjectStoragePath) -> None:
+        self.folder = folder
+        self.open_results: dict[int, Result] = {}
+        self._starts: Counter[int] = Counter()
+        self._lines: list[bytes] = []
+        self._lock = asyncio.Lock()
+        self._failure: Exception | None = None
+        self._writer = uuid4().hex  # another process may write to the same journal
+        self._written = 0
+
+    def rows(self) -> list[Row]:
+        """All rows, in order."""
+        return [Row(*json.loads(line)) for line in _lines((self.folder / "rows.jsonl").read_bytes())]
+
+    def results(self) -> list[Result] | None:
+        """The results in the order of the rows; None as long as some are missing."""
+        try:
+            content = (self.folder / "results.jsonl").read_bytes()
+        except FileNotFoundError:
+            return None
+        return [Result(**json.loads(line)) for line in _lines(content)]
+
+    def so_far(self) -> tuple[list[Result], bool]:
+        """The results that are known, and whether these are all; then they are in the order of the rows."""
+        results = self.results()
+        if results is None:
+            recalled = self.recall()
+            results = self.results()  # another process may have completed the chunk, and dropped its journal
+            if results is None:
+                return recalled, False
+        return results, True
+
+    def recall(self) -> list[Result]:
+        """Read the journal: what is known so far of a chunk that has no results yet."""
+        journal = self.folder / "journal"
+        try:
+            paths = [path.path for path in journal.iterdir()]
+        except (FileNotFoundError, NotADirectoryError):  # there is none, said in two ways
+            paths = []
+        # Not `cat`, to which a path with a bracket is a pattern.
+        for content in journal.fs.cat_ranges(paths, None, None, on_error="return") if paths else []:
+            if isinstance(content, FileNotFoundError):  # another process drops the journal at this moment
+                continue
+            if isinstance(content, Exception):
+                raise content
+            for line in _lines(content):
+                self._recall_line(line)
+        return list(self.open_results.values())
+
+    def _recall_line(self, line: bytes) -> None:
+        try:
+            entry = json.loads(line)
+        except ValueError:  # the process was killed while it wrote: the row does not count
+            return
+        if isinstance(entry, int):
+            self._starts[abs(entry)] += 1 if entry > 0 else -1
+        else:
+            self.open_results.setdefault(entry["row"], Result(**entry))
+
+    async def note(self, *entries: Result | int) -> None:
+        """Put entries into the journal; they are on the storage when this returns.
+
+        A number is that of a row that is about to be asked; its negative, that of one whose calls all came back with
+        errors, at no cost. What others have to note meanwhile is written in one go.
+        """
+        for entry in entries:
+            if isinstance(entry, int):
+                self._starts[abs(entry)] += 1 if entry > 0 else -1
+        mine = self._lines
+        mine += [json_line(asdict(entry) if isinstance(entry, Result) else entry) for entry in entries]
+        async with self._lock:
+            if self._failure:
+                raise self._failure
+            if mine is self._lines:  # else whoever had the lock has written them
+                self._lines = []
+                self._written += 1
+                path = self.folder / "journal" / f"{self._writer}-{self._written:06}.jsonl"
+                try:
+                    await asyncio.to_thread(_write, path, b"".join(mine))
+                except Exception as error:
+                    self._failure = error
+                    raise
+        self.open_results |= {entry.row: entry for entry in entries if isinstance(entry, Result)}
+
+    def complete(self, rows: Sequence[Row]) -> None:
+        """Write the results of all rows, and drop the journal."""
+        lines = []
+        for row in rows:
+            result = self.open_results[row.number]
+            answered = 1 if row.text is not None else 0
+            result = replace(result, lost_calls=max(0, self._starts[row.number] - answered))
+            lines.append(json_line(asdict(result)))
+        write_artifact(self.folder / "results.jsonl", b"".join(lines))
+        journal = self.folder / "journal"
+        with suppress(OSError):  # another process may still write there; nobody reads it any more
+            journal.fs.rm(journal.path, recursive=True)
+        self.open_results = {}
+
+
+def write_chunks(
+    rows: Iterable[Row], settings: str, folder: ObjectStoragePath, tasks: int
+) -> Iterator[tuple[str, int]]:
+    """Write the rows in chunks below the folder; yield the name and the number of rows of each.
+
+    Few rows are cut into as many chunks as there are tasks to share them.
+
+    :param settings: all that decides an answer besides the row itself.
+    """
+    rows = iter(rows)
+    first = list(islice(rows, tasks * CHUNK_ROWS))
+    size = min(CHUNK_ROWS, max(LEAST_CHUNK_ROWS, -(-len(first) // tasks)))
+    rows = chain(first, rows)
+    while lines := [json_line(row) for row in islice(rows, size)]:
+        content = b"".join(lines)
+        name = hashlib.sha256(settings.encode() + b"\0" + content).hexdigest()[:32]
+        write_artifact(folder / name / "rows.jsonl", content)
+        yield name, len(lines)
+
+
+def _lines(content: bytes) -> list[bytes]:
+    return content.removesuffix(b"\n").split(b"\n") if content else []
+
+
+def _write(path: ObjectStoragePath, content: bytes) -> None:
+    for may_repeat in (True, False):
+        try:
+            write_artifact(path, content)
+            return
+        except (FileNotFoundError, FileExistsError):  # another process has completed the chunk, and drops the journal
+            if not may_repeat:
+                raise

@@ -1,0 +1,100 @@
+"""Batches of a service with OpenAI's Batch API: many requests at half the price, answered within a day."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from include.common.shown import LONGEST_NAME, shown_text
+from include.common.storage import new_artifact
+from include.jobs.job import Job, JobApi
+from include.jobs.service import OpenAIService
+
+if TYPE_CHECKING:
+    from airflow.sdk import ObjectStoragePath
+    from openai.types import Batch
+
+ENDPOINT: Final = "/v1/chat/completions"
+ERRORS_SHOWN = 5
+COUNTS = ("completed", "failed", "total")
+
+log = logging.getLogger(__name__)
+
+
+class BatchApi(JobApi):
+    """See `include.jobs.job.JobApi`. A job's `detail` has the fields of `_detail`.
+
+    :param input_file_id: what `create` sends, as the request itself only says what is in the file.
+    """
+
+    underway = frozenset({"validating", "in_progress", "finalizing", "cancelling"})
+
+    _last_counts: dict[str, int] | None = None
+
+    def __init__(self, connect: Callable[[], Awaitable[OpenAIService]], input_file_id: str = "") -> None:
+        super().__init__(connect)
+        self._input_file_id = input_file_id
+
+    async def create(self, request: Mapping[str, Any], metadata: dict[str, str]) -> Job:
+        client = await self.client()
+        batch = await client.batches.create(
+            input_file_id=self._input_file_id, endpoint=ENDPOINT, completion_window="24h", metadata=metadata
+        )
+        return _job(batch)
+
+    async def get(self, job_id: str) -> Job:
+        client = await self.client()
+        return _job(await client.batches.retrieve(job_id))
+
+    async def find(self, key: str, since: float) -> list[Job]:
+        client = (await self.client()).with_options(max_retries=3)
+        return [_job(each) for each in await self._of_key(client.batches.list(limit=100), key, since)]
+
+    async def cancel(self, job_id: str) -> None:
+        client = await self.client()
+        await client.batches.cancel(job_id)
+
+    async def relay_news(self, job: Job) -> None:
+        """Log how many requests are done, if that has changed since the last call."""
+        counts = job.detail["counts"]
+        if counts != self._last_counts:
+            log.info("%s: %d requests answered, %d failed, of %d.", job.id, *(counts[name] for name in COUNTS))
+            self._last_counts = counts
+
+    async def download(self, file_id: str, path: ObjectStoragePath) -> None:
+        """Copy a file of the provider to the project's storage, whole or not at all."""
+        client = (await self.client()).with_options(max_retries=3, timeout=600)
+        async with client.files.with_streaming_response.content(file_id) as response:
+            with new_artifact(path) as file:
+                async for part in response.iter_bytes():
+                    file.write(part)
+
+
+def _job(batch: Batch) -> Job:
+    """An expired batch has results, as one that is complete: those of the requests that were done in time."""
+    status = "succeeded" if batch.status in ("completed", "expired") else batch.status
+    return Job(
+        id=batch.id,
+        status=status,
+        created_at=batch.created_at,
+        metadata=batch.metadata or None,
+        detail=_detail(batch),
+    )
+
+
+def _detail(batch: Batch) -> dict[str, Any]:
+    """The ids of the files with answers and with errors, the counts of requests, and why the batch failed, if so."""
+    errors = (batch.errors and batch.errors.data) or []
+    reasons = [
+        f"{f'line {e.line}: ' if e.line else ''}{shown_text(e.message or '')} "
+        f"(code {shown_text(e.code, longest=LONGEST_NAME)})"
+        for e in errors[:ERRORS_SHOWN]
+    ]
+    counts = batch.request_counts
+    return {
+        "output_file_id": batch.output_file_id,
+        "error_file_id": batch.error_file_id,
+        "counts": {name: getattr(counts, name, 0) for name in COUNTS},
+        "error": "; ".join(reasons) or None,
+    }

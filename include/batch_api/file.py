@@ -1,0 +1,146 @@
+"""A file of rows as a batch at the provider: the requests that go in, and the report of what came back."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import AirflowFailException
+from pydantic import BaseModel, ValidationError
+
+from include.batch.chunks import Result
+from include.batch.job import input_file
+from include.batch.report import BatchReport
+from include.batch.rows import Row, read_rows
+from include.batch_api.requests import LONGEST_LINE
+from include.common.json_lines import json_line, read_lines
+from include.common.storage import artifact_path, new_artifact, stored_file
+from include.common.text import clean_json
+from include.jobs.service import OpenAIService
+
+if TYPE_CHECKING:
+    from airflow.sdk import ObjectStoragePath
+
+FOLDER = "batch_api"
+# What the provider takes off for the wait.
+DISCOUNT = 0.5
+ROWS_AT_ONCE = 500
+
+log = logging.getLogger(__name__)
+
+
+class BatchFile:
+    """The rows of a DAG run.
+
+    :param params: the run's params: `input`, `text_column`, `id_column`, `limit`, `allowed_failures`, `output_format`.
+    """
+
+    def __init__(self, run_id: str, params: Mapping[str, Any]) -> None:
+        self._params = params
+        self._artifacts = artifact_path(FOLDER, run_id, "")
+
+    def write_requests(self, service: OpenAIService, prompt: str, output_type: type[BaseModel]) -> dict[str, str]:
+        """Write a request for each row that has something to ask, and return where they are and where answers go.
+
+        :raises AirflowFailException: the file of rows is not as it should be, or the connection names no model.
+        """
+        shared = {"model": service.base_model, "response_format": _response_format(output_type)}
+        path, asked = self._artifacts / "requests.jsonl", 0
+        with new_artifact(path) as file:
+            for row in self._rows():
+                if row.text is not None:
+                    messages = [{"role": "system", "content": prompt}, {"role": "user", "content": row.text}]
+                    request = {"custom_id": _custom_id(row), "body": {**shared, "messages": messages}}
+                    file.write(json_line(request))
+                    asked += 1
+        log.info("%d requests: %s", asked, path)
+        return {"requests": str(path), "answers": str(self._artifacts / "answers.jsonl")}
+
+    def report(self, service: OpenAIService, answers: str, output_type: type[BaseModel]) -> dict[str, Any]:
+        """Check each answer, write the results in the order of the input, a chart for each field, and the counts.
+
+        :param answers: URL of what `OpenAIBatchOperator` has left.
+        :raises AirflowFailException: more rows ended without a valid answer than is allowed.
+        """
+        report = BatchReport(self._artifacts, output_type, self._params["output_format"])
+        results = self._results(service, stored_file(answers), output_type)
+        report.write(iter(lambda: list(islice(results, ROWS_AT_ONCE)), []))
+        advice = (
+            "Clear the task before this one to send those again that may get an answer; the others are not paid again."
+        )
+        return report.end(self._params["allowed_failures"], advice)
+
+    def _rows(self) -> Iterator[Row]:
+        rows = read_rows(input_file(self._params["input"]), self._params["text_column"], self._params["id_column"])
+        return islice(rows, self._params["limit"])
+
+    def _results(
+        self, service: OpenAIService, answers: ObjectStoragePath, output_type: type[BaseModel]
+    ) -> Iterator[Result]:
+        """Each row's result; the answers are in the order of the rows, without those that were not asked."""
+        with answers.open("rb") as file:
+            lines = read_lines(file, LONGEST_LINE)
+            for row in self._rows():
+                if row.text is None:
+                    yield Result(row.number, row.id, error=row.error, error_class=row.error_class)
+                    continue
+                _, line = next(lines, (0, None))
+                answer = json.loads(clean_json((line or b"{}").decode()))
+                if answer.get("custom_id") != _custom_id(row):
+                    raise AirflowFailException(f"{answers} is not of these rows: clear the first task, and all after.")
+                yield _result(row, answer, output_type, service)
+
+
+def _custom_id(row: Row) -> str:
+    return f"row-{row.number}"
+
+
+def _response_format(output_type: type[BaseModel]) -> dict[str, Any]:
+    from openai import pydantic_function_tool
+
+    schema = pydantic_function_tool(output_type)["function"]["parameters"]
+    return {"type": "json_schema", "json_schema": {"name": output_type.__name__, "strict": True, "schema": schema}}
+
+
+def _result(row: Row, answer: dict[str, Any], output_type: type[BaseModel], service: OpenAIService) -> Result:
+    if error := answer["error"]:
+        refused = error["status"] is not None and 400 <= error["status"] < 500
+        text = ", ".join(str(value) for value in (error["status"], error["code"], error["message"]) if value)
+        return Result(row.number, row.id, error=text, error_class="refused" if refused else "unanswered")
+    from openai.types.chat import ChatCompletion
+
+    try:
+        reply = ChatCompletion.model_validate(answer["response"])
+        choice, usage = reply.choices[0], reply.usage
+    except (ValidationError, IndexError):
+        return Result(row.number, row.id, error="the provider's answer has no choices", error_class="invalid answer")
+    used: dict[str, Any] = {}
+    if usage:
+        cost = batch_cost(service, usage.prompt_tokens, usage.completion_tokens)
+        used = {"input_tokens": usage.prompt_tokens, "output_tokens": usage.completion_tokens, "cost_usd": cost}
+    if choice.message.refusal:
+        return Result(row.number, row.id, error=choice.message.refusal, error_class="refused", **used)
+    try:
+        found = output_type.model_validate_json(clean_json(choice.message.content or ""))
+    except ValidationError:
+        error = f"the answer is not a {output_type.__name__} (finish_reason {choice.finish_reason})"
+        return Result(row.number, row.id, error=error, error_class="invalid answer", **used)
+    return Result(row.number, row.id, found.model_dump(mode="json"), **used)
+
+
+def batch_cost(service: OpenAIService, input_tokens: int, output_tokens: int) -> float | None:
+    """The price of an answer in US dollars: half that of a single call; None if neither the connection's extra
+    `usd_per_million_tokens` nor the public price list has the model."""
+    from genai_prices import Usage, calc_price
+
+    if price := service.extra.get("usd_per_million_tokens"):
+        full = (input_tokens * float(price["input"]) + output_tokens * float(price["output"])) / 1e6
+        return full * DISCOUNT
+    try:
+        usage = Usage(input_tokens=input_tokens, output_tokens=output_tokens)
+        return float(calc_price(usage, service.base_model).total_price) * DISCOUNT
+    except LookupError:
+        return None

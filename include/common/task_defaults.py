@@ -1,0 +1,40 @@
+"""Settings that every DAG's tasks share, each with its reason. Splat them; override one by naming it after.
+
+@dag(default_args=DEFAULT_ARGS)
+@task.llm(**llm_kwargs(), system_prompt=...)     # llm_kwargs() contains LLM_TASK
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from include.common.templates import end_rendering
+
+LLM_POOL = "llm_pool"
+
+# What a task returns is data (a prompt, an answer, a customer's text): it belongs in XCom, not in the log.
+QUIET: dict[str, Any] = {"show_return_value_in_logs": False}
+
+DEFAULT_ARGS: dict[str, Any] = {
+    **QUIET,
+    "owner": "genai",
+    "pre_execute": end_rendering,
+    # A lost database connection or a restarted worker is over in a minute; more tries hide a bug.
+    "retries": 2,
+    "retry_delay": timedelta(seconds=10),
+}
+
+LLM_TASK: dict[str, Any] = {
+    # Providers have bad minutes, not bad days. What no retry can mend (a refused key, an unknown model,
+    # an invalid request) fails at once: see include/ai/model.py.
+    "retries": 3,
+    "retry_delay": timedelta(seconds=15),
+    "retry_exponential_backoff": True,
+    # Long enough for a rate limit per minute to reset, short enough that a person still waits.
+    "max_retry_delay": timedelta(minutes=5),
+    # A task makes a handful of calls; one that takes longer hangs, and holds a slot of the pool.
+    "execution_timeout": timedelta(minutes=20),
+    # One place to limit calls in flight to what the account's rate limit allows.
+    "pool": LLM_POOL,
+}

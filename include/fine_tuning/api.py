@@ -1,0 +1,75 @@
+"""Fine-tuning jobs of a service with OpenAI's API."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from include.common.shown import LONGEST_NAME, shown_text
+from include.jobs.job import KEY, Job, JobApi
+
+if TYPE_CHECKING:
+    from openai.types.fine_tuning import FineTuningJob
+
+LEVELS = {"info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
+
+log = logging.getLogger(__name__)
+
+
+class FineTuningApi(JobApi):
+    """See `include.jobs.job.JobApi`. A job's `detail` has the fields of `_detail`."""
+
+    underway = frozenset({"validating_files", "queued", "running"})
+
+    _last_event: str | None = None
+
+    async def create(self, request: Mapping[str, Any], metadata: dict[str, str]) -> Job:
+        client = await self.client()
+        return _job(await client.fine_tuning.jobs.create(**request, metadata=metadata))
+
+    async def get(self, job_id: str) -> Job:
+        client = await self.client()
+        return _job(await client.fine_tuning.jobs.retrieve(job_id))
+
+    async def find(self, key: str, since: float) -> list[Job]:
+        client = (await self.client()).with_options(max_retries=3)
+        jobs = client.fine_tuning.jobs.list(metadata={KEY: key}, limit=100)
+        return [_job(each) for each in await self._of_key(jobs, key, since)]
+
+    async def cancel(self, job_id: str) -> None:
+        client = await self.client()
+        await client.fine_tuning.jobs.cancel(job_id)
+
+    async def relay_news(self, job: Job) -> None:
+        """Log the job's events (steps, losses, warnings) that came since the last call, oldest first."""
+        client = await self.client()
+        news = []
+        async for event in client.fine_tuning.jobs.list_events(job.id, limit=100):
+            if event.id == self._last_event:
+                break
+            news.append(event)
+        for event in reversed(news):
+            log.log(LEVELS.get(event.level, logging.INFO), "%s: %s", job.id, shown_text(event.message))
+        if news:
+            self._last_event = news[0].id
+
+
+def _job(job: FineTuningJob) -> Job:
+    return Job(
+        id=job.id, status=job.status, created_at=job.created_at, metadata=job.metadata or None, detail=_detail(job)
+    )
+
+
+def _detail(job: FineTuningJob) -> dict[str, Any]:
+    """Model, trained tokens, result files and seconds of a job that succeeded; the error of one that failed."""
+    error = job.error if job.error and job.error.message else None
+    return {
+        "model": job.fine_tuned_model,
+        "trained_tokens": job.trained_tokens,
+        "result_files": job.result_files or [],
+        "seconds": job.finished_at - job.created_at if job.finished_at else None,
+        "error": error
+        and f"{shown_text(error.message)} "
+        f"(code {shown_text(error.code, longest=LONGEST_NAME)}, {error.param or 'no file named'})",
+    }

@@ -1,0 +1,142 @@
+"""The steps before a fine-tuning job: ask what the service can, check, estimate."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from datetime import UTC, date, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from airflow.providers.common.compat.sdk import AirflowFailException
+
+from include.common.storage import stored_file
+from include.fine_tuning.examples import CheckedFile, Example, check_files, examples
+from include.jobs.files import InputFile
+from include.jobs.service import OpenAIService, describe, task_error
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+TRAINING = EXAMPLES / "train" / "training_data.jsonl"
+VALIDATION = EXAMPLES / "validation" / "validation_data.jsonl"
+
+# What OpenAI has announced, as of November 2026.
+OPENAI_CLOSED_TO_NEW = date(2026, 5, 7)
+OPENAI_ENDS = date(2027, 1, 6)
+INSTEAD = (
+    "Point the connection at another service with OpenAI's fine-tuning API (host, password, extra.model), or do "
+    "without tuning: a current model that is shown a few similar examples in its prompt often does as well."
+)
+PROBLEMS_IN_ERROR = 50
+
+log = logging.getLogger(__name__)
+
+
+def example_file(url: str | None, bundled: Path) -> InputFile:
+    """The file at this URL of the project's storage; the bundled one if there is none.
+
+    :raises AirflowFailException: the URL is of somewhere else, or nothing is there.
+    """
+    if url is None:
+        return InputFile(bundled.name, lambda: bundled.open("rb"))
+    try:
+        path = stored_file(url)
+    except ValueError as error:
+        raise AirflowFailException(str(error)) from None
+    if not path.is_file():
+        raise AirflowFailException(f"There is no file {url}.")
+    return InputFile(path.name, lambda: cast(BinaryIO, path.open("rb")))  # type: ignore[no-untyped-call]
+
+
+def files_of_run(params: Mapping[str, Any]) -> tuple[InputFile, InputFile]:
+    """The training and the validation file that a run's params name."""
+    return (
+        example_file(params["training_file"], TRAINING),
+        example_file(params["validation_file"], VALIDATION),
+    )
+
+
+def evaluation_examples(params: Mapping[str, Any]) -> list[Example]:
+    """The first examples of the validation file, as many as the params say."""
+    with files_of_run(params)[1].open() as file:
+        return list(islice(examples(file), params["evaluation_size"]))
+
+
+async def preflight(service: OpenAIService) -> str:
+    """Ask the service, at no cost, whether it would take a job, and return the base model.
+
+    :raises AirflowFailException: it no longer offers the base model, or no fine-tuning to this account.
+    """
+    from openai import APIError, NotFoundError, PermissionDeniedError
+
+    model, today = service.base_model, datetime.now(UTC).date()
+    if service.is_openai and today >= OPENAI_ENDS:
+        raise AirflowFailException(f"OpenAI takes no new fine-tuning jobs since {OPENAI_ENDS}. {INSTEAD}")
+    async with service.client() as client:
+        try:
+            await client.models.retrieve(model)
+        except NotFoundError:
+            offered = ", ".join(sorted([each.id async for each in client.models.list()])[:20])
+            raise AirflowFailException(
+                f"{service} does not offer the base model {model!r} to this account (any more). It offers: {offered}. "
+                'Set the connection\'s extra {"model": ...} to one that it fine-tunes.'
+            ) from None
+        except APIError as error:
+            raise task_error(service, f"asking for the model {model!r}", error) from None
+        try:
+            jobs = await client.fine_tuning.jobs.list(limit=1)
+        except (NotFoundError, PermissionDeniedError) as error:
+            raise AirflowFailException(
+                f"{service} offers no fine-tuning to this account ({describe(error)}). {INSTEAD}"
+            ) from None
+        except APIError as error:
+            raise task_error(service, "listing the fine-tuning jobs", error) from None
+    if service.is_openai and not jobs.data:
+        log.warning(
+            "This account has no fine-tuning job yet. Since %s OpenAI refuses accounts that never had one, and from "
+            "%s all. If the job is refused: %s",
+            OPENAI_CLOSED_TO_NEW,
+            OPENAI_ENDS,
+            INSTEAD,
+        )
+    return model
+
+
+def check_examples(training: InputFile, validation: InputFile) -> tuple[CheckedFile, CheckedFile]:
+    """Check both files.
+
+    :raises AirflowFailException: naming every bad line, up to 50; the log has up to 1,000 per file.
+    """
+    with training.open() as one, validation.open() as two:
+        checked = check_files((training.name, one), (validation.name, two))
+    problems = [problem for file in checked for problem in file.problems]
+    for problem in problems:
+        log.error("%s", problem)
+    if problems:
+        count = sum(file.problem_count for file in checked)
+        shown = "\n".join(str(problem) for problem in problems[:PROBLEMS_IN_ERROR])
+        more = f"\n... and {count - PROBLEMS_IN_ERROR} more: see the log." if count > PROBLEMS_IN_ERROR else ""
+        raise AirflowFailException(f"{count} problems with the examples; nothing was uploaded:\n{shown}{more}")
+    return checked[0], checked[1]
+
+
+def estimate(service: OpenAIService, tokens: int, n_epochs: int, budget_usd: float | None) -> dict[str, Any]:
+    """The tokens that training will be billed for, and their price.
+
+    :raises AirflowFailException: that is above the budget, or there is a budget but no price to compare it with.
+    """
+    trained = tokens * n_epochs
+    cost = service.training_cost(trained)
+    if budget_usd is not None:
+        if cost is None:
+            raise AirflowFailException(
+                f"{service} states no price, so the budget of ${budget_usd:.2f} cannot be kept. Set the connection's "
+                'extra {"training_usd_per_million_tokens": <price of the base model>}, or run without a budget '
+                "(budget_usd: null)."
+            )
+        if cost > budget_usd:
+            raise AirflowFailException(
+                f"Training on about {trained:,} tokens ({n_epochs} epochs) would cost about ${cost:.2f}, more than "
+                f"the budget of ${budget_usd:.2f}. Nothing was spent. Raise budget_usd, or take fewer examples."
+            )
+    return {"tokens": trained, "cost_usd": cost}

@@ -1,0 +1,111 @@
+"""Two models side by side on the same examples: their answers, scores, and a table and a chart of both."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+from include.common.charts import grouped_bar_chart
+from include.common.storage import artifact_path, storage_path, write_artifact
+from include.common.text import clean_text
+from include.fine_tuning.examples import Example, estimate_tokens
+from include.jobs.service import OpenAIService, task_error
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+# Calls in flight at a time, of one task.
+AT_ONCE = 4
+# How much longer than the longest expected answer one may be, in tokens: a model that rambles is cut, and scores low.
+SPARE_TOKENS = 8
+
+
+async def answer_all(service: OpenAIService, model: str, examples: Sequence[Example]) -> list[str]:
+    """The model's answer to the question of each example.
+
+    Each answer is kept on the project's storage as it comes, by model and question: a retry, or another run, does not
+    pay for it again.
+    """
+    turn = asyncio.Semaphore(AT_ONCE)
+    longest = max(estimate_tokens(example.messages[-1:]) for example in examples) + SPARE_TOKENS
+    async with service.client() as client:
+
+        async def answer(example: Example) -> str:
+            async with turn:
+                return await _answer(service, client, model, example.question, longest)
+
+        return await asyncio.gather(*map(answer, examples))
+
+
+async def _answer(
+    service: OpenAIService, client: AsyncOpenAI, model: str, question: list[dict[str, str]], longest: int
+) -> str:
+    asked = json.dumps([service.public_url, model, question, longest])
+    path = storage_path("fine_tuning", "answers", f"{hashlib.sha256(asked.encode()).hexdigest()}.json")
+    if path.exists():
+        return str(json.loads(path.read_bytes())["answer"])
+    messages: Any = question
+    try:
+        reply = await client.chat.completions.create(
+            model=model, messages=messages, max_completion_tokens=longest, timeout=120
+        )
+    except Exception as error:
+        raise task_error(service, f"asking the model {model!r}", error) from None
+    text = clean_text(reply.choices[0].message.content or "").strip()
+    write_artifact(path, json.dumps({"model": model, "answer": text}, ensure_ascii=False))
+    return text
+
+
+def word_f1(answer: str, expected: str) -> float:
+    """How far the words of the two agree, from 0 to 1 (F1 of the words; case and order do not matter)."""
+    said, wanted = (Counter(re.findall(r"\w+", text.casefold())) for text in (answer, expected))
+    common = (said & wanted).total()
+    return 2 * common / (said.total() + wanted.total()) if common else 0.0
+
+
+def scores(answers: Sequence[str], expected: Sequence[str]) -> dict[str, float]:
+    """`exact`: the share of answers that are just the expected one; `words`: the mean of their `word_f1`."""
+    pairs = list(zip(answers, expected, strict=True))
+    return {
+        "exact": mean(_normal(answer) == _normal(wanted) for answer, wanted in pairs),
+        "words": mean(word_f1(answer, wanted) for answer, wanted in pairs),
+    }
+
+
+def write_comparison(run_id: str, examples: Sequence[Example], answers: dict[str, Sequence[str]]) -> dict[str, Any]:
+    """Score every model's answers; write a table and a chart of them, and return the scores and where these are."""
+    expected = [example.answer for example in examples]
+    by_model = {model: scores(given, expected) for model, given in answers.items()}
+    folder = artifact_path("fine_tuning", run_id, "")
+    summary = "".join(f"- {model}: exact {s['exact']:.2f}, words {s['words']:.2f}\n" for model, s in by_model.items())
+    write_artifact(folder / "comparison.md", f"{summary}\n{comparison_table(examples, answers)}")
+    write_artifact(folder / "scores.svg", grouped_bar_chart(f"{len(examples)} validation examples", by_model))
+    line = ", ".join(f"{model} {s['words']:.2f}" for model, s in by_model.items())
+    return {"scores": by_model, "artifacts": str(folder), "result": f"score on {len(examples)} examples: {line}"}
+
+
+def comparison_table(examples: Sequence[Example], answers: dict[str, Sequence[str]]) -> str:
+    """Each example with what every model answered, as a Markdown table."""
+    rows = [
+        [_cell(example.question[-1]["content"], 120), _cell(example.answer), *map(_cell, given)]
+        for example, *given in zip(examples, *answers.values(), strict=True)
+    ]
+    head = ["question", "expected", *answers]
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _normal(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _cell(text: str, longest: int = 200) -> str:
+    """Text from outside, so that it stays in its cell."""
+    flat = " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
+    return flat if len(flat) <= longest else flat[:longest] + " ..."

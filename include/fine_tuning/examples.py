@@ -1,0 +1,198 @@
+"""Chat examples for fine-tuning: a JSON object per line, checked before anything is uploaded.
+
+A line is `{"messages": [{"role": "system" | "user" | "assistant", "content": "..."}, ...]}`; the last message is the
+assistant's. An assistant message may have a `weight` of 0 (not to learn from) or 1. Files are read line by line, so
+that their size does not matter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, BinaryIO, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from include.common.json_lines import read_lines
+
+LEAST_EXAMPLES = 10
+LONGEST_LINE = 1_000_000
+MOST_TOKENS = 16_000
+# A file of which every line is bad must not fill the memory, or the log.
+MOST_PROBLEMS = 1_000
+
+_Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+
+
+class Message(BaseModel):
+    """One turn. What the providers' formats know besides (tools, pictures) is not for these DAGs, and is refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    role: Literal["system", "user", "assistant"]
+    content: _Text
+    weight: Literal[0, 1] | None = None
+
+
+class Example(BaseModel):
+    """One conversation."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    messages: list[Message] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _turns(self) -> Example:
+        roles = [message.role for message in self.messages]
+        if "assistant" not in roles:
+            raise ValueError("there is no assistant message to learn from")
+        if "user" not in roles:
+            raise ValueError("there is no user message to answer")
+        if roles[-1] != "assistant":
+            raise ValueError(f"the last message is the {roles[-1]}'s, not the assistant's")
+        if "system" in roles[1:]:
+            raise ValueError("a system message stands after another message")
+        if any(message.weight is not None for message in self.messages if message.role != "assistant"):
+            raise ValueError("only an assistant message has a weight")
+        if all(message.weight == 0 for message in self.messages if message.role == "assistant"):
+            raise ValueError("every assistant message has the weight 0: there is nothing to learn from")
+        return self
+
+    @property
+    def question(self) -> list[dict[str, str]]:
+        """The messages before the last answer, as a model takes them."""
+        return [{"role": message.role, "content": message.content} for message in self.messages[:-1]]
+
+    @property
+    def answer(self) -> str:
+        """The last answer."""
+        return self.messages[-1].content
+
+
+class Problem(NamedTuple):
+    """What is wrong with a line; line 0 is the file as a whole."""
+
+    file: str
+    line: int
+    field: str
+    reason: str
+
+    def __str__(self) -> str:
+        where = self.file if not self.line else f"{self.file}, line {self.line}"
+        return f"{where}: {self.field}: {self.reason}" if self.field else f"{where}: {self.reason}"
+
+
+@dataclass
+class CheckedFile:
+    """What a file of examples holds.
+
+    `tokens` is an estimate (see `estimate_tokens`); `problems` are the first of `problem_count`; `questions` maps a
+    digest of each question to its line.
+    """
+
+    name: str
+    examples: int = 0
+    tokens: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    problem_count: int = 0
+    questions: dict[bytes, int] = field(default_factory=dict)
+
+    def report(self, line: int, field: str, reason: str) -> None:
+        """Note a problem."""
+        self.problem_count += 1
+        if len(self.problems) < MOST_PROBLEMS:
+            self.problems.append(Problem(self.name, line, field, reason))
+
+
+def check_files(training: tuple[str, BinaryIO], validation: tuple[str, BinaryIO] | None = None) -> list[CheckedFile]:
+    """Check a training file and, if there is one, its validation file, each as (name, bytes); find every bad line.
+
+    Beside what a single line can have wrong: a conversation that stands twice in a file, a question of the training
+    file that is in the validation file as well (its score would be worth nothing), and too few examples.
+    """
+    trained = check_file(*training)
+    if validation is None:
+        return [trained]
+    validated = check_file(*validation, least=1)
+    for question, line in validated.questions.items():
+        if question in trained.questions:
+            reason = f"the same question is in {trained.name}, line {trained.questions[question]}"
+            validated.report(line, "messages", reason)
+    return [trained, validated]
+
+
+def check_file(name: str, file: BinaryIO, least: int = LEAST_EXAMPLES) -> CheckedFile:
+    """Check one file, which must hold at least `least` examples."""
+    checked = CheckedFile(name)
+    seen: dict[bytes, int] = {}
+    lines = 0
+    for line, raw in read_lines(file, LONGEST_LINE):
+        lines = line
+        example = _example(checked, line, raw)
+        if example is None:
+            continue
+        checked.examples += 1
+        checked.tokens += _tokens(checked, line, example)
+        whole = _digest(message.role + message.content for message in example.messages)
+        if whole in seen:
+            checked.report(line, "messages", f"the same conversation is in line {seen[whole]}")
+        seen.setdefault(whole, line)
+        question = [message.content for message in example.messages[:-1] if message.role != "system"]
+        checked.questions.setdefault(_digest(question), line)
+    if not lines:
+        checked.report(0, "", "the file is empty")
+    elif lines < least:
+        checked.report(0, "", f"{lines} examples are too few: at least {least} are needed")
+    return checked
+
+
+def examples(file: BinaryIO) -> Iterator[Example]:
+    """The examples of a file that was checked."""
+    return (Example.model_validate_json(line or b"") for _, line in read_lines(file, LONGEST_LINE))
+
+
+def estimate_tokens(messages: Sequence[Message]) -> int:
+    """About how many tokens a model reads in these messages: a quarter of their UTF-8 bytes, and 4 per message.
+
+    No tokenizer is asked, as each model has its own and they are downloads. Against OpenAI's o200k this is 4 % too
+    much for the bundled English, so that a budget is kept rather than passed.
+    """
+    return sum(-(-len(message.content.encode()) // 4) + 4 for message in messages)
+
+
+def _example(checked: CheckedFile, line: int, raw: bytes | None) -> Example | None:
+    if raw is None:
+        checked.report(line, "", f"the line is longer than {LONGEST_LINE} bytes")
+        return None
+    if raw.startswith(b"\xef\xbb\xbf"):
+        checked.report(line, "", "the file starts with a byte order mark: save it as UTF-8 without one")
+        return None
+    try:
+        raw.decode()
+    except UnicodeDecodeError as error:
+        checked.report(line, "", f"byte {error.start + 1} is not UTF-8: save the file as UTF-8")
+        return None
+    if not raw.strip():
+        checked.report(line, "", "the line is empty")
+        return None
+    try:
+        return Example.model_validate_json(raw)
+    except ValidationError as error:
+        for each in error.errors(include_url=False, include_context=False, include_input=False):
+            path = ".".join(str(step) for step in each["loc"])
+            checked.report(line, path, each["msg"].removeprefix("Value error, "))
+        return None
+
+
+def _tokens(checked: CheckedFile, line: int, example: Example) -> int:
+    tokens = estimate_tokens(example.messages)
+    if tokens > MOST_TOKENS:
+        checked.report(line, "messages", f"about {tokens} tokens are too many: at most {MOST_TOKENS} are learned from")
+    return tokens
+
+
+def _digest(texts: Iterable[str]) -> bytes:
+    """The same for texts that differ only in case and white space."""
+    normal = "\0".join(" ".join(text.casefold().split()) for text in texts)
+    return hashlib.blake2b(normal.encode(), digest_size=16).digest()

@@ -1,0 +1,113 @@
+"""Fine-tune a model, for once and for sure: the operator for services with OpenAI's fine-tuning API."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import AirflowFailException
+
+from include.fine_tuning.api import FineTuningApi
+from include.fine_tuning.trigger import OpenAIFineTuneTrigger
+from include.jobs.job import Job
+from include.jobs.operator import PaidJobOperator
+from include.jobs.service import OpenAIService, openai_service
+
+if TYPE_CHECKING:
+    from airflow.sdk.definitions.context import Context
+
+LONGEST_SUFFIX = 64
+
+
+class OpenAIFineTuneOperator(PaidJobOperator):
+    """Train a model on uploaded examples. The output is the id of the fine-tuned model.
+
+    Further XComs: `job_id`, `job_url`, `trained_tokens`, `seconds` (from the job's creation to its end), `cost_usd`
+    (None without a price in the connection) and `result_files` (ids of the provider's files).
+    What holds for the job itself (one per task instance, the waits, kills and time-outs): see `PaidJobOperator`.
+
+    :param fine_tuning_file_id: id of the uploaded training file (templated).
+    :param validation_file_id: id of the uploaded validation file, if there is one (templated).
+    :param model: the base model; None: that of the connection (templated).
+    :param suffix: goes into the name of the fine-tuned model (templated). What is neither a letter, a digit nor a dash
+        becomes a dash, and what is longer than 64 characters is cut.
+    :param method: the provider's `method`, as `{"type": "supervised", "supervised": {"hyperparameters": {...}}}`.
+    :param hyperparameters: the same for services that know no `method`; give one of the two.
+    :param seed: for training that can be repeated.
+    :raises AirflowFailException: the job failed, was cancelled or took too long, or the provider refuses it.
+    :raises AirflowException: the provider could not be asked; a retry takes the job up again.
+    """
+
+    template_fields = ("fine_tuning_file_id", "validation_file_id", "model", "suffix")
+    ui_color = "#e3f2e1"
+
+    def __init__(
+        self,
+        *,
+        fine_tuning_file_id: str,
+        validation_file_id: str | None = None,
+        model: str | None = None,
+        suffix: str | None = None,
+        method: dict[str, Any] | None = None,
+        hyperparameters: dict[str, Any] | None = None,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if method and hyperparameters:
+            raise ValueError("Give method or hyperparameters, not both: the second is the first in its older form")
+        self.fine_tuning_file_id = fine_tuning_file_id
+        self.validation_file_id = validation_file_id
+        self.model = model
+        self.suffix = suffix
+        self.method = method
+        self.hyperparameters = hyperparameters
+        self.seed = seed
+
+    def request(self) -> dict[str, Any]:
+        if not self.fine_tuning_file_id or not isinstance(self.fine_tuning_file_id, str):
+            raise AirflowFailException(f"fine_tuning_file_id is not the id of a file: {self.fine_tuning_file_id!r}.")
+        given = {
+            "model": self.model or openai_service(self.conn_id).base_model,
+            "training_file": self.fine_tuning_file_id,
+            "validation_file": self.validation_file_id,
+            "suffix": valid_suffix(self.suffix or ""),
+            "method": self.method,
+            "hyperparameters": self.hyperparameters,
+            "seed": self.seed,
+        }
+        return {name: value for name, value in given.items() if value not in (None, "")}
+
+    def api(self, connect: Any) -> FineTuningApi:
+        return FineTuningApi(connect)
+
+    def trigger(self, **kwargs: Any) -> OpenAIFineTuneTrigger:
+        return OpenAIFineTuneTrigger(**kwargs)
+
+    def job_url(self, service: OpenAIService, job: Job) -> str:
+        if service.is_openai:
+            return f"https://platform.openai.com/finetune/{job.id}"
+        return f"{service.public_url}/fine_tuning/jobs/{job.id}"
+
+    def result(self, context: Context, job: Job) -> str:
+        tokens = job.detail["trained_tokens"]
+        values = {
+            "trained_tokens": tokens,
+            "seconds": job.detail["seconds"],
+            "cost_usd": openai_service(self.conn_id).training_cost(tokens or 0),
+            "result_files": job.detail["result_files"],
+        }
+        for key, value in values.items():
+            context["ti"].xcom_push(key=key, value=value)
+        model = job.detail["model"]
+        if not model:
+            raise AirflowFailException(
+                f"Connection {self.conn_id!r}: job {job.id} succeeded, but the provider names no model."
+            )
+        self.log.info("Job %s made the model %s from %s tokens.", job.id, model, tokens)
+        return str(model)
+
+
+def valid_suffix(text: str) -> str:
+    """The text with letters, digits and single dashes only, at most 64 of them."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", text)[:LONGEST_SUFFIX].strip("-")

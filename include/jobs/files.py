@@ -1,0 +1,62 @@
+"""Files at a service with OpenAI's API, for jobs that read them."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, cast
+
+from include.jobs.service import OpenAIService, task_error
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+# A file at the provider that is deleted sooner is uploaded again: a job may still have to begin.
+LEAST_LIFE_S = 2 * 24 * 3600.0
+
+log = logging.getLogger(__name__)
+
+
+class InputFile(NamedTuple):
+    """A file for a job: its name, and how to open it as bytes."""
+
+    name: str
+    open: Callable[[], BinaryIO]
+
+
+async def upload_once(
+    service: OpenAIService, file: InputFile, purpose: Literal["fine-tune", "batch"] = "fine-tune"
+) -> str:
+    """The provider's id of this file, which is uploaded unless the provider has the same content already.
+
+    The name at the provider says what the content is.
+    """
+    with file.open() as content:
+        digest = hashlib.file_digest(cast(Any, content), "sha256").hexdigest()
+        size = content.seek(0, 2)
+    name = f"{digest}.jsonl"
+    async with service.client() as client:
+        try:
+            if found := await _uploaded(client, name, size, purpose):
+                log.info("%s is at the provider already, as %s.", file.name, found)
+                return found
+            with file.open() as content:
+                uploaded = await client.files.create(file=(name, content), purpose=purpose, timeout=600)
+        except Exception as error:
+            raise task_error(service, f"uploading {file.name}", error) from None
+    log.info("%s was uploaded as %s (%d bytes).", file.name, uploaded.id, size)
+    return uploaded.id
+
+
+async def _uploaded(client: AsyncOpenAI, name: str, size: int, purpose: str) -> str | None:
+    needed_until = time.time() + LEAST_LIFE_S
+    found = [
+        each
+        async for each in client.files.list(purpose=purpose, limit=1000)
+        if (each.filename, each.bytes) == (name, size)
+        and each.status != "error"
+        and (each.expires_at is None or each.expires_at > needed_until)
+    ]
+    return min(found, key=lambda each: (each.created_at, each.id)).id if found else None

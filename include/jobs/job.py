@@ -1,0 +1,128 @@
+"""A job as a provider tells of it, and the calls to the provider for one kind of job."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from include.jobs.service import OpenAIService
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+# In a job's metadata: whose it is, and what for.
+KEY = "airflow_task_instance"
+REQUEST = "airflow_request"
+
+# Where a service can't be searched, its newest jobs are looked through, up to so many.
+MOST_JOBS = 1_000
+
+
+class Job(BaseModel):
+    """A job as the provider tells of it. `status` is the provider's word; `detail` is what its kind of job has besides.
+
+    `created_at` is in seconds since the epoch; `metadata` is None where the service keeps none.
+    """
+
+    id: str
+    status: str
+    created_at: float
+    metadata: dict[str, str] | None = None
+    detail: dict[str, Any] = {}
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it will never change again, or cost more."""
+        return self.status in ("succeeded", "failed", "cancelled")
+
+    @property
+    def is_going(self) -> bool:
+        """Whether it may still take up new work. Some providers let what is in flight come back after a cancel."""
+        return not self.has_ended and self.status != "cancelling"
+
+    @property
+    def has_no_result(self) -> bool:
+        """Whether it ended without what it was made for."""
+        return self.status in ("failed", "cancelled")
+
+
+class Outcome(BaseModel):
+    """How the wait for a job ended: the payload of the trigger's one event.
+
+    `job` is as it was last seen, None if it never was.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    status: Literal["ended", "timed_out", "unreachable"]
+    job_id: str
+    message: str = ""
+    job: Job | None = None
+
+
+class JobApi(ABC):
+    """The calls to a provider for one kind of job.
+
+    :param connect: gives the service; asked again when it refuses the key, as keys change.
+    """
+
+    # What a provider says of a job that goes on as it should.
+    underway: frozenset[str]
+
+    def __init__(self, connect: Callable[[], Awaitable[OpenAIService]]) -> None:
+        self._connect = connect
+        self._service: OpenAIService | None = None
+        self._client: AsyncOpenAI | None = None
+
+    async def service(self) -> OpenAIService:
+        """The service, from the connection as it was first read."""
+        if self._service is None:
+            self._service = await self._connect()
+        return self._service
+
+    async def client(self) -> AsyncOpenAI:
+        """A client for single calls: who calls decides whether to call again."""
+        if self._client is None:
+            # Its imports and certificates take half a second, which would hold up every other trigger.
+            self._client = await asyncio.to_thread((await self.service()).client, retries=0)
+        return self._client
+
+    async def close(self) -> None:
+        """Drop the connections, and the key: the next call reads the connection again."""
+        if self._client:
+            await self._client.close()
+        self._service = self._client = None
+
+    @abstractmethod
+    async def create(self, request: Mapping[str, Any], metadata: dict[str, str]) -> Job:
+        """Start a job: one call, never repeated."""
+
+    @abstractmethod
+    async def get(self, job_id: str) -> Job:
+        """The job as it is now."""
+
+    @abstractmethod
+    async def find(self, key: str, since: float) -> list[Job]:
+        """The jobs with this key in their metadata, newest first, back to `since` where the service can't search."""
+
+    async def _of_key(self, newest_first: AsyncIterable[Any], key: str, since: float) -> list[Any]:
+        """Those of the provider's jobs that have this key, among the newest MOST_JOBS back to `since`."""
+        found, seen = [], 0
+        async for each in newest_first:
+            seen += 1
+            if each.created_at < since or seen > MOST_JOBS:
+                break
+            if (each.metadata or {}).get(KEY) == key:
+                found.append(each)
+        return found
+
+    @abstractmethod
+    async def cancel(self, job_id: str) -> None:
+        """Ask the provider to stop the job."""
+
+    async def relay_news(self, job: Job) -> None:  # noqa: B027
+        """Log what the provider has said about the job since the last call."""

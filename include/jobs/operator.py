@@ -1,0 +1,220 @@
+"""The operator that runs one paid job at a provider per task instance."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from abc import abstractmethod
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+from airflow.sdk import BaseOperator, BaseOperatorLink
+from pydantic import ValidationError
+
+from include.jobs.job import Job, JobApi, Outcome
+from include.jobs.record import JobKey, mark_killed, read_record
+from include.jobs.service import OpenAIService, openai_service
+from include.jobs.start import one_job
+from include.jobs.trigger import PaidJobTrigger
+from include.jobs.wait import cancel, wait_for_job
+
+if TYPE_CHECKING:
+    from airflow.sdk.definitions.context import Context
+
+# The trigger's own deadline comes first; this one is for when no triggerer runs.
+GRACE_S = 300.0
+KILL_TIMEOUT_S = 30.0
+
+
+class JobLink(BaseOperatorLink):
+    """A button in the UI that leads to the job at the provider."""
+
+    @property
+    def name(self) -> str:
+        return "Job at the provider"
+
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:
+        """The URL that the task has left in its XCom `job_url`."""
+        from airflow.sdk.bases.xcom import BaseXCom
+
+        return str(BaseXCom.get_value(ti_key=ti_key, key="job_url") or "")
+
+
+class PaidJobOperator(BaseOperator):
+    """Start a job that costs money, wait for it, and return its result: one job per task instance.
+
+    The job carries a key of the task instance. A retry, a cleared task, or a worker or triggerer that was killed
+    takes up the job that there is. Clearing a task whose job succeeded gives the same result and costs nothing;
+    clearing one whose job failed or was cancelled starts a new job, and so does a change of what is asked for.
+
+    The wait is measured from the job's creation, or, if that time is over when the task takes a job up, from then.
+    Set no `execution_timeout` below `timeout`.
+
+    :param conn_id: connection to the service, see `include.jobs.service`.
+    :param wait_for_completion: False returns the job's id as soon as the job is there.
+    :param deferrable: wait in the triggerer, without a worker slot.
+    :param poke_interval: seconds of the shortest pause between two looks; it grows to a minute with the job's age.
+    :param timeout: seconds to wait for the job's end.
+    :param cancel_on_kill: cancel the job when the task is ended by a person, or its worker is told to stop while it
+        waits itself (`deferrable=False`).
+    :param cancel_on_timeout: cancel the job when the time is over. If not, it goes on, and clearing waits for it again.
+    """
+
+    operator_extra_links = (JobLink(),)
+
+    def __init__(
+        self,
+        *,
+        conn_id: str = "openai_default",
+        wait_for_completion: bool = True,
+        deferrable: bool = True,
+        poke_interval: float = 10.0,
+        timeout: float = 24 * 3600.0,
+        cancel_on_kill: bool = True,
+        cancel_on_timeout: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        for name, value in (("poke_interval", poke_interval), ("timeout", timeout)):
+            if value <= 0:
+                raise ValueError(f"{name} is in seconds and more than 0, not {value}")
+        self.conn_id = conn_id
+        self.wait_for_completion = wait_for_completion
+        self.deferrable = deferrable
+        self.poke_interval = poke_interval
+        self.timeout = timeout
+        self.cancel_on_kill = cancel_on_kill
+        self.cancel_on_timeout = cancel_on_timeout
+        self._key: JobKey | None = None
+        self._job_id: str | None = None
+
+    def key(self, ti: Any) -> JobKey:
+        """Whose job it is: that of the task instance."""
+        return JobKey(ti)
+
+    @abstractmethod
+    def request(self) -> dict[str, Any]:
+        """What the job is to do, as arguments of `JobApi.create`: equal for every try of the task instance."""
+
+    @abstractmethod
+    def api(self, connect: Any) -> JobApi:
+        """The calls for this kind of job."""
+
+    @abstractmethod
+    def trigger(self, **kwargs: Any) -> PaidJobTrigger:
+        """The trigger for this kind of job."""
+
+    @abstractmethod
+    def job_url(self, service: OpenAIService, job: Job) -> str:
+        """Where a person can look at the job."""
+
+    @abstractmethod
+    def result(self, context: Context, job: Job) -> Any:
+        """The task's output, of a job that succeeded."""
+
+    def execute(self, context: Context) -> Any:
+        request = self.request()
+        key = self._key = self.key(context["ti"])
+        self._job_id = None
+        service = openai_service(self.conn_id)
+        job = asyncio.run(self._with_api(lambda api: one_job(api, key, request)))
+        self._job_id = job.id
+        ti, url = context["ti"], self.job_url(service, job)
+        ti.xcom_push(key="job_id", value=job.id)
+        ti.xcom_push(key="job_url", value=url)
+        ti.xcom_push(key=JobLink().xcom_key, value=url)  # at once: Airflow itself does it when the task has ended
+        if not self.wait_for_completion:
+            return job.id
+        if job.has_ended:
+            return self._finish(context, Outcome(status="ended", job_id=job.id, job=job))
+        now = time.time()
+        deadline = job.created_at + self.timeout
+        wait: dict[str, Any] = {
+            "poke_interval": self.poke_interval,
+            "deadline": deadline if deadline > now else now + self.timeout,
+            "cancel_on_timeout": self.cancel_on_timeout,
+        }
+        if self.deferrable:
+            self.defer(
+                trigger=self.trigger(conn_id=self.conn_id, job_id=job.id, cancel_on_kill=self.cancel_on_kill, **wait),
+                method_name="execute_complete",
+                timeout=timedelta(seconds=wait["deadline"] - now + GRACE_S),
+            )
+        outcome = asyncio.run(self._with_api(lambda api: wait_for_job(api, job.id, **wait)))
+        return self._finish(context, outcome)
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
+        """Go on when the trigger has sent its event.
+
+        :raises AirflowException: the event is none of this trigger's; a retry takes the job up again.
+        """
+        try:
+            outcome = Outcome.model_validate(event)
+        except ValidationError:
+            raise AirflowException("The trigger's event is not an Outcome: it comes from something else.") from None
+        return self._finish(context, outcome)
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Go on after the wait, also if Airflow has ended it. Source: `BaseOperator.resume_execution`."""
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except AirflowException as error:
+            if type(error).__name__ != "TaskDeferralTimeout":
+                raise
+            # No triggerer was there to see the deadline pass.
+            record = read_record(self.key(context["ti"]).value)
+            if not record or not record.job_id:
+                raise
+            outcome = asyncio.run(
+                self._with_api(
+                    lambda api: wait_for_job(
+                        api,
+                        record.job_id,
+                        poke_interval=self.poke_interval,
+                        deadline=time.time(),
+                        cancel_on_timeout=self.cancel_on_timeout,
+                    )
+                )
+            )
+            return self._finish(context, outcome)
+
+    def on_kill(self) -> None:
+        """Cancel the job when this process is told to stop, also if the answer to its creation has not come yet."""
+        key = self._key
+        if not self.cancel_on_kill or key is None:
+            return
+        with ThreadPoolExecutor(1) as pool:  # this may be a signal handler in the middle of a running event loop
+            pool.submit(asyncio.run, self._with_api(lambda api: self._cancel(api, key))).result(KILL_TIMEOUT_S)
+        mark_killed(key.value)
+
+    async def _cancel(self, api: JobApi, key: JobKey) -> None:
+        found = await api.find(key.value, 0) if self._job_id is None else [await api.get(self._job_id)]
+        for job in found:
+            if not job.has_ended:
+                await cancel(api, job.id)
+
+    async def _with_api(self, work: Any) -> Any:
+        async def connect() -> OpenAIService:
+            return openai_service(self.conn_id)
+
+        api = self.api(connect)
+        try:
+            return await work(api)
+        finally:
+            await api.close()
+
+    def _finish(self, context: Context, outcome: Outcome) -> Any:
+        job = outcome.job
+        where = f"Connection {self.conn_id!r}"
+        if outcome.status == "unreachable":
+            raise AirflowException(f"{where}: {outcome.message}. A retry takes the job up again.")
+        if outcome.status == "timed_out" or job is None:
+            raise AirflowFailException(f"{where}: {outcome.message}.")
+        if job.status == "failed":
+            reason = job.detail.get("error") or "the provider gives no reason"
+            raise AirflowFailException(f"{where}: job {job.id} failed: {reason}. Clear this task to start a new one.")
+        if job.status == "cancelled":
+            raise AirflowFailException(f"{where}: job {job.id} was cancelled. Clear this task to start a new one.")
+        return self.result(context, job)

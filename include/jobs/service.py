@@ -1,0 +1,157 @@
+"""A service with OpenAI's API for files, fine-tuning jobs and batches, as an Airflow connection.
+
+The connection (type `openai`) has the service's base URL as its host, none for OpenAI's own, the API key as its
+password, and as its extra `{"model": "<base model>", "training_usd_per_million_tokens": <price>}`, of which only jobs
+that need a base model or a price ask. Where the connection does not exist, OPENAI_API_KEY alone is enough.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowNotFoundException
+
+from include.ai.connection import check_host, is_redirect, stay_on_host
+from include.common.shown import LONGEST_NAME, quiet_http_clients, shown_text, shown_url, url_secrets
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+# Seconds for one call. A job is created in one, whatever it takes afterwards.
+CALL_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class OpenAIService:
+    """Where a service is, and with which key. The key is in no text that this object gives."""
+
+    conn_id: str
+    base_url: str | None
+    key: str = field(repr=False)
+    extra: dict[str, Any] = field(repr=False)
+
+    def __str__(self) -> str:
+        return f"Connection {self.conn_id!r} ({urlsplit(self.public_url).hostname})"
+
+    @property
+    def url(self) -> str:
+        """The base URL, also where the connection leaves it out."""
+        return (self.base_url or "https://api.openai.com/v1").rstrip("/")
+
+    @property
+    def public_url(self) -> str:
+        """The base URL without what must not be shown."""
+        return shown_url(self.url)
+
+    @property
+    def is_openai(self) -> bool:
+        """Whether this is OpenAI itself."""
+        return urlsplit(self.url).hostname == "api.openai.com"
+
+    @property
+    def base_model(self) -> str:
+        """The model to start from.
+
+        :raises AirflowFailException: the connection names none.
+        """
+        model = self.extra.get("model")
+        if not model or not isinstance(model, str):
+            raise AirflowFailException(
+                f"{self} names no base model: set the connection's extra to "
+                '{"model": "<a model that this service fine-tunes>"}.'
+            )
+        return model
+
+    def training_cost(self, tokens: int) -> float | None:
+        """What it costs to train on so many tokens, in US dollars; None if the connection does not state the price."""
+        price = self.extra.get("training_usd_per_million_tokens")
+        return None if price is None else round(tokens * float(price) / 1e6, 6)
+
+    def client(self, retries: int = 3) -> AsyncOpenAI:
+        """A client that tries each call so many times again, where another try may help."""
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+
+        quiet_http_clients()
+        return AsyncOpenAI(
+            api_key=self.key,
+            base_url=self.url,
+            max_retries=retries,
+            timeout=CALL_TIMEOUT_S,
+            http_client=DefaultAsyncHttpxClient(verify=_certificates(), event_hooks={"response": [stay_on_host]}),
+        )
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    """What a server's certificate is checked against, for all clients: a triggerer has one per job that waits."""
+    import httpx2
+
+    return httpx2.create_ssl_context()
+
+
+def openai_service(conn_id: str) -> OpenAIService:
+    """Read the connection `conn_id`, or fall back to OpenAI if only OPENAI_API_KEY is set.
+
+    :raises AirflowFailException: neither is there.
+    """
+    from airflow.sdk import Connection
+
+    try:
+        conn = Connection.get(conn_id)
+    except AirflowNotFoundException:
+        key = os.environ.get("OPENAI_API_KEY")
+        if not key:
+            raise AirflowFailException(
+                f"No service to ask: there is no Airflow connection {conn_id!r} and OPENAI_API_KEY is not set. "
+                f"Create the connection {conn_id!r} (type openai, host = base URL of a service with OpenAI's "
+                'fine-tuning API, password = API key, extra = {"model": "<base model>"}).'
+            ) from None
+        return OpenAIService(conn_id, None, key, {})
+    check_host(conn_id, conn.host)
+    # The client wants some key, also where a service on this machine asks for none.
+    return OpenAIService(conn_id, conn.host or None, conn.password or "none", dict(conn.extra_dejson))
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether the same call may succeed later: no connection, no answer in time, too many calls, a server error."""
+    from openai import APIConnectionError, APIStatusError
+
+    if isinstance(error, APIStatusError):
+        return error.status_code in (408, 409, 429) or error.status_code >= 500
+    return isinstance(error, APIConnectionError)
+
+
+def describe(error: Exception) -> str:
+    """An error of a call in one line. It names neither the key nor what was sent, which the provider's text may."""
+    from openai import APIConnectionError, APIStatusError, APITimeoutError
+
+    match error:
+        case APITimeoutError():
+            return f"no answer within {CALL_TIMEOUT_S:.0f} s"
+        case APIConnectionError():
+            return "the server cannot be reached, or ended the connection without an answer"
+        case APIStatusError(status_code=401):
+            return "the key was refused (status 401); set the connection's password to a valid key"
+        case APIStatusError(status_code=status) if is_redirect(status):
+            return f"the server redirects to another host (status {status}); set the connection's host to that server"
+        case APIStatusError():
+            secrets = {error.request.headers.get("authorization", "").removeprefix("Bearer ")}
+            secrets |= url_secrets(error.request.url)
+            said = {
+                name: shown_text(value, secrets, LONGEST_NAME)
+                for name in ("code", "param")
+                if (value := getattr(error, name, None))
+            }
+            return ", ".join([f"status {error.status_code}", *(f"{name} {value}" for name, value in said.items())])
+    return type(error).__name__
+
+
+def task_error(service: OpenAIService, action: str, error: Exception) -> AirflowException:
+    """The exception with which a task fails for this error: one that is not retried, if no retry can mend it."""
+    kind = AirflowException if is_passing(error) else AirflowFailException
+    return kind(f"{service}: {action} failed: {describe(error)}.")

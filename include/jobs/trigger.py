@@ -1,0 +1,124 @@
+"""The trigger that waits for a paid job, in the triggerer."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import suppress
+from typing import Any
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from include.jobs.job import JobApi
+from include.jobs.service import OpenAIService, openai_service
+from include.jobs.wait import cancel, wait_for_job
+
+# In these states a task instance needs its job no more. A cleared one is in none of them: it takes the job up again.
+GIVEN_UP = frozenset({"failed", "success", "skipped", "upstream_failed", "removed"})
+HAS_ON_KILL = hasattr(BaseTrigger, "on_kill")
+LONGEST_CANCEL_S = 30.0
+
+
+class PaidJobTrigger(BaseTrigger):
+    """Wait for a job and send one event, an `include.jobs.job.Outcome`.
+
+    The row of the trigger names the connection; the key is read where and when it is needed. A triggerer that stops
+    or hands over to another cancels nothing. A person who ends the deferred task does, if `cancel_on_kill`: on
+    Airflow 3.3 through `on_kill`; on 3.1, which has none, the trigger looks at the task's state when it is cancelled.
+    There, a task that is ended while no triggerer runs leaves its job going on.
+
+    :param job_id: the provider's id.
+    :param poke_interval: seconds of the shortest pause between two looks.
+    :param deadline: seconds since the epoch, so that it is the same in every process.
+    """
+
+    def __init__(
+        self,
+        *,
+        conn_id: str,
+        job_id: str,
+        poke_interval: float,
+        deadline: float,
+        cancel_on_kill: bool,
+        cancel_on_timeout: bool,
+    ) -> None:
+        super().__init__()
+        self.conn_id = conn_id
+        self.job_id = job_id
+        self.poke_interval = poke_interval
+        self.deadline = deadline
+        self.cancel_on_kill = cancel_on_kill
+        self.cancel_on_timeout = cancel_on_timeout
+
+    @abstractmethod
+    def api(self) -> JobApi:
+        """The calls for this kind of job, with `self.connect`."""
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """The class path and the arguments of this trigger."""
+        names = ("conn_id", "job_id", "poke_interval", "deadline", "cancel_on_kill", "cancel_on_timeout")
+        return f"{type(self).__module__}.{type(self).__qualname__}", {name: getattr(self, name) for name in names}
+
+    async def connect(self) -> OpenAIService:
+        """Read the connection, without holding up the other triggers."""
+        from asgiref.sync import sync_to_async
+
+        return await sync_to_async(openai_service)(self.conn_id)
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Wait, and send the one event."""
+        api = self.api()
+        try:
+            outcome = await wait_for_job(
+                api,
+                self.job_id,
+                poke_interval=self.poke_interval,
+                deadline=self.deadline,
+                cancel_on_timeout=self.cancel_on_timeout,
+            )
+        except asyncio.CancelledError:
+            if not HAS_ON_KILL:
+                await _to_the_end(self._cancel_if_given_up())
+            raise
+        finally:
+            await api.close()
+        yield TriggerEvent(outcome.model_dump(mode="json"))
+
+    async def on_kill(self) -> None:
+        """Somebody has acted on the deferred task. Source: `BaseTrigger.on_kill` of Airflow 3.3."""
+        await _to_the_end(self._cancel_if_given_up())
+
+    async def _cancel_if_given_up(self) -> None:
+        if not self.cancel_on_kill:
+            return
+        try:
+            state = await self._task_state()
+            if state not in GIVEN_UP:
+                return
+            self.log.info("The task is %s: cancelling job %s.", state, self.job_id)
+            api = self.api()
+            await cancel(api, self.job_id)
+            await api.close()
+        except Exception as error:
+            self.log.error("Job %s could not be cancelled (%s): do it at the provider.", self.job_id, error)
+
+    async def _task_state(self) -> str | None:
+        from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+        from asgiref.sync import sync_to_async
+
+        ti: Any = self.task_instance
+        states = await sync_to_async(RuntimeTaskInstance.get_task_states)(
+            dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
+        )
+        name = ti.task_id if ti.map_index < 0 else f"{ti.task_id}_{ti.map_index}"
+        state: str | None = states.get(ti.run_id, {}).get(name)
+        return state
+
+
+async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Do the work although this is cancelled: Airflow cancels a trigger anew every second until it has ended."""
+    task = asyncio.ensure_future(asyncio.wait_for(work, LONGEST_CANCEL_S))
+    while not task.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.shield(task)

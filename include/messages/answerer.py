@@ -1,0 +1,120 @@
+"""Many texts to one model at once, and whose fault it is if one gets no answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+from pydantic_ai import Agent
+from pydantic_ai.exceptions import ModelHTTPError, ModelServerError, ModelTimeoutError, UnexpectedModelBehavior
+
+from include.ai import LLM_CONN_ID, untrusted
+from include.ai.model import ConnectionModel, RequestRefused
+from include.ai.output import as_json
+from include.ai.usage import USAGE_XCOM_KEY, LLMUsage, UsageRecorder, add, usage_of
+
+if TYPE_CHECKING:
+    from pydantic_ai.messages import ModelResponse
+
+    from include.ai import BaseModel
+
+TRIES = 3
+# Something that every model can answer: if it does not, the fault is the account's, the connection's or the provider's.
+HARMLESS = "Hello, is the app down for everybody?"
+
+
+class Unanswerable(Exception):
+    """The model answers others, but never this text."""
+
+
+class StreamUsage(UsageRecorder):
+    """Adds up a run's calls, and tells XCom when it is asked to: for each call it would be slow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._total: LLMUsage | None = None
+
+    def record(self, response: ModelResponse, seconds: float, cost_usd: float | None) -> None:
+        """Count one answered call."""
+        call = usage_of(response, seconds, cost_usd)
+        self._total = add(self._total, call) if self._total else call
+
+    def publish(self) -> None:
+        """Bring the XCom `llm_usage` up to date; outside a task nothing happens."""
+        from airflow.sdk import get_current_context
+
+        try:
+            ti = get_current_context()["ti"]
+        except RuntimeError:
+            return
+        if self._total:
+            ti.xcom_push(key=USAGE_XCOM_KEY, value=self._total)
+
+
+class Answerer:
+    """The model of the connection `pydanticai_default`, with a prompt.
+
+    :param system_prompt: what to do with the texts.
+    :param output_type: what the answers are like.
+    :param in_flight: how many texts the model is asked about at the same time.
+    """
+
+    def __init__(self, system_prompt: str, output_type: type[BaseModel], in_flight: int) -> None:
+        self.in_flight = in_flight
+        self.usage = StreamUsage()
+        model = ConnectionModel(LLM_CONN_ID, self.usage, in_flight)
+        self._agent: Agent[None, Any] = Agent(model, system_prompt=system_prompt, output_type=output_type)
+        self._asking_harmless = asyncio.Lock()
+        self._well_at = 0.0
+
+    async def answer(self, text: str) -> Any:
+        """The answer as plain JSON.
+
+        A text that gets none is tried again, each time after the model has answered something harmless.
+
+        :raises Unanswerable: it gets none all the same, TRIES times.
+        :raises AirflowFailException: the account or the connection is at fault; no retry mends it.
+        :raises AirflowException: the provider fails now, whatever it is asked.
+        """
+        reason = ""
+        for _ in range(TRIES):
+            try:
+                return await self._ask(text)
+            except Exception as error:
+                reason = _fault_of_the_text(error)
+                if not reason:
+                    raise
+            await self._ask_harmless(time.monotonic())
+        raise Unanswerable(f"no answer in {TRIES} tries, while the model answers others: {reason}")
+
+    async def _ask(self, text: str) -> Any:
+        return as_json((await self._agent.run(untrusted(text))).output)
+
+    async def _ask_harmless(self, failed_at: float) -> None:
+        """See that the model answers now. Those who ask at the same time share one call."""
+        async with self._asking_harmless:
+            if self._well_at < failed_at:
+                asked_at = time.monotonic()
+                await self._ask(HARMLESS)
+                self._well_at = asked_at
+
+
+def _fault_of_the_text(error: Exception) -> str:
+    """What a text may have done to deserve the error; empty if no text can be at fault.
+
+    A refused key, an unknown model, a used-up quota, a rate limit and an unreachable server never are the text's.
+    """
+    match error:
+        case RequestRefused():
+            return "the provider refuses it"
+        case UnexpectedModelBehavior():
+            return "the model's answers never have the form that they must have"
+    match error.__context__:  # `ConnectionModel` keeps the provider's error out of the log, but not from here
+        case ModelServerError():
+            return "the provider fails on it"
+        case ModelTimeoutError():
+            return "no answer in time"
+        case ModelHTTPError(status_code=status) if status in (409, 413, 415, 422):
+            return f"the provider refuses it (status {status})"
+    return ""

@@ -1,0 +1,156 @@
+"""The trigger that rings when a topic has messages that a consumer group has not committed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from airflow.triggers.base import BaseEventTrigger, TriggerEvent
+
+if TYPE_CHECKING:
+    from confluent_kafka import Consumer
+
+    from include.messages.kafka.clients import KafkaClients
+
+Found = TypeVar("Found")
+
+# The first message after a pause rings at once; a stream of them rings this often, as one run answers them all.
+PAUSE_S = 5.0
+# What is not committed by then rings again: an event can be lost on its way, and a run can fail.
+RING_AGAIN_S = 20.0
+TROUBLE_PAUSE_S = 5.0
+
+
+class KafkaDoorbellTrigger(BaseEventTrigger):
+    """Ring for messages of `topic` after the offset that `group` has committed.
+
+    It looks at the group's offsets and is no member of it: it commits nothing, so that it can lose nothing, and two of
+    them only ring twice. It never ends. A broker that is down, and a topic that is missing, is said once and waited
+    out.
+
+    :param topic: to watch.
+    :param group: the consumer group of the runs that the bell is for.
+    :param kafka_config_id: the Airflow connection.
+    """
+
+    def __init__(self, *, topic: str, group: str, kafka_config_id: str) -> None:
+        super().__init__()
+        self.topic = topic
+        self.group = group
+        self.kafka_config_id = kafka_config_id
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """The class path and the arguments of this trigger."""
+        names = ("topic", "group", "kafka_config_id")
+        return f"{type(self).__module__}.{type(self).__qualname__}", {name: getattr(self, name) for name in names}
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Ring until the trigger is cancelled."""
+        said = ""
+        while True:
+            try:
+                async for event in self._rings():
+                    said = ""
+                    yield event
+            except Exception as trouble:
+                if str(trouble) != said:
+                    said = str(trouble)
+                    self.log.error("The doorbell of %s waits: %s", self.topic, said)
+                await asyncio.sleep(TROUBLE_PAUSE_S)
+
+    async def _rings(self) -> AsyncIterator[TriggerEvent]:
+        from asgiref.sync import sync_to_async
+
+        from include.messages.kafka.clients import KafkaClients
+
+        clients = await sync_to_async(KafkaClients)(self.kafka_config_id)
+        with _Watch() as watch:
+            consumer = watch.consumer = await watch.call(
+                lambda: clients.consumer(self.group, {"queued.max.messages.kbytes": 1024})
+            )
+            count = await watch.call(lambda: self._start(clients, consumer))
+            waiting, rang_at, checked_at = False, 0.0, time.monotonic()
+            seen: dict[int, int] = {}
+            while True:
+                for message in await watch.call(lambda: consumer.consume(500, 0.25)):
+                    if not message.error():
+                        waiting = True
+                        seen[message.partition() or 0] = (message.offset() or 0) + 1
+                now = time.monotonic()
+                if now - checked_at > RING_AGAIN_S:
+                    checked_at = now
+                    waiting = waiting or await watch.call(lambda: self._is_behind(clients, consumer, count, seen))
+                    if count != await watch.call(lambda: clients.partitions(consumer, self.topic)[self.topic]):
+                        return
+                if waiting and now - rang_at > PAUSE_S:
+                    waiting, rang_at = False, now
+                    yield TriggerEvent({"topic": self.topic})
+
+    def _start(self, clients: KafkaClients, consumer: Consumer) -> int:
+        """Begin with what is not committed; return the number of partitions."""
+        from confluent_kafka import OFFSET_BEGINNING, TopicPartition
+
+        count = clients.partitions(consumer, self.topic)[self.topic]
+        committed = self._committed(clients, consumer, count)
+        consumer.assign(
+            [
+                TopicPartition(self.topic, partition, offset if offset >= 0 else OFFSET_BEGINNING)
+                for partition, offset in committed.items()
+            ]
+        )
+        return count
+
+    def _is_behind(self, clients: KafkaClients, consumer: Consumer, count: int, seen: Mapping[int, int]) -> bool:
+        """Whether a run would be given a message: one that was seen here, is not committed and still exists.
+
+        What an offset alone counts is no such message: a transaction's marker, or one that the broker has deleted.
+
+        :param seen: by partition the offset after the last message that this consumer was given.
+        """
+        committed = self._committed(clients, consumer, count)
+        behind = [partition for partition, offset in seen.items() if offset > committed.get(partition, 0)]
+        return any(seen[partition] > self._oldest(clients, consumer, partition) for partition in behind)
+
+    def _oldest(self, clients: KafkaClients, consumer: Consumer, partition: int) -> int:
+        from confluent_kafka import KafkaException, TopicPartition
+
+        from include.messages.kafka.clients import METADATA_TIMEOUT_S
+
+        try:
+            return consumer.get_watermark_offsets(TopicPartition(self.topic, partition), METADATA_TIMEOUT_S)[0]
+        except KafkaException as error:
+            raise clients.failure("asking for the oldest message", error) from None
+
+    def _committed(self, clients: KafkaClients, consumer: Consumer, count: int) -> dict[int, int]:
+        """The group's offset by partition; negative where it has none."""
+        from confluent_kafka import KafkaException, TopicPartition
+
+        from include.messages.kafka.clients import METADATA_TIMEOUT_S
+
+        partitions = [TopicPartition(self.topic, partition) for partition in range(count)]
+        try:
+            return {each.partition: each.offset for each in consumer.committed(partitions, METADATA_TIMEOUT_S)}
+        except KafkaException as error:
+            raise clients.failure("asking for the committed offsets", error) from None
+
+
+class _Watch:
+    """A thread for one consumer: other triggers need not wait for it, and it is closed while no call uses it."""
+
+    def __init__(self) -> None:
+        self.consumer: Consumer | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="kafka-doorbell")
+
+    def __enter__(self) -> _Watch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.consumer:
+            self._thread.submit(self.consumer.close)
+        self._thread.shutdown(wait=False)
+
+    async def call(self, function: Callable[[], Found]) -> Found:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)

@@ -1,0 +1,59 @@
+"""Messages that their dead letters have no room for, whole, on the project's storage."""
+
+from __future__ import annotations
+
+import hashlib
+from urllib.parse import quote
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from include.common.storage import storage_path, stored_file, write_artifact
+
+FOLDER = "dead_letters"
+
+
+class StoredMessage(BaseModel):
+    """A message as it came; in the file, bytes are base64."""
+
+    model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", hide_input_in_errors=True)
+
+    value: bytes | None
+    key: bytes | None = None
+    headers: list[tuple[str, bytes | None]] = []
+
+
+class Pointer(BaseModel):
+    """What stands in a dead letter instead of the message."""
+
+    stored_at: str
+    value_bytes: int
+    sha256: str
+
+
+def store(source: str, message: StoredMessage) -> Pointer:
+    """Write a message of the topic or queue `source` whole, or not at all; the same message is stored once."""
+    content = message.model_dump_json().encode()
+    sha256 = hashlib.sha256(content).hexdigest()
+    path = storage_path(FOLDER, quote(source, safe=""), f"{sha256}.json")
+    return Pointer(stored_at=write_artifact(path, content), value_bytes=len(message.value or b""), sha256=sha256)
+
+
+def fetch(pointer: str | bytes) -> StoredMessage:
+    """The message that a pointer, as JSON, points to.
+
+    :raises ValueError: it points to no message on this project's storage, or the file was changed or deleted.
+    """
+    try:
+        to = Pointer.model_validate_json(pointer)
+    except ValidationError:
+        raise ValueError("its pointer to the storage cannot be read") from None
+    try:
+        content = stored_file(to.stored_at).read_bytes()
+    except FileNotFoundError:
+        raise ValueError(f"{to.stored_at} does not exist") from None
+    if hashlib.sha256(content).hexdigest() != to.sha256:
+        raise ValueError(f"{to.stored_at} is not what was stored: its SHA-256 is another")
+    try:
+        return StoredMessage.model_validate_json(content)
+    except ValidationError:
+        raise ValueError(f"{to.stored_at} is not a stored message") from None

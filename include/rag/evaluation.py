@@ -1,0 +1,125 @@
+"""How good retrieval and answers are, on questions with known documents."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from statistics import mean
+from typing import Any, TypedDict
+
+from include.common.charts import grouped_bar_chart
+from include.common.grading import word_recall
+from include.common.storage import artifact_path, write_artifact
+from include.rag.answers import published_answer
+from include.rag.search import best_hits, open_index
+from include.rag.stores import SearchMode, SearchQuery
+
+MODES: tuple[SearchMode, ...] = ("vector", "keyword", "hybrid")
+
+# An answer stands in its passages if they hold this share of its words, and all of its numbers.
+GROUNDED_WORDS = 0.8
+
+
+class Score(TypedDict):
+    """Retrieval in one store and mode. `recall`: the share of questions whose document is among the first k passages.
+
+    `mrr`: the mean of 1 / rank of the document's first passage, 0 where it is not among them.
+    """
+
+    store: str
+    mode: str
+    recall: float
+    mrr: float
+    missed: list[str]
+
+
+def evaluate_retrieval(name: str, questions: Sequence[Mapping[str, Any]], k: int, conn_id: str) -> list[Score]:
+    """The scores of each mode on the questions that have a document, in the index `name` of the store `conn_id`."""
+    asked = [each for each in questions if each["document"]]
+    scores = []
+    with open_index(name, conn_id) as index:
+        if index is None:
+            raise ValueError(f"There is no index {name!r} in the store {conn_id!r}.")
+        vectors = index.embedder.embed_queries([each["question"] for each in asked])
+        for mode in MODES:
+            ranks = []
+            for each, vector in zip(asked, vectors, strict=True):
+                hits = best_hits(index, SearchQuery(each["question"], vector, k, mode), min_score=-1)
+                ranks.append(_rank(each["document"], [hit.source for hit in hits]))
+            scores.append(
+                Score(
+                    store=conn_id,
+                    mode=mode,
+                    recall=mean(rank > 0 for rank in ranks),
+                    mrr=mean(1 / rank if rank else 0 for rank in ranks),
+                    missed=[each["question"] for each, rank in zip(asked, ranks, strict=True) if not rank],
+                )
+            )
+    return scores
+
+
+def spread_sample(questions: Sequence[Mapping[str, Any]], size: int) -> list[Mapping[str, Any]]:
+    """`size` of the questions, the same at every run, evenly from the whole list."""
+    size = min(size, len(questions))
+    return [questions[(2 * n + 1) * len(questions) // (2 * size)] for n in range(size)]
+
+
+def is_grounded(question: Mapping[str, Any], passages: Sequence[Mapping[str, Any]], answer: Mapping[str, Any]) -> bool:
+    """Whether the answer stands in the passages that it cites; or says "I don't know" where no document answers.
+
+    :param answer: `include.rag.answers.Answer`, as XCom has it.
+    """
+    published = published_answer(answer, passages)
+    if not published["answered"]:
+        return question["document"] is None
+    cited = "\n".join(passage["text"] for passage in passages if passage["id"] in published["chunks"])
+    numbers = set(re.findall(r"\d+", published["answer"]))
+    words = re.search(r"\w", published["answer"])
+    return (
+        question["document"] is not None
+        and words is not None
+        and numbers <= set(re.findall(r"\d+", cited))
+        and word_recall(cited, published["answer"]) >= GROUNDED_WORDS
+    )
+
+
+def write_report(run_id: str, k: int, scores: Sequence[Score], grounded: Mapping[str, bool]) -> str:
+    """Write a table and a chart of the scores, and what was missed; return the URL of their folder.
+
+    :param grounded: by question whether its answer is.
+    """
+    folder = artifact_path("rag_evaluation", run_id, "")
+    lines = [f"| store | mode | recall@{k} | MRR |", "|---|---|---|---|"]
+    lines += [f"| {s['store']} | {s['mode']} | {s['recall']:.2f} | {s['mrr']:.2f} |" for s in scores]
+    lines += ["", f"Grounded answers: {sum(grounded.values())} of {len(grounded)}", ""]
+    lines += [f"- {'grounded' if good else 'not grounded'}: {question}" for question, good in grounded.items()]
+    for score in scores:
+        lines += ["", f"Not found by {score['mode']} search in {score['store']}:", ""]
+        lines += [f"- {question}" for question in score["missed"]] or ["- nothing"]
+    write_artifact(folder / "report.md", "\n".join(lines) + "\n")
+    several = len({score["store"] for score in scores}) > 1
+    bars = {
+        f"{s['store']}, {s['mode']}" if several else s["mode"]: {f"recall@{k}": s["recall"], "MRR": s["mrr"]}
+        for s in scores
+    }
+    write_artifact(folder / "scores.svg", grouped_bar_chart("Retrieval", bars))
+    return str(folder)
+
+
+def regressions(
+    scores: Sequence[Score], mode: str, min_recall: float, grounded: Mapping[str, bool], min_grounded: float
+) -> list[str]:
+    """What is below its threshold: recall in this mode, in each store, and the share of grounded answers."""
+    found = [
+        f"recall of {score['mode']} search in {score['store']} is {score['recall']:.2f}, below {min_recall:.2f}"
+        for score in scores
+        if score["mode"] == mode and score["recall"] < min_recall
+    ]
+    if grounded and (share := mean(grounded.values())) < min_grounded:
+        found.append(f"the share of grounded answers is {share:.2f}, below {min_grounded:.2f}")
+    return found
+
+
+def _rank(document: str, sources: Sequence[str]) -> int:
+    """The place of the document among the sources, from 1; 0 if it is not there."""
+    return sources.index(document) + 1 if document in sources else 0

@@ -1,0 +1,307 @@
+"""Weaviate, through the provider's `WeaviateHook` (connection type `weaviate`)."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+
+from include.common.shown import shown_text
+from include.rag.documents import Chunk
+from include.rag.stores import Hit, SearchQuery, complete_documents, cosine
+
+if TYPE_CHECKING:
+    from weaviate import WeaviateClient
+    from weaviate.collections import Collection
+
+# How long a server that starts, or restarts, is waited for.
+READY_TIMEOUT_S = 60.0
+READY_PAUSE_S = 1.0
+
+# Objects in one request: 3,072 numbers each are 3 MB, and a server takes 10 MB where it is set to little.
+BATCH_OBJECTS = 256
+BATCH_DOCUMENTS = 64
+BATCH_TRIES = 4
+FIRST_PAUSE_S = 0.5
+
+# The most that a server returns or deletes at once (its QUERY_MAXIMUM_RESULTS, unless it is set).
+MAXIMUM_RESULTS = 10_000
+
+VECTOR = "default"
+
+log = logging.getLogger(__name__)
+
+
+def connect(conn_id: str) -> WeaviateClient:
+    """A connected client of the server, once that is ready.
+
+    :raises AirflowFailException: the key is refused.
+    :raises AirflowException: the server is not ready in time.
+    """
+    from airflow.providers.weaviate.hooks.weaviate import WeaviateHook
+    from weaviate.exceptions import (
+        AuthenticationFailedError,
+        InsufficientPermissionsError,
+        UnexpectedStatusCodeError,
+        WeaviateBaseError,
+    )
+
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while True:
+        client = None
+        try:
+            client = WeaviateHook(conn_id).get_conn()
+            client.collections.exists("Ready")  # the first request that needs the key
+            return client
+        except (WeaviateBaseError, OSError) as error:
+            if client is not None:
+                client.close()
+            refused = isinstance(error, (AuthenticationFailedError, InsufficientPermissionsError))
+            if refused or (isinstance(error, UnexpectedStatusCodeError) and error.status_code == 401):
+                raise AirflowFailException(
+                    f"Connection {conn_id!r}: Weaviate refused the key. Set extra.api_key to one that may read, write "
+                    "and create collections and aliases."
+                ) from None
+            if time.monotonic() > deadline:
+                raise AirflowException(
+                    f"Connection {conn_id!r}: Weaviate is not ready after {READY_TIMEOUT_S:.0f} s "
+                    f"({type(error).__name__}). Is it running, and are the connection's host, port, "
+                    "extra.grpc_host and extra.grpc_port right?"
+                ) from error
+            log.info("Connection %r: Weaviate is not ready yet (%s).", conn_id, type(error).__name__)
+        time.sleep(READY_PAUSE_S)
+
+
+class WeaviateStore:
+    """A `VectorStore` of Weaviate collections, with Weaviate's own aliases.
+
+    :param conn_id: an Airflow connection of type `weaviate`.
+    :raises AirflowException: see `connect`.
+    """
+
+    def __init__(self, conn_id: str) -> None:
+        self._client = connect(conn_id)
+
+    def collection(self, name: str) -> WeaviateCollection:
+        return WeaviateCollection(self._client, name)
+
+    def active(self, alias: str) -> str | None:
+        found = self._client.alias.get(alias_name=alias)
+        return found.collection if found else None
+
+    def activate(self, alias: str, name: str) -> None:
+        from weaviate.exceptions import UnexpectedStatusCodeError
+
+        before = self.active(alias)
+        if before is None:
+            try:
+                self._client.alias.create(alias_name=alias, target_collection=name)
+            except UnexpectedStatusCodeError:  # somebody else was first
+                if self.active(alias) is None:
+                    raise
+        if self.active(alias) != name:
+            self._client.alias.update(alias_name=alias, new_target_collection=name)
+        if before and before != name:
+            self._client.collections.delete(before)
+
+    def close(self) -> None:
+        self._client.close()
+
+
+class WeaviateCollection:
+    """A `VectorCollection` with explicit properties and vectors that come from outside."""
+
+    def __init__(self, client: WeaviateClient, name: str) -> None:
+        self._client = client
+        self._name = name
+        self._collection: Collection[Any, Any] = client.collections.get(name)
+
+    def create(self, dimension: int) -> None:
+        from weaviate.exceptions import UnexpectedStatusCodeError
+
+        if self._exists():
+            return
+        try:
+            self._client.collections.create(self._name, **schema())
+        except UnexpectedStatusCodeError:  # somebody else was first
+            if not self._exists():
+                raise
+
+    def documents(self) -> dict[str, str]:
+        names = ["source", "document_checksum", "document_chunks"]
+        if not self._exists():
+            return {}
+        found = self._collection.iterator(return_properties=names, cache_size=1000)
+        return complete_documents(tuple(obj.properties[name] for name in names) for obj in found)
+
+    def known_vectors(self, checksums: Sequence[str]) -> dict[str, list[float]]:
+        from weaviate.classes.query import Filter
+
+        known: dict[str, list[float]] = {}
+        for group in _groups(list(dict.fromkeys(checksums)), BATCH_OBJECTS):
+            found = self._collection.query.fetch_objects(
+                filters=Filter.by_property("checksum").contains_any(group),
+                limit=2 * BATCH_OBJECTS,
+                return_properties=["checksum"],
+                include_vector=True,
+            )
+            known |= {str(obj.properties["checksum"]): _vector(obj) for obj in found.objects}
+        return known
+
+    def replace_documents(self, chunks: Sequence[Chunk], vectors: Sequence[Sequence[float]]) -> None:
+        from weaviate.classes.data import DataObject
+        from weaviate.classes.query import Filter
+
+        for group in _groups(list(zip(chunks, vectors, strict=True)), BATCH_OBJECTS):
+            objects = [
+                DataObject(uuid=chunk.id, properties=_properties(chunk), vector={VECTOR: list(vector)})
+                for chunk, vector in group
+            ]
+            insert_all(self._collection, objects)
+        # Ids stand for positions: what is left of the earlier versions are positions that there are no more.
+        versions: dict[str, set[str]] = {}
+        for chunk in chunks:
+            versions.setdefault(chunk.source, set()).add(chunk.document_checksum)
+        for group in _groups(sorted(versions), BATCH_DOCUMENTS):
+            earlier_versions = [
+                Filter.by_property("source").equal(source)
+                & Filter.by_property("document_checksum").contains_none(sorted(versions[source]))
+                for source in group
+            ]
+            self._delete(Filter.any_of(earlier_versions))
+
+    def delete_documents(self, sources: Sequence[str]) -> None:
+        from weaviate.classes.query import Filter
+
+        if self._exists():
+            for group in _groups(sorted(sources), BATCH_OBJECTS):
+                self._delete(Filter.by_property("source").contains_any(group))
+
+    def _delete(self, condition: Any) -> None:
+        while True:
+            done = self._collection.data.delete_many(where=condition)
+            if done.failed:
+                raise AirflowException(f"{done.failed} chunks could not be deleted from {self._name}.")
+            if done.matches < MAXIMUM_RESULTS:
+                return
+
+    def count(self) -> int:
+        return int(self._collection.aggregate.over_all().total_count or 0) if self._exists() else 0
+
+    def search(self, query: SearchQuery) -> list[Hit]:
+        from weaviate.classes.query import HybridFusion
+
+        if not self._exists():
+            return []
+        find = self._collection.query
+        names = ["source", "title", "headings", "position", "text"]
+        shared: dict[str, Any] = {
+            "limit": query.limit,
+            "filters": _matches(query.filters),
+            "return_properties": names,
+            "include_vector": True,
+        }
+        if query.mode == "keyword":
+            found = find.bm25(query.text, query_properties=["text"], **shared)
+        elif query.mode == "hybrid":
+            found = find.hybrid(
+                query.text,
+                vector=list(query.vector),
+                query_properties=["text"],
+                alpha=0.5,
+                fusion_type=HybridFusion.RANKED,
+                **shared,
+            )
+        else:
+            found = find.near_vector(list(query.vector), **shared)
+        return [
+            Hit(
+                id=str(obj.uuid),
+                score=cosine(query.vector, _vector(obj)),
+                **{name: obj.properties[name] for name in names},
+            )
+            for obj in found.objects
+        ]
+
+    def optimize(self) -> None:
+        """Weaviate does so by itself."""
+
+    def _exists(self) -> bool:
+        return bool(self._client.collections.exists(self._name))
+
+
+def schema() -> dict[str, Any]:
+    """What a collection is created with: its properties, and how they and the vectors are indexed."""
+    from weaviate.classes.config import Configure, DataType, Property, Tokenization, VectorDistances
+
+    def exact(name: str) -> Property:
+        return Property(name=name, data_type=DataType.TEXT, tokenization=Tokenization.FIELD, index_searchable=False)
+
+    def number(name: str) -> Property:
+        return Property(name=name, data_type=DataType.INT, index_filterable=False)
+
+    return {
+        "properties": [
+            *map(exact, ("source", "title", "format", "checksum", "document_checksum")),
+            Property(name="headings", data_type=DataType.TEXT, index_filterable=False, index_searchable=False),
+            Property(name="text", data_type=DataType.TEXT, tokenization=Tokenization.WORD, index_filterable=False),
+            *map(number, ("position", "document_chunks")),
+        ],
+        "vector_config": Configure.Vectors.self_provided(
+            vector_index_config=Configure.VectorIndex.hnsw(distance_metric=VectorDistances.COSINE)
+        ),
+    }
+
+
+def insert_all(collection: Collection[Any, Any], objects: Sequence[Any]) -> None:
+    """Insert or replace these objects, and again those of them that the server did not take.
+
+    `WeaviateHook.batch_data` never looks at failed objects, so that a batch of which half is lost succeeds.
+
+    :raises AirflowException: some fail again and again; the message names them, with what the server says.
+    """
+    from weaviate.exceptions import WeaviateBatchError, WeaviateInsertManyAllFailedError
+
+    left, pause = list(objects), FIRST_PAUSE_S
+    for tries_left in reversed(range(BATCH_TRIES)):
+        try:
+            errors = collection.data.insert_many(left).errors
+            reasons = {index: error.message for index, error in errors.items()}
+        except (WeaviateInsertManyAllFailedError, WeaviateBatchError) as error:
+            reasons = dict.fromkeys(range(len(left)), str(error))
+        if not reasons:
+            return
+        failed = [left[index] for index in reasons]
+        log.warning("%d of %d objects were not stored; tries left: %d.", len(failed), len(left), tries_left)
+        if tries_left:
+            time.sleep(pause)
+            left, pause = failed, 2 * pause
+    named = "; ".join(
+        f"{left[index].properties['source']} chunk {left[index].properties['position']}: {shown_text(reason)}"
+        for index, reason in list(reasons.items())[:3]
+    )
+    raise AirflowException(f"Weaviate did not store {len(failed)} of {len(objects)} chunks. The first: {named}")
+
+
+def _properties(chunk: Chunk) -> dict[str, Any]:
+    return {name: value for name, value in vars(chunk).items() if name != "id"}
+
+
+def _vector(obj: Any) -> list[float]:
+    return list(obj.vector[VECTOR])
+
+
+def _matches(filters: Mapping[str, Sequence[str]]) -> Any:
+    from weaviate.classes.query import Filter
+
+    if not filters:
+        return None
+    return Filter.all_of([Filter.by_property(name).contains_any(list(values)) for name, values in filters.items()])
+
+
+def _groups(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
+    for start in range(0, len(items), size):
+        yield list(items[start : start + size])
