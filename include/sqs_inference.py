@@ -140,8 +140,8 @@ class Queues:
                 )
                 return None
             raise QueueRefusal(
-                f"Connection {AWS_CONN_ID!r}, queue {shown_url(url)}: {operation} failed: {shown_text(error)}. Does the "
-                "queue exist, in the connection's region, and may this role use it? Nothing is lost: what is not "
+                f"Connection {AWS_CONN_ID!r}, queue {shown_url(url)}: {operation} failed: {shown_text(error)}. Does "
+                "the queue exist, in the connection's region, and may this role use it? Nothing is lost: what is not "
                 "deleted comes back."
             ) from None
 
