@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from pydantic_ai.messages import ModelResponse
     from pydantic_ai.providers import Provider
 
+# "Misdirected Request": the server does not answer for the host that was asked.
+MISDIRECTED = 421
+
 
 class Price(BaseModel):
     """US dollars per million tokens."""
@@ -167,22 +170,19 @@ def check_host(conn_id: str, host: str | None) -> None:
 async def stay_on_host(response: Response) -> None:
     """Follow no redirect to another host, nor to an unencrypted one: a hook for the responses of an HTTP client.
 
-    What is sent (prompts, a key in the URL) is for the host of the connection. The redirect stays what it is then, a
-    response without an answer.
+    What is sent (prompts, a key in the URL) is for the host of the connection. Such a response counts as MISDIRECTED,
+    as clients take a status below 400 for no error.
     """
     from httpx2 import InvalidURL
 
-    if not response.has_redirect_location:
+    if not 300 <= response.status_code < 400:
         return
     at = response.request.url
     try:
-        to = at.join(response.headers["location"])
+        to = at.join(response.headers.get("location", ""))
     except InvalidURL:
         to = None
-    if to is None or to.host != at.host or to.scheme not in (at.scheme, "https"):
-        del response.headers["location"]
-
-
-def is_redirect(status: object) -> bool:
-    """Whether a response has this status because of `stay_on_host`."""
-    return isinstance(status, int) and 300 <= status < 400
+    if response.has_redirect_location and to and to.host == at.host and to.scheme in (at.scheme, "https"):
+        return
+    response.headers.pop("location", None)
+    response.status_code = MISDIRECTED

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
-from include.ai.connection import is_redirect, model_source, stay_on_host
+from include.ai.connection import MISDIRECTED, model_source, stay_on_host
 from include.common.shown import shown_text
 
 if TYPE_CHECKING:
@@ -106,10 +106,11 @@ class Embedder:
             return [list(vector) for vector in embed(texts).embeddings]
         except ModelAPIError as error:
             status = getattr(error, "status_code", "no answer")
-            final = isinstance(error, (ModelRequestRejectedError, ModelQuotaExceededError)) or is_redirect(status)
+            redirects = status == MISDIRECTED
+            final = redirects or isinstance(error, (ModelRequestRejectedError, ModelQuotaExceededError))
             kind = AirflowFailException if final else AirflowException
-            if is_redirect(status):
-                status = f"status {status}: the server redirects to another host"
+            if redirects:
+                status = "the server redirects to another host"
             raise kind(
                 f"Connection {self.conn_id!r}: embedding with {self.model_id!r} failed ({status}). "
                 "Check the connection's host, key and model."

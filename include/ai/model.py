@@ -18,7 +18,7 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 from pydantic_ai.models import Model
 from pydantic_ai.models.wrapper import WrapperModel
 
-from include.ai.connection import ModelSource, is_redirect, model_source, stay_on_host
+from include.ai.connection import MISDIRECTED, ModelSource, model_source, stay_on_host
 from include.ai.rate_limit import RateLimit
 from include.ai.usage import UsageRecorder
 from include.common.shown import LONGEST_NAME, shown_text, shown_url
@@ -169,6 +169,11 @@ class ConnectionModel(WrapperModel):
         where = f"Connection {self.conn_id!r} (model {self.model_name!r} at {shown_url(self.base_url)})"
         said = self._provider_says(error)
         match error:
+            case e.ModelHTTPError(status_code=status) if status == MISDIRECTED:
+                return AirflowFailException(
+                    f"{where}: the server redirects to another host. Set the connection's host to the URL of the "
+                    "server that answers."
+                )
             case e.ModelAuthenticationError():
                 return AirflowFailException(
                     f"{where}: the key was refused. Set the connection's password (or OPENAI_API_KEY) "
@@ -189,11 +194,6 @@ class ConnectionModel(WrapperModel):
             case e.ModelConnectionError():
                 return AirflowException(
                     f"{where}: the server cannot be reached. Is it running, and is the connection's host right?"
-                )
-            case e.ModelHTTPError(status_code=status) if is_redirect(status):
-                return AirflowFailException(
-                    f"{where}: the server redirects to another host (status {status}). Set the connection's host to "
-                    "the URL of the server that answers."
                 )
             case _:
                 return AirflowException(f"{where}: the call failed. {said}")

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowNotFoundException
 
-from include.ai.connection import check_host, is_redirect, stay_on_host
+from include.ai.connection import MISDIRECTED, check_host, stay_on_host
 from include.common.shown import LONGEST_NAME, quiet_http_clients, shown_text, shown_url, url_secrets
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def is_passing(error: Exception) -> bool:
     return isinstance(error, APIConnectionError)
 
 
-def describe(error: Exception) -> str:
+def describe(error: Exception, service: OpenAIService | None) -> str:
     """An error of a call in one line. It names neither the key nor what was sent, which the provider's text may."""
     from openai import APIConnectionError, APIStatusError, APITimeoutError
 
@@ -137,11 +137,10 @@ def describe(error: Exception) -> str:
             return "the server cannot be reached, or ended the connection without an answer"
         case APIStatusError(status_code=401):
             return "the key was refused (status 401); set the connection's password to a valid key"
-        case APIStatusError(status_code=status) if is_redirect(status):
-            return f"the server redirects to another host (status {status}); set the connection's host to that server"
+        case APIStatusError(status_code=status) if status == MISDIRECTED:
+            return "the server redirects to another host; set the connection's host to the server that answers"
         case APIStatusError():
-            secrets = {error.request.headers.get("authorization", "").removeprefix("Bearer ")}
-            secrets |= url_secrets(error.request.url)
+            secrets = {service.key} | url_secrets(service.url) if service else set()
             said = {
                 name: shown_text(value, secrets, LONGEST_NAME)
                 for name in ("code", "param")
@@ -154,4 +153,4 @@ def describe(error: Exception) -> str:
 def task_error(service: OpenAIService, action: str, error: Exception) -> AirflowException:
     """The exception with which a task fails for this error: one that is not retried, if no retry can mend it."""
     kind = AirflowException if is_passing(error) else AirflowFailException
-    return kind(f"{service}: {action} failed: {describe(error)}.")
+    return kind(f"{service}: {action} failed: {describe(error, service)}.")
