@@ -64,6 +64,7 @@ lint: $(READY)  ## check format, style and types
 	@$(BIN)/ruff format --check $(LINTED)
 	@$(BIN)/ruff check $(LINTED)
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo --no-cache
 
 bench: $(READY)  ## measure parsing, waiting for answers and jobs, batches, streams, RAG, and the embedded model
 	@$(BIN)/python -m benchmarks.parse_cost
