@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 from local.api_error import ApiError
 
 from .batches import Batches
-from .controls import Controls, Fault
+from .controls import Controls, Fault, refusal
 from .jobs import Jobs
 from .models import Models, no_model
 from .store import End, Outcome, Store, page
@@ -40,13 +40,14 @@ def create_app(
     jobs = Jobs(store, job_seconds, clock, models.bases)
     batches = Batches(store, models.answer)
     api = FastAPI(openapi_url=None, exception_handlers={ApiError: _refused, RequestValidationError: _invalid})
-    controls = Controls(api, token)
+    controls = Controls(token)
+    api.middleware("http")(controls)
     _add_files(api, store)
     _add_models(api, models)
     api.include_router(jobs.router)
     api.include_router(batches.router)
     _add_controls(api, controls, {"jobs": jobs, "batches": batches})
-    return controls
+    return api
 
 
 def _add_files(api: FastAPI, store: Store) -> None:
@@ -118,10 +119,10 @@ def _add_controls(api: FastAPI, controls: Controls, kinds: dict[Kind, Jobs | Bat
 
 
 async def _refused(_: Request, error: Any) -> JSONResponse:
-    return JSONResponse(error.body(), error.status)
+    return refusal(error)
 
 
-async def _invalid(request: Request, error: Any) -> JSONResponse:
+async def _invalid(_: Request, error: Any) -> JSONResponse:
     first = error.errors()[0]
     param = ".".join(str(step) for step in first["loc"][1:]) or None
-    return await _refused(request, ApiError(f"{param}: {first['msg']}", param=param))
+    return refusal(ApiError(f"{param}: {first['msg']}", param=param))

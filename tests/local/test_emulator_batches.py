@@ -20,13 +20,13 @@ ENDPOINT: Any = "/v1/chat/completions"
 
 
 @pytest.fixture
-def upstream() -> Iterator[Upstream]:
+def upstream() -> Iterator[type[Upstream]]:
     with answering() as upstream:
         yield upstream
 
 
 @pytest.fixture
-def emulator(upstream: Upstream, tmp_path: Path) -> Iterator[Emulator]:
+def emulator(upstream: type[Upstream], tmp_path: Path) -> Iterator[Emulator]:
     with serve(tmp_path, upstream.url) as url:
         yield Emulator(url)
 

@@ -69,10 +69,15 @@ def conversation(question: str, answer: str = "ok", **more: Any) -> str:
     return json.dumps({"messages": [{"role": "system", "content": "Be brief."}, *turns]})
 
 
-def test_a_job_goes_through_all_statuses_by_the_clock_and_leaves_a_model_and_results(emulator, clock):
-    validation = upload(emulator, conversation("x"))
-    job = create(emulator, validation_file=validation, suffix="house", seed=7, metadata={"run": "1"})
-    seen = [job.status]
+def test_a_job_goes_through_all_statuses_by_the_clock_and_leaves_events_a_model_and_results(emulator, clock):
+    training, validation = (
+        upload(emulator, "\n".join([conversation("one two?")] * 10)),
+        upload(emulator, conversation("x")),
+    )
+    method: Any = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 5}}}
+    more = {"validation_file": validation, "suffix": "house", "seed": 7, "metadata": {"run": "1"}, "method": method}
+    job = create(emulator, training_file=training, **more)
+    early, seen = events(emulator, job), [job.status]
     for second in (9, 11, 19, 21, 99, 101):
         clock.now = Clock.now + second
         seen.append(retrieve(emulator, job).status)
@@ -80,30 +85,10 @@ def test_a_job_goes_through_all_statuses_by_the_clock_and_leaves_a_model_and_res
     ended = retrieve(emulator, job)
     assert ended.fine_tuned_model == f"ft:{BASE_MODEL}:emulator:house:{job.id[6:14]}"
     assert (ended.seed, ended.metadata, ended.finished_at) == (7, {"run": "1"}, clock.now)
+    assert ended.trained_tokens == 10 * (3 * 3 + 3 + 3 + 1) * 5
     assert ended.fine_tuned_model in [model.id for model in emulator.client().models.list()]
     (results,) = ended.result_files
     assert emulator.client().files.content(results).text.startswith("step,train_loss")
-
-
-@pytest.mark.parametrize(
-    ("settings", "epochs"),
-    [
-        ({}, 3),
-        ({"hyperparameters": {"n_epochs": 2}}, 2),
-        ({"method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 5}}}}, 5),
-    ],
-)
-def test_the_trained_tokens_are_those_of_the_file_times_the_epochs(emulator, settings, epochs):
-    file = upload(emulator, "\n".join([conversation("one two?")] * 10))
-    job = create(emulator, training_file=file, **settings)
-    emulator.set_job(job.id, "succeeded")
-    assert retrieve(emulator, job).trained_tokens == 10 * (3 * 3 + 3 + 3 + 1) * epochs
-
-
-def test_events_tell_the_life_of_a_job_and_keep_their_ids(emulator, clock):
-    job = create(emulator)
-    early = events(emulator, job)
-    clock.now += SECONDS
     late = events(emulator, job)
     assert [event.message.partition(":")[0] for event in late] == [
         "Created fine-tuning job",
@@ -129,11 +114,9 @@ def test_jobs_are_listed_the_newest_first_by_metadata_over_several_pages(emulato
 @pytest.mark.parametrize(
     ("lines", "reason"),
     [
-        (["{half"], "line 1: "),
         ([conversation("x"), "[]"], "line 2: it is not"),
         ([conversation("x"), '{"messages": [{"role": "user", "content": "x"}]}'], "line 2: there is no message"),
         (['{"messages": [{"role": "cook", "content": "x"}]}'], "line 1: 'cook' is not a role"),
-        (['{"messages": [{"role": "user", "content": 7}]}'], "line 1: the content of the user's message"),
         ([conversation("x")] * 9, "has 9 examples; at least 10"),
     ],
 )
@@ -156,11 +139,9 @@ def test_a_bad_file_fails_the_job_with_its_line_once_it_is_looked_at(emulator, c
     [
         ({"model": "gpt-0"}, 404, "model"),
         ({"training_file": "file-0"}, 400, "training_file"),
-        ({"validation_file": "file-0"}, 400, "validation_file"),
         ({"suffix": "x" * 65}, 400, "suffix"),
         ({"metadata": {str(n): "" for n in range(17)}}, 400, "metadata"),
         ({"metadata": {"k": "v" * 513}}, 400, "metadata.k"),
-        ({"metadata": {"k": 1}}, 400, "metadata.k"),
         ({"method": {"type": "dpo"}}, 400, "method.type"),
     ],
 )
@@ -217,21 +198,20 @@ def test_a_fault_hits_only_the_requests_it_is_meant_for_and_only_so_often(emulat
     assert len(emulator.requests("GET", f"{JOBS}/{job.id}")) == 3
 
 
-@pytest.mark.parametrize(("drop", "made"), [("before", 0), ("after", 1)])
-def test_a_connection_is_dropped_before_or_after_the_work(emulator, drop, made):
+@pytest.mark.parametrize(
+    ("fault", "error", "made"),
+    [
+        ({"drop": "before"}, openai.APIConnectionError, 0),
+        ({"drop": "after"}, openai.APIConnectionError, 1),
+        ({"delay": 600}, openai.APITimeoutError, 1),
+    ],
+)
+def test_an_answer_is_lost_before_or_after_the_work(emulator, fault, error, made):
     file = emulator.upload()
-    emulator.fault("POST", JOBS, drop=drop)
-    with pytest.raises(openai.APIConnectionError):
-        create(emulator, training_file=file)
-    assert len(emulator.jobs()) == made
-
-
-def test_an_answer_is_delayed_after_the_work(emulator):
-    file = emulator.upload()
-    emulator.fault("POST", JOBS, delay=600)
-    with pytest.raises(openai.APITimeoutError):
-        emulator.client().with_options(timeout=0.2).fine_tuning.jobs.create(model=BASE_MODEL, training_file=file)
-    wait_until(emulator.jobs)
+    emulator.fault("POST", JOBS, **fault)
+    with pytest.raises(error):
+        emulator.client().with_options(timeout=1).fine_tuning.jobs.create(model=BASE_MODEL, training_file=file)
+    wait_until(lambda: len(emulator.jobs()) == made)
 
 
 def test_it_says_that_it_is_a_fake_and_logs_requests_without_what_they_say(tmp_path, caplog):
@@ -271,9 +251,8 @@ def test_a_tuned_model_shows_its_nearest_examples_to_the_base_model(tmp_path):
             client.chat.completions.create(model="ft:unknown", messages=asked)
 
 
-@pytest.mark.parametrize(("upstream", "reason"), [(None, "without a server"), ("http://127.0.0.1:9/v1", "not answer")])
-def test_without_a_server_behind_it_questions_are_refused(tmp_path, upstream, reason):
-    with serve(tmp_path, upstream) as url, pytest.raises(openai.InternalServerError, match=reason):
+def test_while_the_server_behind_it_is_away_questions_are_refused(tmp_path):
+    with serve(tmp_path, "http://127.0.0.1:9/v1") as url, pytest.raises(openai.InternalServerError, match="not answer"):
         Emulator(url).client().chat.completions.create(model="m", messages=[{"role": "user", "content": "Hi"}])
 
 
