@@ -1,4 +1,4 @@
-"""The emulator's batches, through the real client over HTTP. The server of models behind it is a tiny fake."""
+"""The emulator's batches, through the real client over HTTP. A scripted LLM is behind it."""
 
 import json
 from collections.abc import Iterator
@@ -9,9 +9,9 @@ import openai  # noqa: TID253
 import pytest
 
 from local.openai_emulator import serve
+from tests.conftest import chat_requests
 from tests.emulator import Emulator
 from tests.local.test_openai_emulator import process
-from tests.local.upstream import Upstream, answering
 from tests.stack import wait_until
 
 pytestmark = pytest.mark.one_stack
@@ -20,19 +20,13 @@ ENDPOINT: Any = "/v1/chat/completions"
 
 
 @pytest.fixture
-def upstream() -> Iterator[type[Upstream]]:
-    with answering() as upstream:
-        yield upstream
-
-
-@pytest.fixture
-def emulator(upstream: type[Upstream], tmp_path: Path) -> Iterator[Emulator]:
-    with serve(tmp_path, upstream.url) as url:
+def emulator(llm: Any, tmp_path: Path) -> Iterator[Emulator]:
+    with serve(tmp_path, llm.base_url()) as url:
         yield Emulator(url)
 
 
-def line(custom_id: Any, question: str = "hi", **more: Any) -> dict[str, Any]:
-    body = {"model": "m", "messages": [{"role": "user", "content": question}]}
+def line(custom_id: Any, **more: Any) -> dict[str, Any]:
+    body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hi"}]}
     return {"custom_id": custom_id, "method": "POST", "url": ENDPOINT, "body": body} | more
 
 
@@ -53,8 +47,9 @@ def results(emulator: Emulator, file: str | None) -> dict[str, Any]:
     return {each["custom_id"]: each for each in map(json.loads, text.splitlines())}
 
 
-def test_requests_are_answered_by_the_server_behind_and_errors_are_in_a_file_of_their_own(emulator):
-    batch = wait(emulator, create(emulator, line("a", "one"), line("b", "bad"), line("c", "two"), metadata={"k": "v"}))
+def test_requests_are_answered_by_the_server_behind_and_errors_are_in_a_file_of_their_own(emulator, llm):
+    llm.reply("one").fail(400).reply("two")
+    batch = wait(emulator, create(emulator, line("a"), line("b"), line("c"), metadata={"k": "v"}))
     answers, errors = results(emulator, batch.output_file_id), results(emulator, batch.error_file_id)
     said = {key: each["response"]["body"]["choices"][0]["message"]["content"] for key, each in answers.items()}
     assert said == {"a": "one", "c": "two"}
@@ -76,10 +71,10 @@ def test_requests_are_answered_by_the_server_behind_and_errors_are_in_a_file_of_
         (line("b", body={}), "invalid_body.model"),
     ],
 )
-def test_a_bad_line_fails_the_batch_before_anything_is_asked(emulator, upstream, bad, code):
+def test_a_bad_line_fails_the_batch_before_anything_is_asked(emulator, llm, bad, code):
     batch = wait(emulator, create(emulator, line("a"), bad), "failed")
     assert [(error.code, error.line) for error in batch.errors.data] == [(code, 2)]
-    assert upstream.chats == []
+    assert chat_requests(llm) == []
 
 
 def test_a_file_without_a_request_fails_the_batch(emulator):
@@ -113,23 +108,27 @@ def test_a_cancelled_batch_leaves_the_answers_that_it_had(emulator):
         emulator.client().batches.cancel(batch.id)
 
 
-def test_a_batch_may_expire_or_fail_when_asked_to(emulator, upstream):
+def test_a_batch_may_expire_or_fail_when_asked_to(emulator, llm):
     emulator.next_batch(status="expired", after=1)
     expired = wait(emulator, create(emulator, line("a"), line("b")), "expired")
     assert results(emulator, expired.error_file_id)["b"]["error"]["code"] == "batch_expired"
     emulator.next_batch(status="failed", error={"code": "odd", "message": "No.", "line": 2})
-    assert wait(emulator, create(emulator, line("c", "never")), "failed").errors.data[0].message == "No."
-    assert upstream.asked() == ["hi"]
+    assert wait(emulator, create(emulator, line("c")), "failed").errors.data[0].message == "No."
+    assert len(chat_requests(llm)) == 1
 
 
-def test_after_a_kill_a_batch_is_answered_from_its_start(upstream, tmp_path):
-    with process(tmp_path, "--upstream", upstream.url) as (first, emulator):
-        batch = create(emulator, line("a", "one"), line("b", "wait"), line("c", "two"))
-        wait_until(lambda: "wait" in upstream.asked())
+def test_after_a_kill_a_batch_is_answered_from_its_start(llm, tmp_path):
+    def answered(emulator: Emulator) -> bool:
+        return emulator.client().batches.retrieve(batch.id).request_counts.completed == 1
+
+    with process(tmp_path, "--upstream", llm.base_url()) as (first, emulator):
+        emulator.next_batch(hold="in_progress", after=1)
+        batch = create(emulator, line("a"), line("b"))
+        wait_until(lambda: answered(emulator))
         first.kill()
         first.wait()
-    upstream.go.set()
-    with process(tmp_path, "--upstream", upstream.url) as (_, emulator):
-        ended = wait(emulator, batch)
-        assert list(results(emulator, ended.output_file_id)) == ["a", "b", "c"]
-    assert upstream.asked() == ["one", "wait", "one", "wait", "two"]
+    with process(tmp_path, "--upstream", llm.base_url()) as (_, emulator):
+        wait_until(lambda: answered(emulator))
+        emulator.set_batch(batch.id, "expired")
+        assert list(results(emulator, wait(emulator, batch, "expired").output_file_id)) == ["a"]
+    assert len(chat_requests(llm)) == 2

@@ -1,4 +1,4 @@
-"""The emulator of OpenAI's fine-tuning, through the real client over HTTP. The server behind it is a tiny fake."""
+"""The emulator of OpenAI's fine-tuning, through the real client over HTTP. A scripted LLM is behind it."""
 
 import json
 import logging
@@ -15,9 +15,8 @@ import pytest
 
 from include.fine_tuning import TRAINING
 from local.openai_emulator import serve
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, chat_requests
 from tests.emulator import BASE_MODEL, JOBS, Emulator
-from tests.local.upstream import answering
 from tests.stack import wait_until
 
 pytestmark = pytest.mark.one_stack
@@ -41,7 +40,6 @@ def clock() -> Clock:
 
 @pytest.fixture
 def emulator(tmp_path: Path, clock: Clock) -> Iterator[Emulator]:
-    """Its jobs take 100 seconds of the clock."""
     with serve(tmp_path, job_seconds=SECONDS, clock=clock) as url:
         yield Emulator(url)
 
@@ -51,8 +49,8 @@ def upload(emulator: Emulator, content: str, purpose: Any = "fine-tune") -> str:
 
 
 def create(emulator: Emulator, **settings: Any) -> Any:
-    wanted = {"model": BASE_MODEL, "training_file": settings.pop("training_file", None) or emulator.upload()}
-    return emulator.client().fine_tuning.jobs.create(**wanted, **settings)
+    wanted = {"model": BASE_MODEL, "training_file": settings.get("training_file") or emulator.upload(), **settings}
+    return emulator.client().fine_tuning.jobs.create(**wanted)
 
 
 def retrieve(emulator: Emulator, job: Any) -> Any:
@@ -147,7 +145,7 @@ def test_a_bad_file_fails_the_job_with_its_line_once_it_is_looked_at(emulator, c
 )
 def test_a_bad_request_is_refused_with_the_field_at_fault(emulator, change, status, param):
     with pytest.raises(openai.APIStatusError) as caught:
-        emulator.client().fine_tuning.jobs.create(**{"model": BASE_MODEL, "training_file": emulator.upload(), **change})
+        create(emulator, **change)
     assert (caught.value.status_code, caught.value.param) == (status, param)
 
 
@@ -225,30 +223,31 @@ def test_it_says_that_it_is_a_fake_and_logs_requests_without_what_they_say(tmp_p
     assert lines[1:] == ["GET /v1/files", f"GET {JOBS}"]
 
 
-def test_a_tuned_model_shows_its_nearest_examples_to_the_base_model(tmp_path):
+def test_a_tuned_model_shows_its_nearest_examples_to_the_base_model(tmp_path, llm):
     words = ("red", "green", "blue", "car", "boat", "plane")
     lines = [conversation(f"{one} {two}{' and so on' * 20}", f"{one}!") for one in words for two in words if one != two]
     lines.append(conversation("red boat plane", "hidden", weight=0))
-    with answering() as model, serve(tmp_path, model.url, job_seconds=0) as url:
+    llm.reply("yes", times=None)
+    with serve(tmp_path, llm.base_url(), job_seconds=0) as url:
         emulator = Emulator(url)
-        client = emulator.client()
-        job = client.fine_tuning.jobs.create(model="m", training_file=upload(emulator, "\n".join(lines)))
+        job = create(emulator, model="gpt-4o-mini", training_file=upload(emulator, "\n".join(lines)))
         tuned = retrieve(emulator, job).fine_tuned_model
         asked: list[Any] = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "red boat plane"}]
-        answer = client.chat.completions.create(model=tuned, messages=asked)
-        assert (answer.model, answer.choices[0].message.content) == (tuned, "red boat plane")
-        sent = model.chats[-1]
-        assert (sent["model"], sent["messages"][0], sent["messages"][-1]) == ("m", *asked)
+        chats = emulator.client().chat.completions
+        answer = chats.create(model=tuned, messages=asked)
+        assert (answer.model, answer.choices[0].message.content) == (tuned, "yes")
+        sent = chat_requests(llm)[-1]
+        assert (sent["model"], sent["messages"][0], sent["messages"][-1]) == ("gpt-4o-mini", *asked)
         turns = sent["messages"][1:-1]
         assert [turn["role"] for turn in turns] == ["user", "assistant"] * 4
         for question, reply in zip(turns[::2], turns[1::2], strict=True):
             assert len({"red", "boat", "plane"} & set(question["content"].split())) == 2
             assert len(question["content"]) == 100
             assert reply["content"] == question["content"].split()[0] + "!"
-        client.chat.completions.create(model="m", messages=asked, temperature=0.5)
-        assert model.chats[-1] == {"model": "m", "messages": asked, "temperature": 0.5}
+        chats.create(model="gpt-4o-mini", messages=asked, temperature=0.5)
+        assert chat_requests(llm)[-1] == {"model": "gpt-4o-mini", "messages": asked, "temperature": 0.5}
         with pytest.raises(openai.NotFoundError):
-            client.chat.completions.create(model="ft:unknown", messages=asked)
+            chats.create(model="ft:unknown", messages=asked)
 
 
 def test_while_the_server_behind_it_is_away_questions_are_refused(tmp_path):
