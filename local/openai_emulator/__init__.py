@@ -27,31 +27,20 @@ where no key is asked for. Outcomes, faults and the list of requests are forgott
     `{"method", "path"}` of all requests to `/v1`, the oldest first.
 """
 
-import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from local.web_server import in_a_thread
 
-from .app import JOB_SECONDS, create_app
+from .app import create_app
 
 
-def serve(
-    folder: Path,
-    upstream: str | None = None,
-    job_seconds: float = JOB_SECONDS,
-    token: str | None = None,
-    clock: Callable[[], float] = time.time,
-) -> AbstractContextManager[str]:
-    """Run the emulator in a thread of this process; see `local.web_server.in_a_thread`.
+def serve(folder: Path, upstream: str | None = None, **settings: Any) -> AbstractContextManager[str]:
+    """Run the emulator in a thread of this process.
 
-    :param folder: where its state is kept.
-    :param upstream: base URL of the OpenAI-compatible server that has the models; without one it offers one base model
-        and answers no questions.
-    :param job_seconds: how long a job takes.
-    :param token: the only API key that is accepted; any is if there is none.
-    :param clock: gives seconds since the epoch, by which jobs live.
+    :param settings: see `local.openai_emulator.app.create_app`.
+    :return: a context with its base URL; see `local.web_server.in_a_thread`.
     """
-    return in_a_thread(partial(create_app, folder, upstream, job_seconds, token, clock))
+    return in_a_thread(partial(create_app, folder, upstream, **settings))

@@ -19,7 +19,6 @@ from .jobs import Jobs
 from .models import Models, no_model
 from .store import End, Outcome, Store, page
 
-JOB_SECONDS = 6.0
 FAKE = "a fake of OpenAI's fine-tuning and batches, which trains nothing"
 Kind = Literal["jobs", "batches"]
 
@@ -29,11 +28,19 @@ log = logging.getLogger(__name__)
 def create_app(
     folder: Path,
     upstream: str | None,
-    job_seconds: float = JOB_SECONDS,
+    job_seconds: float = 6.0,
     token: str | None = None,
     clock: Callable[[], float] = time.time,
 ) -> ASGIApp:
-    """Build the application on what is in the folder; see `local.openai_emulator.serve`."""
+    """Build the application.
+
+    :param folder: where its state is kept.
+    :param upstream: base URL of the OpenAI-compatible server that has the models; without one there is one base model
+        and no question is answered.
+    :param job_seconds: how long a job takes.
+    :param token: the only API key that is accepted; any is if there is none.
+    :param clock: gives seconds since the epoch, by which jobs live.
+    """
     log.info("this is %s", FAKE)
     store = Store(folder)
     models = Models(store, upstream)

@@ -18,8 +18,6 @@ from local.api_error import ApiError
 from .collection import ENDED, UNNAMED_ERROR, Collection
 from .store import End, Kept, Metadata, Outcome, Store, new_id
 
-_PROBLEMS_NAMED = 10
-
 log = logging.getLogger(__name__)
 
 
@@ -189,4 +187,4 @@ def _read(content: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         requests[request.custom_id] = request.model_dump()
     if not requests and not problems:
         problems = [{"code": "empty_file", "message": "The input file is empty."}]
-    return list(requests.values()), problems[:_PROBLEMS_NAMED]
+    return list(requests.values()), problems[:10]

@@ -19,7 +19,6 @@ _LIFE = {
     "running": ("", 1.0, ""),
 }
 _AUTO_EPOCHS = 3
-_PROBLEMS_NAMED = 5
 _METHOD_EPOCHS = AliasPath("method", "supervised", "hyperparameters", "n_epochs")
 
 
@@ -131,7 +130,7 @@ class Jobs(Collection):
         for kind, least in (("training", LEAST_EXAMPLES), ("validation", 1)):
             file = job.shown[f"{kind}_file"]
             if file and (found := problems(self.store.content(file), least)):
-                message = f"The {kind} file is invalid: {'; '.join(found[:_PROBLEMS_NAMED])}"
+                message = f"The {kind} file is invalid: {'; '.join(found[:5])}"
                 return {"code": f"invalid_{kind}_file", "message": message, "param": f"{kind}_file"}
         return None
 
