@@ -1,11 +1,12 @@
 """An emulator of OpenAI's files, fine-tuning and batch endpoints. It is a fake: nothing is ever trained.
 
 For machines where no provider can be had. What is real: training files and batch inputs are checked, by rules of its
-own, and a batch's requests are answered, one by one, by the server behind it. What is a fake: a job goes through its statuses by the clock and no weights exist; a batch costs nothing, begins at once and
-never expires by itself. A model that a job "made", `ft:<base>:emulator:<suffix>:<start of the job's id>`, is the base
-model, shown the 4 training examples that have most words in common with the question. Requests for other models are
-passed on unchanged. Files, jobs, batches and tuned models are in a folder, and are there again after a `kill -9`; a
-batch that was cut off is answered from its start.
+own, and a batch's requests are answered, one by one, by the server behind it. What is a fake: a job goes through its
+statuses by the clock and no weights exist; a batch costs nothing, begins at once and never expires by itself. A model
+that a job "made", `ft:<base>:emulator:<suffix>:<start of the job's id>`, is the base model, shown the 4 training
+examples that have most words in common with the question. Requests for other models are passed on unchanged. Files,
+jobs, batches and tuned models are in a folder, and are there again after a `kill -9`; a batch that was cut off is
+answered from its start.
 
 Any API key is accepted unless `serve` is given one. Whatever else a test wants of a provider is under `/emulator`,
 where no key is asked for. Outcomes, faults and the list of requests are forgotten when the process ends:
