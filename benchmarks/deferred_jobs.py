@@ -78,7 +78,7 @@ def _measure(stack: Stack, jobs: int) -> None:
     emulator = _command(stack, "openai-emulator")
     url = f"http://127.0.0.1:{emulator[emulator.index('--port') + 1]}/emulator/jobs"
     for _ in range(jobs):
-        httpx.post(url, json={"outcome": {"hold": "running"}}).raise_for_status()
+        httpx.post(url, json={"hold": "running"}).raise_for_status()
     while DAG_ID not in stack.api.dag_ids():
         time.sleep(0.5)
     run_id = stack.api.trigger(DAG_ID)
@@ -96,7 +96,7 @@ def _measure(stack: Stack, jobs: int) -> None:
     print(f"{jobs} jobs wait: the triggerer uses {100 * used / WATCHED_S:.0f} % of a core and {memory:.0f} MB")
 
     succeeded = {}
-    for job in httpx.get(url).json()["data"]:
+    for job in httpx.get(url).json():
         httpx.post(f"{url}/{job['id']}", json={"status": "succeeded"}).raise_for_status()
         succeeded[job["id"]] = time.time()
         time.sleep(PAUSE_S)

@@ -49,11 +49,11 @@ class Emulator:
 
     def next_job(self, **outcome: Any) -> None:
         """What becomes of the next job."""
-        self._post("/emulator/jobs", {"outcome": outcome})
+        self._post("/emulator/jobs", outcome)
 
-    def set_job(self, job_id: str, status: str | None, **more: Any) -> None:
-        """Give a job a status now; None lets it go on."""
-        self._post(f"/emulator/jobs/{job_id}", {"status": status, **more})
+    def set_job(self, job_id: str, status: str) -> None:
+        """End a job now."""
+        self._post(f"/emulator/jobs/{job_id}", {"status": status})
 
     def batches(self) -> list[dict[str, Any]]:
         """All batches, the newest first."""
@@ -61,10 +61,10 @@ class Emulator:
 
     def next_batch(self, **outcome: Any) -> None:
         """What becomes of the next batch."""
-        self._post("/emulator/batches", {"outcome": outcome})
+        self._post("/emulator/batches", outcome)
 
-    def set_batch(self, batch_id: str, status: str | None) -> None:
-        """Give a batch an end now; None lets it go on."""
+    def set_batch(self, batch_id: str, status: str) -> None:
+        """End a batch now."""
         self._post(f"/emulator/batches/{batch_id}", {"status": status})
 
     def fault(self, method: str, path: str, times: int = 1, **fault: Any) -> None:
@@ -72,8 +72,7 @@ class Emulator:
         self._post("/emulator/faults", {"method": method, "path": path, "times": times, **fault})
 
     def _get(self, path: str) -> list[dict[str, Any]]:
-        found = httpx.get(self.url.removesuffix("/v1") + path, timeout=10).raise_for_status().json()
-        return found["data"] if isinstance(found, dict) else found
+        return httpx.get(self.url.removesuffix("/v1") + path, timeout=10).raise_for_status().json()
 
     def _post(self, path: str, body: dict[str, Any]) -> None:
         httpx.post(self.url.removesuffix("/v1") + path, json=body, timeout=10).raise_for_status()

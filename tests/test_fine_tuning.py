@@ -60,7 +60,7 @@ def test_a_run_trains_once_and_compares_both_models_but_promotes_no_model_that_i
     assert result.states()["promote"] == "skipped"
     (job,) = provider.jobs()
     assert result.xcom("fine_tune") == job["fine_tuned_model"]
-    assert result.xcom("fine_tune", "cost_usd") == pytest.approx(result.xcom("estimate")["cost_usd"], rel=0.01)
+    assert result.xcom("fine_tune", "cost_usd") == pytest.approx(result.xcom("estimate")["cost_usd"], rel=0.1)
     comparison = result.xcom("compare")
     assert set(comparison["scores"]) == {BASE_MODEL, job["fine_tuned_model"]}
     folder = stored_file(comparison["artifacts"])

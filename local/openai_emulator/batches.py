@@ -1,214 +1,129 @@
-"""`/v1/batches`: the requests are answered one by one, as fast as the server behind does; price and window are fakes.
-
-Each answer is written down as it comes, so that after a `kill -9` a batch goes on where it was.
-"""
+"""`/v1/batches`: the requests are answered one by one by the server behind; price and window are fakes."""
 
 import asyncio
 import json
 import logging
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.responses import Response
 
 from local.api_error import ApiError
 
-from .batch_input import ENDPOINT, check, requests
-from .batch_models import BatchError, BatchOutcome, BatchRequest, Change, NextOutcome
-from .files import as_page
-from .reading import parse, query_int
-from .store import File, Store, new_id
-
-WINDOW_S = 24 * 3600
-# The purpose of the files in which batches leave their results.
-RESULTS = "batch_output"
-ENDED = ("completed", "failed", "expired", "cancelled")
-_MOST_LISTED = 100
-_TIMES = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
-_UNFINISHED = {
-    "expired": "This request could not be executed before the completion window expired.",
-    "cancelled": "This request was not executed before the batch was cancelled.",
-}
+from .collection import ENDED, UNNAMED_ERROR, Collection
+from .store import End, Kept, Metadata, Outcome, Store, new_id
 
 log = logging.getLogger(__name__)
 
 
-class Batches:
+class BatchRequest(BaseModel):
+    """What a client asks for. Fields that the emulator has no use for are ignored."""
+
+    input_file_id: str
+    endpoint: Literal["/v1/chat/completions"]
+    completion_window: Literal["24h"]
+    metadata: Metadata | None = None
+
+
+class BatchBody(BaseModel, extra="allow"):
+    """What is asked of a model."""
+
+    model: str
+
+
+class BatchLine(BaseModel):
+    """A line of an input file."""
+
+    custom_id: str
+    method: Literal["POST"]
+    url: Literal["/v1/chat/completions"]
+    body: BatchBody
+
+
+class Batches(Collection):
     """The batches of the emulator.
 
     :param answer: answers the body of a chat request.
     """
 
     def __init__(self, store: Store, answer: Callable[[bytes], Awaitable[Response]]) -> None:
-        self._store = store
+        super().__init__("/v1/batches", store, store.batches)
         self._answer = answer
-        self._outcomes: deque[BatchOutcome] = deque()
         self._running: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
-        path, control = "/v1/batches", "/emulator/batches"
-        self.routes = [
-            Route(path, self.create, methods=["POST"]),
-            Route(path, self.listing),
-            Route(path + "/{batch}", self.retrieve),
-            Route(path + "/{batch}/cancel", self.cancel, methods=["POST"]),
-            Route(control, self.add_outcome, methods=["POST"]),
-            Route(control, self.list_all),
-            Route(control + "/{batch}", self.change, methods=["POST"]),
-        ]
+        self.router.add_api_route("", self.create, methods=["POST"])
 
-    async def create(self, request: Request) -> JSONResponse:
+    async def create(self, wanted: BatchRequest) -> dict[str, Any]:
         """Take a batch, which is kept when the answer goes out."""
-        wanted = await parse(BatchRequest, request)
-        file = self._store.file(wanted.input_file_id)
-        if file is None or file.purpose != "batch":
-            reason = "no such file" if file is None else f"its purpose is {file.purpose}, not batch"
-            raise ApiError(f"input_file_id {wanted.input_file_id}: {reason}", param="input_file_id")
         now = int(time.time())
-        outcome = self._outcomes.popleft() if self._outcomes else BatchOutcome()
-        batch = {
-            "id": new_id("batch").replace("-", "_"),
+        shown = {
+            "id": new_id("batch_"),
             "object": "batch",
-            "endpoint": ENDPOINT,
-            "completion_window": "24h",
+            "endpoint": wanted.endpoint,
+            "completion_window": wanted.completion_window,
             "status": "validating",
-            "input_file_id": file.id,
-            "output_file_id": None,
-            "error_file_id": None,
-            "errors": None,
+            "input_file_id": self.store.input_file(wanted.input_file_id, "batch", "input_file_id"),
+            **dict.fromkeys(("output_file_id", "error_file_id", "errors")),
             "created_at": now,
-            "expires_at": now + WINDOW_S,
-            **{f"{name}_at": None for name in _TIMES},
+            "expires_at": now + 24 * 3600,
             "request_counts": {"total": 0, "completed": 0, "failed": 0},
             "metadata": wanted.metadata,
-            "outcome": outcome.model_dump(),
         }
-        self._store.add_batch(batch)
-        self._go_on()
-        return JSONResponse(_shown(batch))
+        self.add(shown, now)
+        self.bring_up_to_date()
+        return shown
 
-    async def listing(self, request: Request) -> JSONResponse:
-        """A page of batches, the newest first."""
-        self._go_on()
-        limit = query_int(request, "limit", 20, _MOST_LISTED)
-        found = self._store.batches(request.query_params.get("after"), limit + 1)
-        return JSONResponse(as_page([_shown(batch) for batch in found], limit))
+    def bring_up_to_date(self) -> None:
+        """Begin to work on every batch that has not ended, also on those of an earlier process."""
+        for name, batch in self.kept.items():
+            if batch.shown["status"] not in ENDED and name not in self._running:
+                self._running[name] = asyncio.get_running_loop().create_task(self._run(batch))
+                self._running[name].add_done_callback(partial(self._done, name))
 
-    async def retrieve(self, request: Request) -> JSONResponse:
-        """A batch as it is now."""
-        self._go_on()
-        return JSONResponse(_shown(self._batch(request)))
-
-    async def cancel(self, request: Request) -> JSONResponse:
-        """End a batch. What is in flight still comes back."""
-        batch = self._batch(request)
-        if batch["status"] in ENDED:
-            raise ApiError(f"Cannot cancel a batch with status '{batch['status']}'.", status=409)
-        batch["outcome"]["status"], batch["outcome"]["after"] = "cancelled", 0
-        self._move(batch, "cancelling")
-        self._go_on()
-        return JSONResponse(_shown(batch))
-
-    async def add_outcome(self, request: Request) -> JSONResponse:
-        """What becomes of the next batch."""
-        self._outcomes.append((await parse(NextOutcome, request)).outcome)
-        return JSONResponse({"waiting": len(self._outcomes)})
-
-    async def list_all(self, request: Request) -> JSONResponse:
-        """All batches, the newest first."""
-        return JSONResponse({"object": "list", "data": [_shown(batch) for batch in self._store.batches()]})
-
-    async def change(self, request: Request) -> JSONResponse:
-        """Give a batch an end now, or let it go on."""
-        change = await parse(Change, request)
-        batch = self._batch(request)
-        if batch["status"] in ENDED:
-            raise ApiError(f"Batch {batch['id']} has ended: it is {batch['status']}.", param="status")
-        batch["outcome"] |= {"status": change.status, "hold": None, "after": 0}
-        self._save(batch)
-        self._go_on()
-        return JSONResponse(_shown(batch))
-
-    def _batch(self, request: Request) -> dict[str, Any]:
-        return self._store.batch(request.path_params["batch"])
-
-    def _save(self, batch: dict[str, Any], *results: File) -> None:
-        self._store.save_batch(batch, *results)
+    def finish(self, batch: Kept, status: End) -> None:
+        """Let a batch end as soon as it can: what is in flight still comes back."""
+        batch.outcome = Outcome(status=status)
+        batch.shown["status"] = "cancelling" if status == "cancelled" else batch.shown["status"]
+        self.store.save()
         self._changed.set()
-        self._changed = asyncio.Event()
+        self._changed.clear()
 
-    def _move(self, batch: dict[str, Any], status: str, *results: File) -> None:
-        batch["status"] = status
-        if status in _TIMES:
-            batch[f"{status}_at"] = batch[f"{status}_at"] or int(time.time())
-        self._save(batch, *results)
-
-    def _go_on(self) -> None:
-        """Work on every batch that has not ended, also on those of a process before this one."""
-        for batch in self._store.batches():
-            if batch["status"] not in ENDED and batch["id"] not in self._running:
-                task = asyncio.get_running_loop().create_task(self._run(batch["id"]))
-                self._running[batch["id"]] = task
-                task.add_done_callback(lambda done, name=batch["id"]: self._ended(name, done))  # type: ignore[misc]
-
-    def _ended(self, batch: str, task: asyncio.Task[None]) -> None:
-        del self._running[batch]
+    def _done(self, name: str, task: asyncio.Task[None]) -> None:
+        del self._running[name]
         if not task.cancelled() and (error := task.exception()):
-            log.error("Batch %s", batch, exc_info=error)
+            log.error("Batch %s", name, exc_info=error)
+            self._fail(self.kept[name], [{"code": "server_error", "message": "The emulator's log has the reason."}])
 
-    async def _run(self, name: str) -> None:
-        batch = self._store.batch(name)
-        content = self._store.content(batch["input_file_id"])
-        if batch["status"] == "validating":
-            total, problems = await run_in_threadpool(check, content)
-            batch = self._store.batch(name)
-            batch["request_counts"]["total"] = total
-            if problems:
-                batch["errors"] = {"object": "list", "data": [each.as_openai() for each in problems]}
-                return self._move(batch, "failed")
-            self._move(batch, "in_progress" if batch["status"] == "validating" else batch["status"])
-        journal = self._store.answers / f"{name}.jsonl"
-        done = await run_in_threadpool(_read_journal, journal)
-        with journal.open("ab") as file:
-            for _, request in requests(content):
-                assert request is not None  # noqa: S101  (it was checked)
-                if request["custom_id"] in done:
-                    continue
-                if await self._is_over(name, len(done)):
-                    break
-                result = await self._result(request)
-                file.write(json.dumps(result).encode() + b"\n")
-                file.flush()
-                done[request["custom_id"]] = result
-                batch = self._store.batch(name)
-                batch["request_counts"] |= _counts(done)
-                self._save(batch)
-            await self._is_over(name, len(done))  # what is held at the end
-        self._finish(name, content, done)
-        return None
+    async def _run(self, batch: Kept) -> None:
+        shown = batch.shown
+        requests, problems = await run_in_threadpool(_read, self.store.content(shown["input_file_id"]))
+        shown["request_counts"] = counts = {"total": len(requests), "completed": 0, "failed": 0}
+        if problems:
+            return self._fail(batch, problems)
+        results: dict[str, dict[str, Any]] = {}
+        for request in requests:
+            if await self._is_over(batch, len(results)):
+                break
+            result = results[request["custom_id"]] = await self._result(request)
+            counts["completed" if _is_answer(result) else "failed"] += 1
+        await self._is_over(batch, len(results))  # what is held at the end
+        if batch.outcome.status == "failed":
+            return self._fail(batch, [batch.outcome.error or UNNAMED_ERROR])
+        return self._write_results(batch, requests, results)
 
-    async def _is_over(self, name: str, done: int) -> bool:
-        """Wait as long as the batch is held, and tell whether it gets its end now."""
-        while True:
-            changed = self._changed
-            batch = self._store.batch(name)
-            outcome = batch["outcome"]
-            now = done >= outcome["after"]
-            if now and outcome["status"]:
-                return True
-            if not (now and outcome["hold"]):
-                if batch["status"] not in ("validating", "in_progress", "cancelling"):  # it was held
-                    self._move(batch, "in_progress")
-                return False
-            if batch["status"] != outcome["hold"]:
-                self._move(batch, outcome["hold"])
-                continue
-            await changed.wait()
+    async def _is_over(self, batch: Kept, done: int) -> bool:
+        """Wait as long as the batch is held, and return whether it gets its end now."""
+        while batch.outcome.hold and done >= batch.outcome.after:
+            batch.shown["status"] = batch.outcome.hold
+            await self._changed.wait()
+        if batch.shown["status"] != "cancelling":
+            batch.shown["status"] = "in_progress"
+        return bool(batch.outcome.status) and done >= batch.outcome.after
 
     async def _result(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -218,58 +133,58 @@ class Batches:
             status, body = error.status, error.body()
         except ValueError:
             status, body = 502, ApiError("The server of models gave no JSON.", status=502).body()
-        response = {"status_code": status, "request_id": new_id("req"), "body": body}
-        return {"id": new_id("batch_req"), "custom_id": request["custom_id"], "response": response, "error": None}
+        response = {"status_code": status, "request_id": new_id("req_"), "body": body}
+        return {"id": new_id("batch_req_"), "custom_id": request["custom_id"], "response": response, "error": None}
 
-    def _finish(self, name: str, content: Path, done: dict[str, dict[str, Any]]) -> None:
-        batch = self._store.batch(name)
-        ending = batch["outcome"]["status"] or "completed"
-        if ending == "failed":
-            error = batch["outcome"]["error"] or BatchError().model_dump()
-            batch["errors"] = {"object": "list", "data": [error]}
-            return self._move(batch, "failed")
+    def _fail(self, batch: Kept, problems: list[dict[str, Any]]) -> None:
+        batch.shown |= {"status": "failed", "errors": {"object": "list", "data": problems}}
+        self.store.save()
+
+    def _write_results(self, batch: Kept, requests: list[dict[str, Any]], results: dict[str, dict[str, Any]]) -> None:
+        ending = batch.outcome.status or "completed"
         lines: dict[str, list[dict[str, Any]]] = {"output": [], "error": []}
-        for _, request in requests(content):
-            result = done.get(request["custom_id"]) if request else None
-            if request and result is None:
-                error = {"code": f"batch_{ending}", "message": _UNFINISHED[ending]}
-                custom_id = request["custom_id"]
-                result = {"id": new_id("batch_req"), "custom_id": custom_id, "response": None, "error": error}
-            if result:
-                lines["output" if _is_answer(result) else "error"].append(result)
-        files = []
-        for kind, results in lines.items():
-            if results:
-                text = b"".join(json.dumps(each).encode() + b"\n" for each in results)
-                file = File(new_id("file"), f"{name}_{kind}.jsonl", RESULTS, len(text), int(time.time()))
-                self._store.content(file.id).write_bytes(text)
-                batch[f"{kind}_file_id"] = file.id
-                files.append(file)
-        batch["request_counts"]["failed"] = len(lines["error"])
-        batch["finalizing_at"] = int(time.time()) if ending == "completed" else None
-        self._move(batch, ending, *files)
-        return None
-
-
-def _read_journal(journal: Path) -> dict[str, dict[str, Any]]:
-    """The results that were written down whole; half of one, of a process that was killed, is cut off."""
-    if not journal.exists():
-        return {}
-    text = journal.read_bytes()
-    whole = text[: text.rfind(b"\n") + 1]
-    if whole != text:
-        journal.write_bytes(whole)
-    return {result["custom_id"]: result for result in map(json.loads, whole.split(b"\n")[:-1])}
+        for custom_id in (request["custom_id"] for request in requests):
+            error = {"code": f"batch_{ending}", "message": f"The batch was {ending} before this request was executed."}
+            undone = {"id": new_id("batch_req_"), "custom_id": custom_id, "response": None, "error": error}
+            result = results.get(custom_id, undone)
+            lines["output" if _is_answer(result) else "error"].append(result)
+        changes: dict[str, Any] = {"status": ending, f"{ending}_at": int(time.time())}
+        for kind, found in lines.items():
+            if found:
+                content = b"".join(json.dumps(each).encode() + b"\n" for each in found)
+                file = self.store.add_file(f"{batch.shown['id']}_{kind}.jsonl", "batch_output", content)
+                changes[f"{kind}_file_id"] = file["id"]
+        batch.shown["request_counts"]["failed"] = len(lines["error"])
+        batch.shown |= changes
+        self.store.save()
 
 
 def _is_answer(result: dict[str, Any]) -> bool:
     return bool(result["response"]) and result["response"]["status_code"] == 200
 
 
-def _counts(done: dict[str, dict[str, Any]]) -> dict[str, int]:
-    answered = sum(map(_is_answer, done.values()))
-    return {"completed": answered, "failed": len(done) - answered}
-
-
-def _shown(batch: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in batch.items() if name != "outcome"}
+def _read(content: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The requests of an input file, and what is wrong with it."""
+    requests: dict[str, dict[str, Any]] = {}
+    problems: list[dict[str, Any]] = []
+    models = set()
+    for number, line in enumerate(content.read_bytes().split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            request = BatchLine.model_validate_json(line)
+        except ValidationError as error:
+            first = error.errors()[0]
+            param = ".".join(map(str, first["loc"]))
+            code = f"invalid_{param}" if param else "invalid_json_line"
+            problems.append({"code": code, "message": first["msg"], "line": number, "param": param})
+            continue
+        models.add(request.body.model)
+        if request.custom_id in requests:
+            problems.append({"code": "duplicate_custom_id", "message": "It was used before.", "line": number})
+        elif len(models) > 1:
+            problems.append({"code": "mismatched_model", "message": "There can be only one model.", "line": number})
+        requests[request.custom_id] = request.model_dump()
+    if not requests and not problems:
+        problems = [{"code": "empty_file", "message": "The input file is empty."}]
+    return list(requests.values()), problems[:10]
