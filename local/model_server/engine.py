@@ -1,16 +1,13 @@
 """SmolLM2-135M-Instruct on llama.cpp, in this process: continue a text, or say what would come next.
 
-llama.cpp computes the texts of all slots together. Each slot remembers its last prompt, so a prompt that starts like
-the one before it costs only what is new.
+Each of llama.cpp's slots remembers its last prompt, so a prompt that starts like an earlier one costs only what is new.
 """
 
 import json
 import os
 import tempfile
-import threading
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,9 +20,7 @@ from local.api_error import ApiError
 from .weights import packaged, write_q8
 
 CONTEXT = 8192
-# As many answers as Airflow has tasks at once on a small machine, and a slot for looks beside any answer.
-ANSWERS = 3
-ASIDE = ANSWERS
+SLOTS = 2
 # llama.cpp's threads wait for each other in a busy loop: on a core that something else wants, that costs more than a
 # second thread gains (measured on 2 cores beside another program: 0.6 to 1.1 s per answer with one thread, 1.4 to 4 s
 # with two).
@@ -51,12 +46,12 @@ class Completion:
 
 
 class Engine:
-    """The loaded language model; calls block, and outside of `turn` they come from one thread at a time."""
+    """The loaded language model; calls block."""
 
     def __init__(self) -> None:
         params = xllamacpp.CommonParams()
-        params.n_ctx = CONTEXT * (ANSWERS + 1)
-        params.n_parallel = ANSWERS + 1
+        params.n_ctx = CONTEXT * SLOTS
+        params.n_parallel = SLOTS
         params.kv_unified = False
         params.cache_ram_mib = 0
         params.cpuparams.n_threads = THREADS
@@ -71,29 +66,8 @@ class Engine:
             params.model.path = str(Path(folder) / "weights.gguf")
             write_q8(packaged(), Path(params.model.path))
             self._server = xllamacpp.Server(params)
-        self._free = dict.fromkeys(range(ANSWERS), "")
-        self._changed = threading.Condition()
-        self._mine = threading.local()
-        self._aside = threading.Lock()
-        self._remembered = lru_cache(REMEMBERED)(lambda prompt: self._look(prompt, ASIDE))
-
-    @contextmanager
-    def turn(self, opening: str) -> Iterator[None]:
-        """Keep a slot for the calls of this thread, waiting for one if need be.
-
-        :param opening: how all its prompts start; a slot whose last prompts started so is preferred.
-        """
-        with self._changed:
-            self._changed.wait_for(lambda: self._free)
-            slot = next((slot for slot, last in self._free.items() if last == opening), next(iter(self._free)))
-            del self._free[slot]
-        self._mine.slot = slot
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._free[slot] = opening
-                self._changed.notify()
+        self.expects_usually = lru_cache(REMEMBERED)(self.expects)
+        """As `expects`, for a prompt that does not hold the user's text: remembered from then on."""
 
     def complete(
         self, prompt: str, limit: int, *, stop: Sequence[str] = (), grammar: str | None = None, **sampling: Any
@@ -105,7 +79,6 @@ class Engine:
         :raises ApiError: status 400 if the prompt does not fit the context.
         """
         body = {**SAMPLING, **sampling, "prompt": prompt, "n_predict": limit, "stop": list(stop)}
-        body["id_slot"] = getattr(self._mine, "slot", 0)
         if grammar is not None:
             body["grammar"] = grammar
         answer = self._ask(body)
@@ -120,18 +93,10 @@ class Engine:
             return len(json.load(answer)["tokens"])
 
     def expects(self, prompt: str) -> Expectation:
-        """What the model expects after ``prompt``, a part of this thread's answer."""
-        return self._look(prompt, getattr(self._mine, "slot", 0))
-
-    def expects_usually(self, prompt: str) -> Expectation:
-        """What the model expects after ``prompt``, which does not hold the user's text: remembered from then on."""
-        with self._aside:
-            return self._remembered(prompt)
-
-    def _look(self, prompt: str, slot: int) -> Expectation:
+        """What the model expects after ``prompt``."""
         # The bias changes only which token is drawn: an end-of-text token would come without probabilities.
         drawn = {"n_predict": 1, "n_probs": CANDIDATES, "temperature": 0, "logit_bias": [["a", 100]]}
-        answer = self._ask({"prompt": prompt, "id_slot": slot, **drawn})
+        answer = self._ask({"prompt": prompt, **drawn})
         found = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
         return {bytes(token["bytes"]): token["logprob"] for token in found}
 
