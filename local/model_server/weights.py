@@ -61,10 +61,10 @@ def _as_q8(data: bytes) -> bytes:
     old = np.frombuffer(data, [("scale", "<f2"), ("least", "<f2"), ("weights", "u1", 16)])
     nibbles = np.concatenate([old["weights"] & 15, old["weights"] >> 4], axis=1)
     scale, least = (old[name].astype(np.float32)[:, None] for name in ("scale", "least"))
-    step = np.maximum(np.abs(least), np.abs(least + 15 * scale)) / 127
+    step = (np.maximum(np.abs(least), np.abs(least + 15 * scale)) / 127).astype(np.float16)
     new = np.empty(len(old), [("scale", "<f2"), ("weights", "i1", BLOCK)])
     new["scale"] = step[:, 0]
-    new["weights"] = np.rint((nibbles * scale + least) / np.maximum(step, 1e-12))
+    new["weights"] = np.rint((nibbles * scale + least) / np.maximum(step.astype(np.float32), 1e-12))
     return new.tobytes()
 
 
