@@ -62,7 +62,6 @@ class Engine:
         params.port = 0
         params.ui = False
         params.verbosity = -1
-        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_Q8_0
         with tempfile.TemporaryDirectory() as folder:  # once loaded, the file is not needed by name
             params.model.path = str(Path(folder) / "weights.gguf")
             write_q8(packaged(), Path(params.model.path))
