@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -22,7 +21,7 @@ log = logging.getLogger("local.model_server")
 
 
 def create_app() -> FastAPI:
-    """Load both models (about a second) and build the application around them."""
+    """Load both models (a few seconds) and build the application around them."""
     app = FastAPI(title="Local model server", openapi_url=None)
     chat = Chat(Engine())
     embedder = Embedder()
@@ -42,47 +41,32 @@ def create_app() -> FastAPI:
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [_model(name) for name in (CHAT_MODEL, EMBEDDING_MODEL)]}
+        entry = {"object": "model", "created": 0, "owned_by": "local"}
+        return {"object": "list", "data": [{"id": name, **entry} for name in (CHAT_MODEL, EMBEDDING_MODEL)]}
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> JSONResponse:
-        body = await _body(request)
-        return await _answer(CHAT_MODEL, lambda: chat.reply(_for_model(parse(ChatRequest, body), CHAT_MODEL)))
+        return await _answer(request, ChatRequest, CHAT_MODEL, chat)
 
     @app.post("/v1/embeddings")
     async def embeddings(request: Request) -> JSONResponse:
-        body = await _body(request)
-        return await _answer(
-            EMBEDDING_MODEL,
-            lambda: embedder.reply(_for_model(parse(EmbeddingRequest, body), EMBEDDING_MODEL)),
-        )
+        return await _answer(request, EmbeddingRequest, EMBEDDING_MODEL, embedder)
 
     return app
 
 
-async def _body(request: Request) -> bytes:
-    too_large = ApiError(f"The request body is larger than {LARGEST_BODY} bytes.", code="too_large", status=413)
-    received = bytearray()
-    async for chunk in request.stream():
-        received += chunk
-        if len(received) > LARGEST_BODY:
-            raise too_large
-    return bytes(received)
-
-
-def _for_model(request: Any, served: str) -> Any:
-    if request.model != served:
-        message = f"The model {request.model!r} does not exist here; this path serves {served!r}."
-        raise ApiError(message, param="model", code="model_not_found", status=404)
-    return request
-
-
-async def _answer(model: str, work: Callable[[], dict[str, Any]]) -> JSONResponse:
-    """Do the work in a thread and log what it cost. Neither prompts nor answers are logged."""
+async def _answer(
+    request: Request, kind: type[ChatRequest | EmbeddingRequest], model: str, answerer: Any
+) -> JSONResponse:
+    """Answer in a thread and log what it cost. Neither prompts nor answers are logged."""
     start = time.perf_counter()
     status, usage = 500, {}
     try:
-        body = await run_in_threadpool(work)
+        asked = parse(kind, await _body(request))
+        if asked.model != model:
+            message = f"The model {asked.model!r} does not exist here; this path serves {model!r}."
+            raise ApiError(message, param="model", code="model_not_found", status=404)
+        body = await run_in_threadpool(answerer.reply, asked)
         status, usage = 200, body["usage"]
         return JSONResponse(body)
     except ApiError as error:
@@ -90,18 +74,16 @@ async def _answer(model: str, work: Callable[[], dict[str, Any]]) -> JSONRespons
         raise
     except Exception:
         log.exception("request failed")
-        failure = ApiError("The server failed to answer; its log has the reason.", status=500)
-        return JSONResponse(failure.body(), status_code=500)
+        raise ApiError("The server failed to answer; its log has the reason.", status=500) from None
     finally:
-        log.info(
-            "%s tokens in %d out %d, %.2f s, status %d",
-            model,
-            usage.get("prompt_tokens", 0),
-            usage.get("completion_tokens", 0),
-            time.perf_counter() - start,
-            status,
-        )
+        tokens = f"in {usage.get('prompt_tokens', 0)} out {usage.get('completion_tokens', 0)}"
+        log.info("%s tokens %s, %.2f s, status %d", model, tokens, time.perf_counter() - start, status)
 
 
-def _model(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "local"}
+async def _body(request: Request) -> bytes:
+    received = bytearray()
+    async for chunk in request.stream():
+        received += chunk
+        if len(received) > LARGEST_BODY:
+            raise ApiError(f"The request body is larger than {LARGEST_BODY} bytes.", code="too_large", status=413)
+    return bytes(received)

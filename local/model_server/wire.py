@@ -6,19 +6,24 @@ can't do (streams, pictures, several choices) is refused with the name of the fi
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from local.api_error import ApiError
 
 Body = TypeVar("Body", bound=BaseModel)
 ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
+Text = Annotated[str, Field(min_length=1)]
 
 
-class TextPart(BaseModel):
-    """One piece of a message; only text is understood."""
-
-    type: Literal["text"]
-    text: str
+def _joined(content: Any) -> Any:
+    """The text of a message's content, which may come in parts."""
+    if not isinstance(content, list):
+        return content or "" if isinstance(content, str | None) else content
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise ValueError(f"only content parts of type 'text' are supported, not {kind!r}")
+    return "".join(part["text"] for part in content)
 
 
 class CalledFunction(BaseModel):
@@ -39,27 +44,9 @@ class Message(BaseModel):
     """One turn of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    text: Annotated[str, BeforeValidator(_joined)] = Field(default="", alias="content")
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
-
-    @field_validator("content", mode="before")
-    @classmethod
-    def _only_text_parts(cls, content: Any) -> Any:
-        if not isinstance(content, list):
-            return content
-        for part in content:
-            kind = part.get("type") if isinstance(part, dict) else None
-            if kind != "text":
-                raise ValueError(f"only content parts of type 'text' are supported, not {kind!r}")
-        return content
-
-    @property
-    def text(self) -> str:
-        """The content as one string, empty if there is none."""
-        if isinstance(self.content, list):
-            return "".join(part.text for part in self.content)
-        return self.content or ""
 
 
 class Function(BaseModel):
@@ -67,7 +54,7 @@ class Function(BaseModel):
 
     name: ToolName
     description: str | None = None
-    parameters: dict[str, Any] = Field(default_factory=lambda: {"type": "object", "properties": {}})
+    parameters: dict[str, Any] = {}
 
 
 class Tool(BaseModel):
@@ -77,36 +64,28 @@ class Tool(BaseModel):
     function: Function
 
 
-class ChosenFunction(BaseModel):
-    """The name inside an explicit ``tool_choice``."""
-
-    name: str
-
-
 class ToolChoice(BaseModel):
     """An explicit ``tool_choice``."""
 
     type: Literal["function"]
-    function: ChosenFunction
+    function: CalledFunction
 
 
 class NamedSchema(BaseModel):
     """The ``json_schema`` of a ``response_format``."""
 
-    name: str = "response"
     schema_: dict[str, Any] = Field(alias="schema")
-    description: str | None = None
 
 
 class ResponseFormat(BaseModel):
-    """The form of an answer that is no tool call."""
+    """The form of an answer that is not a tool call."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: NamedSchema | None = None
 
 
 class ChatRequest(BaseModel):
-    """Body of ``POST /v1/chat/completions``."""
+    """Body of ``POST /v1/chat/completions``; streams and several choices are refused."""
 
     model: str
     messages: list[Message] = Field(min_length=1)
@@ -119,22 +98,8 @@ class ChatRequest(BaseModel):
     top_p: float | None = Field(default=None, gt=0, le=1)
     seed: int | None = None
     stop: str | Annotated[list[str], Field(max_length=4)] | None = None
-    stream: bool | None = None
-    n: int | None = None
-
-    @field_validator("stream")
-    @classmethod
-    def _no_stream(cls, stream: bool | None) -> bool | None:
-        if stream:
-            raise ValueError("streaming is not supported, leave it out or send false")
-        return stream
-
-    @field_validator("n")
-    @classmethod
-    def _one_choice(cls, n: int | None) -> int | None:
-        if n not in (None, 1):
-            raise ValueError("only one choice per request is supported")
-        return n
+    stream: Literal[False] | None = None
+    n: Literal[1] | None = None
 
     @property
     def limit(self) -> int | None:
@@ -146,10 +111,7 @@ class EmbeddingRequest(BaseModel):
     """Body of ``POST /v1/embeddings``; token arrays as input are refused."""
 
     model: str
-    input: (
-        Annotated[str, Field(min_length=1)]
-        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=2048)]
-    )
+    input: Text | Annotated[list[Text], Field(min_length=1, max_length=2048)]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Literal[256] | None = None
 

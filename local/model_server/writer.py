@@ -10,19 +10,17 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from . import scalars
-from .choice import Chooser
+from .choice import Chooser, common_start
 from .conversation import Conversation
 from .engine import SAMPLING, Engine
-from .schema import DEEPEST, SHALLOW, Node, Schema
+from .schema import Node, Schema
 
 STRING_TOKENS = 60
 LIST_ITEMS = 4
-MAP_ENTRIES = 3
-ANYTHING: Node = {"anyOf": [{"type": "string"}, {"type": "number"}, {"type": "boolean"}]}
 
 
 @dataclass(frozen=True)
@@ -33,245 +31,149 @@ class Place:
     inside a list.
     """
 
-    before: str
-    cue: str
-    depth: int = 0
+    before: str = ""
+    cue: str = ""
     listed: bool = False
 
-    def plus(self, text: str, cue: str | None = None, deeper: int = 0) -> "Place":
+    def plus(self, text: str, cue: str | None = None) -> "Place":
         """The place after ``text``; ``cue`` is appended to the cue, ``text`` if it is None."""
         cue = text if cue is None or self.listed else cue
-        return replace(self, before=self.before + text, cue=self.cue + cue, depth=self.depth + deeper)
-
-    def in_list(self) -> "Place":
-        """The same place, with choices that see all of the text so far."""
-        return replace(self, cue=self.before, listed=True)
+        return replace(self, before=self.before + text, cue=self.cue + cue)
 
 
-@dataclass
 class Writer:
     """Writes one answer.
 
     :param spoken: whether the answer's only free string is written as plain chat.
     :param limit: most tokens per string, None for the default.
-    :param seed: changes what is drawn; equal requests with equal seeds get equal answers.
+    :param sampling: settings for strings on top of the engine's own.
     """
 
-    engine: Engine
-    chooser: Chooser
-    conversation: Conversation
-    schema: Schema
-    spoken: bool
-    limit: int | None = None
-    sampling: dict[str, Any] = field(default_factory=dict)
+    def __init__(
+        self,
+        engine: Engine,
+        conversation: Conversation,
+        schema: Schema,
+        spoken: bool,
+        limit: int | None,
+        sampling: dict[str, Any],
+    ) -> None:
+        self._engine = engine
+        self._chooser = Chooser(engine, conversation)
+        self._conversation = conversation
+        self._schema = schema
+        self._limit = min(limit or STRING_TOKENS, STRING_TOKENS)
+        self._sampling = {**SAMPLING, **sampling}
+        fields = schema.node.get("properties", {}).values()
+        strings = [node for node in fields if node.get("type") == "string" and "format" not in node]
+        self._spoken = strings[0] if spoken and len(strings) == 1 else None
 
     def write(self) -> Any:
-        """The value, valid against the schema.
+        """Return the value, valid against the schema.
 
         :raises ApiError: status 400 if the schema can't be fulfilled or the text outgrows the context.
         """
-        value = self._value(self.schema.root, Place("", ""))
-        if not self.schema.is_valid(value):
-            raise self.schema.error("No answer that fulfils this schema was found; make it simpler.")
+        value = self._value(self._schema.node, Place())
+        if not self._schema.is_valid(value):
+            raise self._schema.error("No answer that fulfils this schema was found; make it simpler.")
         return value
 
-    def _value(self, raw: Node | bool, place: Place) -> Any:
-        if place.depth > DEEPEST:
-            raise self.schema.error("The schema demands values nested without end.")
-        node = self.schema.resolve(raw)
-        kind = self.schema.kind(node)
-        if kind == "enum":
+    def _value(self, node: Node, place: Place) -> Any:
+        if "enum" in node:
             return self._choose(node["enum"], place)
-        if kind == "anyOf":
-            return self._value(self._branch(node, place), place)
-        if kind == "any":
-            return self._value(ANYTHING, place)
-        if kind == "object":
-            return self._object(node, place)
-        if kind == "array":
-            return self._array(node, place)
-        if kind == "boolean":
-            return self._choose([True, False], place)
-        if kind == "null":
-            return None
-        return self._string(node, place) if kind == "string" else self._number(node, place, kind == "integer")
+        if "anyOf" in node:
+            return self._value(self._branch(node["anyOf"], place), place)
+        match node["type"]:
+            case "object":
+                return self._object(node, place)
+            case "array":
+                return self._array(node, place)
+            case "boolean":
+                return self._choose([True, False], place)
+            case "null":
+                return None
+            case "string":
+                return self._string(node, place)
+            case _:
+                return self._number(node, place)
 
     def _choose(self, values: Sequence[Any], place: Place) -> Any:
-        texts = [json.dumps(value, ensure_ascii=False) for value in values]
         if not all(isinstance(value, str) for value in values):
-            return values[self._likeliest(place, "", texts)]
+            return values[self._chooser.likeliest(place.cue, [*map(_json, values)], plain=place.listed)]
         if place.listed:
-            return values[self._likeliest(place, '"', [text[1:-1] for text in texts])]
+            return values[self._chooser.likeliest(place.cue + '"', [_json(v)[1:-1] for v in values], plain=True)]
         return self._ranked(values, place.cue)[0]
-
-    def _likeliest(self, place: Place, quote: str, options: Sequence[str]) -> int:
-        return self.chooser.likeliest(self.conversation, place.cue + quote, options, plain=place.listed)
 
     def _ranked(self, words: Sequence[str], cue: str) -> list[str]:
         """The words, best first. What they share in front, as in handle_low and handle_high, goes to the cue."""
-        first, last = min(words), max(words)
-        same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)
-        shared = re.match(r".*[^A-Za-z0-9]|", first[:same], re.DOTALL)
-        start = shared.group() if shared else ""
-        order = self.chooser.closest(self.conversation, f'{cue}"{start}', [word[len(start) :] for word in words])
+        start = re.sub(r"[A-Za-z0-9]*\Z", "", common_start(words))
+        order = self._chooser.closest(f'{cue}"{start}', [word[len(start) :] for word in words])
         return [words[i] for i in order]
 
-    def _branch(self, node: Node, place: Place) -> Node:
-        shared = {key: value for key, value in node.items() if key not in ("anyOf", "oneOf", "type", "default")}
-        branches = [self.schema.resolve({**shared, **self.schema.resolve(part)}) for part in node["anyOf"]]
-        if place.depth >= SHALLOW:
-            branches = sorted(branches, key=lambda branch: self.schema.kind(branch) in ("object", "array", "anyOf"))
-            return branches[0]
+    def _branch(self, branches: Sequence[Node], place: Place) -> Node:
         openings: dict[str, Node] = {}
         for branch in branches:
-            openings.setdefault(self._opening(branch), branch)
+            openings.setdefault(_opening(branch), branch)
         options = list(openings)
-        return openings[options[self._likeliest(place, "", options)]]
-
-    def _opening(self, node: Node) -> str:
-        """How a value of this schema starts, as far as the schema alone says it."""
-        kind = self.schema.kind(node)
-        if kind == "enum":
-            return json.dumps(node["enum"][0])
-        if kind == "object":
-            for name, child in node.get("properties", {}).items():
-                resolved = self.schema.resolve(child)
-                tag = json.dumps(resolved["enum"][0]) if len(resolved.get("enum", [])) == 1 else ""
-                return f'{{"{name}": {tag}'
-            return "{"
-        if kind == "anyOf":
-            return self._opening(self.schema.resolve(node["anyOf"][0]))
-        starts = {"array": "[", "null": "null", "boolean": "true", "integer": "1", "number": "1"}
-        return starts.get(kind, '"')
+        return openings[options[self._chooser.likeliest(place.cue, options, plain=place.listed)]]
 
     def _object(self, node: Node, place: Place) -> dict[str, Any]:
-        properties = dict(node.get("properties", {}))
-        required = node.get("required", [])
-        more = node.get("additionalProperties", not properties)
-        properties.update({name: more if isinstance(more, dict) else {} for name in required if name not in properties})
         result: dict[str, Any] = {}
-        place = place.plus("{", deeper=1)
-        for name, child in properties.items():
-            if name not in required and place.depth > SHALLOW:
-                continue
-            here = place.plus(f"{', ' if result else ''}{_json(name)}: ", f"{_json(name)}: ")
-            result[name] = self._value(child, here)
-            written = f"{', ' if len(result) > 1 else ''}{_json(name)}: {_json(result[name])}"
-            place = place.plus(written, "")
-        if more is not False and (not properties or len(result) < node.get("minProperties", 0)):
-            self._entries(node, more, result, place)
+        place = place.plus("{")
+        for name, child in node["properties"].items():
+            start = f"{', ' if result else ''}{_json(name)}: "
+            result[name] = self._value(child, place.plus(start, f"{_json(name)}: "))
+            place = place.plus(start + _json(result[name]), "")
         return result
 
-    def _entries(self, node: Node, child: Node | bool, result: dict[str, Any], place: Place) -> None:
-        """Fill the object's free entries, with keys that the model makes up."""
-        wanted = max(node.get("minProperties", 1), 1)
-        most = min(node.get("maxProperties", math.inf), max(MAP_ENTRIES, wanted))
-        names = self.schema.resolve(node.get("propertyNames", {}))
-        place = place.in_list()
-        while len(result) < most:
-            if len(result) >= wanted and not self._goes_on(place, "}"):
-                return
-            place = place.plus(", " if result else "")
-            key = self._key(names, list(result), place)
-            if key is None:
-                return
-            place = place.plus(f"{_json(key)}: ")
-            result[key] = self._value(child, place)
-            place = place.plus(_json(result[key]))
-
-    def _key(self, names: Node, used: list[str], place: Place) -> str | None:
-        if "enum" in names:
-            left = [name for name in names["enum"] if name not in used]
-            return str(self._choose(left, place)) if left else None
-        for attempt in range(3):
-            key = self._string(names, place, scalars.KEY_GRAMMAR if names.keys() <= {"type"} else None, attempt)
-            if key not in used:
-                return key
-        return f"{key}_{len(used)}"
-
     def _array(self, node: Node, place: Place) -> list[Any]:
-        first = node.get("prefixItems", [])
-        rest = node.get("items", {})
         least = node.get("minItems", 0)
-        most = min(node.get("maxItems", math.inf), max(LIST_ITEMS, least, len(first)))
-        if rest is False:
-            most = min(most, len(first))
-        wanted = max(least, len(first), 0 if place.depth >= SHALLOW and not least else 1)
-        if place.depth >= SHALLOW:
-            most = min(most, wanted)
+        most = min(node.get("maxItems", math.inf), max(LIST_ITEMS, least))
+        words = node["items"].get("enum", [])
+        words = self._ranked(words, place.cue + "[") if words and all(isinstance(word, str) for word in words) else []
         items: list[Any] = []
-        words = self._words(rest, place)
-        if words and (node.get("uniqueItems") or least <= len(words)):
-            most = min(most, len(words))
-        place = place.plus("[", deeper=1).in_list()
+        place = place.plus("[")
+        place = replace(place, cue=place.before, listed=True)
         while len(items) < most:
-            if len(items) >= wanted and not self._goes_on(place, "]"):
+            if len(items) >= max(least, 1) and self._chooser.likeliest(place.before, [",", "]"], plain=True):
                 break
             here = place.plus(", " if items else "")
-            if words and len(items) < len(words) and not first:
-                item = words[len(items)]
-            else:
-                item = self._value(first[len(items)] if len(items) < len(first) else rest, here)
-            if item in items and (node.get("uniqueItems") or len(items) >= wanted):
+            item = words[len(items)] if len(items) < len(words) else self._value(node["items"], here)
+            if item in items and len(items) >= least:
                 break
             items.append(item)
             place = here.plus(_json(item))
         return items
 
-    def _words(self, raw: Node | bool, place: Place) -> list[str]:
-        """All words that a list's items are chosen from, best first; empty if items are anything else."""
-        node = self.schema.resolve(raw)
-        words = node.get("enum", [])
-        if not words or not all(isinstance(word, str) for word in words):
-            return []
-        return self._ranked(words, place.cue + "[")
-
-    def _goes_on(self, place: Place, end: str) -> bool:
-        scores = self.engine.option_scores(self.conversation.prompt(place.before), [",", end])
-        return scores[","] > scores[end]
-
-    def _string(self, node: Node, place: Place, grammar: str | None = None, attempt: int = 0) -> str:
-        limit = min(self.limit or STRING_TOKENS, max(STRING_TOKENS, node.get("minLength", 0) // 2))
-        if "maxLength" in node:
-            limit = max(min(limit, node["maxLength"]), 1)
-        settings = {**SAMPLING, **self.sampling}
-        if self.spoken and place.depth == 1 and not place.listed and [node] == self._free_strings():
-            said = self.engine.complete(self.conversation.prompt(), limit, **settings)
+    def _string(self, node: Node, place: Place) -> str:
+        limit = max(self._limit, node.get("minLength", 0) // 2)
+        limit = min(limit, node.get("maxLength", limit) or 1)
+        if node is self._spoken:
+            said = self._engine.complete(self._conversation.prompt(), limit, **self._sampling)
             return scalars.string_value(" ".join(said.text.split()), said.cut, node)
-        prompt = self.conversation.prompt(place.before + '"')
-        if attempt:
-            settings |= {"seed": settings["seed"] + attempt, "temperature": 1.0}
-        if "pattern" in node:
-            return self._patterned(node, place, 2 * limit)
-        found = self.engine.complete(prompt, limit, grammar=grammar or scalars.string_grammar(node), **settings)
+        prompt = self._conversation.prompt(place.before + '"')
+        found = self._engine.complete(prompt, limit, grammar=scalars.string_grammar(node), **self._sampling)
         text, closed, _ = found.text.partition('"')
         return scalars.string_value(text, not closed, node)
 
-    def _free_strings(self) -> list[Node]:
-        """The answer's own properties (not those of nested values) that are strings of any form."""
-        properties = [
-            self.schema.resolve(child) for child in self.schema.resolve(self.schema.root).get("properties", {}).values()
-        ]
-        strings = [node for node in properties if self.schema.kind(node) == "string"]
-        return [node for node in strings if not {"pattern", "format"} & node.keys()]
-
-    def _patterned(self, node: Node, place: Place, limit: int) -> str:
-        """A string for a regular expression, by llama.cpp's own translation, which knows only the simple ones."""
-        schema = {key: node[key] for key in ("type", "pattern") if key in node}
-        found = self.engine.complete(self.conversation.prompt(place.before), limit, json_schema=schema)
-        try:
-            return str(json.loads(found.text))
-        except ValueError:
-            raise self.schema.error(f"No text was found for the pattern {node['pattern']!r}.") from None
-
-    def _number(self, node: Node, place: Place, integer: bool) -> int | float:
-        few = scalars.few_integers(node) if integer else []
-        if few:
+    def _number(self, node: Node, place: Place) -> int | float:
+        if few := scalars.digits(node):
             return int(self._choose(few, place))
-        grammar = scalars.number_grammar(node, integer)
-        prompt = self.conversation.prompt(place.before.rstrip())
-        found = self.engine.complete(prompt, 16, grammar=f"{grammar}", temperature=0)
-        return scalars.number_value(found.text, node, integer)
+        prompt = self._conversation.prompt(place.before.rstrip())
+        found = self._engine.complete(prompt, 16, grammar=scalars.number_grammar(node), temperature=0)
+        return scalars.number_value(found.text, node)
+
+
+def _opening(node: Node) -> str:
+    """How a value of this schema starts, as far as the schema alone says it."""
+    if "enum" in node:
+        return _json(node["enum"][0])
+    if "anyOf" in node:
+        return _opening(node["anyOf"][0])
+    for name, child in node.get("properties", {}).items():
+        return f'{{"{name}": {_opening(child)}'
+    starts = {"object": "{", "array": "[", "null": "null", "boolean": "true", "string": '"'}
+    return starts.get(node["type"], "1")
 
 
 def _json(value: Any) -> str:
