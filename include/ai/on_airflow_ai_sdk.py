@@ -15,7 +15,7 @@ from airflow_ai_sdk.operators.llm_branch import LLMBranchDecoratedOperator
 from pydantic_ai import Agent
 
 from include.ai.model import ConnectionModel
-from include.ai.output import as_json, checked, chosen_tasks
+from include.ai.output import check_output, output_to_json, output_to_task_ids
 from include.common.task_defaults import QUIET
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 def run_agent(self: Any, context: Context) -> Any:
     """`execute` of `@task.llm` and `@task.agent`."""
     prompt = super(AgentDecoratedOperator, self).execute(context)
-    self.agent.output_validator(checked)
-    return as_json(self.agent.run_sync(prompt).output)
+    self.agent.output_validator(check_output)
+    return output_to_json(self.agent.run_sync(prompt).output)
 
 
 def run_branch(self: Any, context: Context) -> Any:
@@ -38,7 +38,7 @@ def run_branch(self: Any, context: Context) -> Any:
         system_prompt=self.system_prompt,
         output_type=list[choice] if self.allow_multiple_branches else choice,
     )
-    self.agent.output_validator(chosen_tasks)
+    self.agent.output_validator(output_to_task_ids)
     return self.do_branch(context, run_agent(self, context))
 
 

@@ -14,7 +14,7 @@ from airflow.providers.common.ai.hooks.pydantic_ai import PydanticAIHook
 from airflow.providers.common.ai.operators.llm_branch import LLMBranchOperator
 
 from include.ai.model import ConnectionModel
-from include.ai.output import as_json, checked, chosen_tasks
+from include.ai.output import check_output, output_to_json, output_to_task_ids
 from include.common.templates import end_rendering
 
 if TYPE_CHECKING:
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 class ConnectionHook(PydanticAIHook):
     """The provider's hook, for agents that call this project's model and answer in plain JSON.
 
-    :param check_output: given the answer, returns what goes to XCom.
+    :param to_xcom: given the output, returns what goes to XCom.
     """
 
-    def __init__(self, llm_conn_id: str, check_output: Callable[[Any], Any]) -> None:
+    def __init__(self, llm_conn_id: str, to_xcom: Callable[[Any], Any]) -> None:
         super().__init__(llm_conn_id)
-        self.check_output = check_output
+        self.to_xcom = to_xcom
 
     def get_conn(self) -> Model:
         """The model of the connection."""
@@ -41,16 +41,16 @@ class ConnectionHook(PydanticAIHook):
     def create_agent(self, *args: Any, **kwargs: Any) -> Agent[object, Any]:
         """As the provider's."""
         agent: Agent[object, Any] = super().create_agent(*args, **kwargs)
-        agent.output_validator(checked)
-        agent.output_validator(self.check_output)
+        agent.output_validator(check_output)
+        agent.output_validator(self.to_xcom)
         return agent
 
 
 def prepare(context: Context) -> None:
     """Give the task that is about to run its model, and end the rendering of templates."""
     operator: Any = context["task"]
-    check_output = chosen_tasks if isinstance(operator, LLMBranchOperator) else as_json
-    operator.llm_hook = ConnectionHook(operator.llm_conn_id, check_output)
+    to_xcom = output_to_task_ids if isinstance(operator, LLMBranchOperator) else output_to_json
+    operator.llm_hook = ConnectionHook(operator.llm_conn_id, to_xcom)
     end_rendering(context)
 
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowNotFoundException
 
-from include.ai.connection import check_host, is_redirect, stay_on_host
+from include.common.provider_http import check_host, is_passing_status, is_redirect, stay_on_host
 from include.common.shown import LONGEST_NAME, quiet_http_clients, shown_text, shown_url, url_secrets
 
 if TYPE_CHECKING:
@@ -118,11 +118,11 @@ def openai_service(conn_id: str) -> OpenAIService:
 
 
 def is_passing(error: Exception) -> bool:
-    """Whether the same call may succeed later: no connection, no answer in time, too many calls, a server error."""
+    """Return whether the same call may succeed later: see `is_passing_status`; so may one that got no answer."""
     from openai import APIConnectionError, APIStatusError
 
     if isinstance(error, APIStatusError):
-        return error.status_code in (408, 409, 429) or error.status_code >= 500
+        return is_passing_status(error.status_code)
     return isinstance(error, APIConnectionError)
 
 
