@@ -1,8 +1,8 @@
 """A pydantic-ai model that is an Airflow connection.
 
-It costs nothing at parse: the connection is read and the real model built at the first call. It repeats calls as
-`include.common.task_defaults` says, its usage goes to XCom, and every error says which connection it came from and
-whether a retry of the task may help.
+It costs nothing at parse: the connection is read and the real model built at the first call. It is the
+one layer that repeats a call, its usage goes to XCom, and every error says which connection it came from and whether a
+retry of the task may help.
 """
 
 from __future__ import annotations
@@ -98,7 +98,6 @@ class ConnectionModel(WrapperModel):
         :raises AirflowException: a later try may succeed.
         """
         log.debug("Messages: %s", messages)
-        # This loop is the only one: the provider's own client makes each call once.
         settings: Any = {"timeout": connection.CALL_TIMEOUT_S, **(model_settings or {}), "max_retries": 0}
         started, calls, waited = time.monotonic(), 0, 0.0
         while True:
