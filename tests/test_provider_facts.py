@@ -9,9 +9,8 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from hypothesis import given
 from hypothesis import strategies as st
 
-from include.batch_api.requests import is_refusal
 from include.common.prices import PRICE_KEY, listed_cost, read_price
-from include.common.provider_http import is_passing_status
+from include.common.provider_http import is_passing_status, is_refusal_status
 from include.jobs.service import is_passing
 
 pytestmark = pytest.mark.one_stack
@@ -34,7 +33,7 @@ def test_a_failed_request_may_pass_for_a_call_exactly_where_a_batch_sends_it_aga
     response = Response(status, request=Request("POST", "http://provider"))
     passing = is_passing(APIStatusError("no", response=response, body=None))
 
-    assert passing is is_passing_status(status) is not is_refusal(status)
+    assert passing is is_passing_status(status) is not is_refusal_status(status)
 
 
 @given(json_values)

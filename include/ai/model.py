@@ -24,8 +24,8 @@ from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.settings import ModelSettings
 
 from include.ai import connection
-from include.ai.usage import UsageRecorder
-from include.common.provider_http import is_passing_status, is_redirect, stay_on_host
+from include.ai.usage import UsageRecorder, read_usage
+from include.common.provider_http import is_redirect, is_refusal_status, stay_on_host
 from include.common.shown import LONGEST_NAME, shown_text, shown_url
 from include.common.text import clean_json, clean_text
 
@@ -116,7 +116,7 @@ class ConnectionModel(WrapperModel):
             await asyncio.sleep(wait)
         _clean(response, is_json=model_request_parameters.output_object is not None)
         log.debug("Answer: %s", response)
-        self.usage_recorder.record(response, time.monotonic() - started, self.source.cost(response))
+        self.usage_recorder.record(read_usage(response, time.monotonic() - started, self.source.cost(response)))
         return response
 
     def _task_error(self, error: e.ModelAPIError) -> AirflowException:
@@ -124,10 +124,7 @@ class ConnectionModel(WrapperModel):
         kind: type[AirflowException] = AirflowFailException
         match error:
             case e.ModelAuthenticationError():
-                what = (
-                    "the key was refused. Set the connection's password (or OPENAI_API_KEY) to a key that may use "
-                    "this model."
-                )
+                what = "the key was refused. Set the connection's password (or OPENAI_API_KEY) to one for this model."
             case e.ModelNotFoundError():
                 what = 'no such model or URL. Set the connection\'s extra {"model": ...} or its host.'
             case e.ModelQuotaExceededError():
@@ -136,15 +133,15 @@ class ConnectionModel(WrapperModel):
                 kind, what = TextTooLong, "the text is too long for the model."
             case e.ModelHTTPError(status_code=status) if is_redirect(status):
                 what = "the server redirects to another host. Set the connection's host to the server that answers."
+            case e.ModelRequestRejectedError():
+                kind, what = RequestRefused, "the request is invalid."
+            case e.ModelHTTPError(status_code=status) if is_refusal_status(status):
+                kind, what = RequestRefused, "the request is invalid."
             case e.ModelTimeoutError():
                 kind, what = AirflowException, f"no answer within {connection.CALL_TIMEOUT_S:.0f} s."
             case e.ModelConnectionError():
                 kind = AirflowException
                 what = "the server cannot be reached. Is it running, and is the connection's host right?"
-            case e.ModelHTTPError(status_code=status) if not is_passing_status(status):
-                kind, what = RequestRefused, "the request is invalid."
-            case e.ModelRequestRejectedError():
-                kind, what = RequestRefused, "the request is invalid."
             case _:
                 kind, what = AirflowException, "the call failed."
         # The provider's own words may quote what it was sent; its codes do not.

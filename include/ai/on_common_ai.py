@@ -35,11 +35,11 @@ class ConnectionHook(PydanticAIHook):
         self.to_xcom = to_xcom
 
     def get_conn(self) -> Model:
-        """The model of the connection."""
+        """Return the model of the connection."""
         return ConnectionModel(self.llm_conn_id)
 
     def create_agent(self, *args: Any, **kwargs: Any) -> Agent[object, Any]:
-        """As the provider's."""
+        """Create the provider's agent, with this project's checks of its output."""
         agent: Agent[object, Any] = super().create_agent(*args, **kwargs)
         agent.output_validator(check_output)
         agent.output_validator(self.to_xcom)
@@ -55,14 +55,14 @@ def prepare(context: Context) -> None:
 
 
 def llm_kwargs(conn_id: str) -> dict[str, Any]:
-    """What `@task.llm` and `@task.llm_branch` need to call the model of a connection."""
+    """Return what `@task.llm` and `@task.llm_branch` need to call the model of a connection."""
     return {"llm_conn_id": conn_id, "serialize_output": True, "pre_execute": prepare}
 
 
 def agent_kwargs(
     conn_id: str, system_prompt: str, toolsets: Sequence[FunctionToolset[None]], output_type: type[Any]
 ) -> dict[str, Any]:
-    """What `@task.agent` needs for an agent with these tools."""
+    """Return what `@task.agent` needs for an agent with these tools."""
     return {
         **llm_kwargs(conn_id),
         "system_prompt": system_prompt,

@@ -1,4 +1,4 @@
-"""What the model calls of a task used: tokens, requests, seconds and cost, in the XCom key `llm_usage`."""
+"""What the model calls of a task used: tokens, requests, seconds and US dollars, in the XCom key `llm_usage`."""
 
 from __future__ import annotations
 
@@ -29,19 +29,15 @@ class LLMUsage(TypedDict):
 
 
 class UsageRecorder:
-    """Adds up the calls of each task instance and keeps its XCom `llm_usage` current.
-
-    A task instance's id is new at every try, so a retry starts from zero, as its XComs do.
-    """
+    """Adds up the calls of each try of a task instance, and keeps its XCom `llm_usage` current."""
 
     def __init__(self) -> None:
         self._totals: dict[str, LLMUsage | None] = {}
 
-    def record(self, response: ModelResponse, seconds: float, cost_usd: float | None) -> None:
+    def record(self, call: LLMUsage) -> None:
         """Count one answered call. Outside a task it is only logged."""
         from airflow.sdk import get_current_context
 
-        call = read_usage(response, seconds, cost_usd)
         log.info(
             "Model %(model)s answered in %(seconds).2f s (%(input_tokens)d input and %(output_tokens)d output tokens).",
             call,
@@ -50,6 +46,7 @@ class UsageRecorder:
             ti = get_current_context()["ti"]
         except RuntimeError:
             return
+        # The id is new at every try: a retry starts from zero, as its XComs do.
         total = self._totals[str(ti.id)] = sum_usage(self._totals.get(str(ti.id)), call)
         ti.xcom_push(key=USAGE_XCOM_KEY, value=total)
 

@@ -14,7 +14,7 @@ from include.ai import LLM_CONN_ID, untrusted
 from include.ai.limited_model import LimitedModel
 from include.ai.model import RequestRefused, TextTooLong
 from include.ai.output import output_to_json
-from include.ai.usage import LLMUsage, UsageRecorder, read_usage, sum_usage
+from include.ai.usage import LLMUsage, UsageRecorder, sum_usage
 from include.batch.chunks import Chunk, Result
 from include.batch.progress import Progress
 from include.batch.rows import Row
@@ -22,7 +22,6 @@ from include.batch.rows import Row
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from pydantic_ai import Agent
-    from pydantic_ai.messages import ModelResponse
 
 # Pauses before a row without an answer is asked again; the model has repeated its call each time.
 PAUSES_S = (2.0, 10.0, 30.0)
@@ -38,9 +37,9 @@ _calls_of_row: ContextVar[list[LLMUsage]] = ContextVar("calls_of_row")
 class RowUsage(UsageRecorder):
     """Keeps the calls of each row apart, where thousands are in one task: an XCom for each would be slow."""
 
-    def record(self, response: ModelResponse, seconds: float, cost_usd: float | None) -> None:
+    def record(self, call: LLMUsage) -> None:
         """Count one answered call for the row that is being asked."""
-        _calls_of_row.get().append(read_usage(response, seconds, cost_usd))
+        _calls_of_row.get().append(call)
 
 
 class BudgetReached(AirflowFailException):

@@ -16,9 +16,10 @@ from include.batch.chunks import Result
 from include.batch.job import input_file
 from include.batch.report import BatchReport
 from include.batch.rows import Row, read_rows
-from include.batch_api.requests import LONGEST_LINE, is_refusal
+from include.batch_api.requests import LONGEST_LINE
 from include.common.json_lines import json_line, read_lines
 from include.common.prices import listed_cost, read_price
+from include.common.provider_http import is_refusal_status
 from include.common.storage import artifact_path, new_artifact, stored_file
 from include.common.text import clean_json
 from include.jobs.service import OpenAIService
@@ -113,7 +114,10 @@ def _result(row: Row, answer: dict[str, Any], output_type: type[BaseModel], serv
     if error := answer["error"]:
         text = ", ".join(str(value) for value in (error["status"], error["code"], error["message"]) if value)
         return Result(
-            row.number, row.id, error=text, error_class="refused" if is_refusal(error["status"]) else "unanswered"
+            row.number,
+            row.id,
+            error=text,
+            error_class="refused" if is_refusal_status(error["status"]) else "unanswered",
         )
     from openai.types.chat import ChatCompletion
 

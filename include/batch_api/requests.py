@@ -19,7 +19,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 
 from include.batch_api.api import ENDPOINT
 from include.common.json_lines import json_line, read_lines
-from include.common.provider_http import is_passing_status
+from include.common.provider_http import is_refusal_status
 from include.common.storage import new_artifact
 from include.common.text import clean_json
 
@@ -228,9 +228,4 @@ def _kind(result: dict[str, Any]) -> int:
     status = response.get("status_code")
     if status == 200 and isinstance(response.get("body"), dict) and not result.get("error"):
         return ANSWERED
-    return REFUSED if is_refusal(status) else AGAIN
-
-
-def is_refusal(status: object) -> bool:
-    """Return whether an answer's status means that the request is at fault, and sending it again is in vain."""
-    return isinstance(status, int) and 400 <= status < 500 and not is_passing_status(status)
+    return REFUSED if is_refusal_status(status) else AGAIN

@@ -17,6 +17,11 @@ def is_passing_status(status: int) -> bool:
     return status in (408, 409, 429) or status >= 500
 
 
+def is_refusal_status(status: object) -> bool:
+    """Return whether the request itself is at fault, so that sending it again is in vain."""
+    return isinstance(status, int) and 400 <= status < 500 and not is_passing_status(status)
+
+
 def check_host(conn_id: str, host: str | None) -> None:
     """Check that a connection's host is a URL in which a login, if it has one, has a clear end.
 

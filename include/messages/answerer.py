@@ -13,11 +13,9 @@ from include.ai import LLM_CONN_ID, untrusted
 from include.ai.limited_model import LimitedModel
 from include.ai.model import RequestRefused
 from include.ai.output import output_to_json
-from include.ai.usage import USAGE_XCOM_KEY, LLMUsage, UsageRecorder, read_usage, sum_usage
+from include.ai.usage import USAGE_XCOM_KEY, LLMUsage, UsageRecorder, sum_usage
 
 if TYPE_CHECKING:
-    from pydantic_ai.messages import ModelResponse
-
     from include.ai import BaseModel
 
 TRIES = 3
@@ -36,9 +34,9 @@ class StreamUsage(UsageRecorder):
         super().__init__()
         self._total: LLMUsage | None = None
 
-    def record(self, response: ModelResponse, seconds: float, cost_usd: float | None) -> None:
+    def record(self, call: LLMUsage) -> None:
         """Count one answered call."""
-        self._total = sum_usage(self._total, read_usage(response, seconds, cost_usd))
+        self._total = sum_usage(self._total, call)
 
     def publish(self) -> None:
         """Bring the XCom `llm_usage` up to date; outside a task nothing happens."""
