@@ -22,7 +22,7 @@ from pydantic_ai.messages import ModelResponse
 from pydantic_ai.providers import Provider, infer_provider, infer_provider_class
 
 from include.common.prices import PRICE_KEY, Price, listed_cost, read_price
-from include.common.provider_http import check_host
+from include.common.provider_http import check_host, split_query
 from include.common.shown import quiet_http_clients, shown_text, url_secrets
 
 # Keys of the extra that state the account's limits.
@@ -53,14 +53,16 @@ class ModelSource(NamedTuple):
         :param hooks: the event hooks of the HTTP client.
         :raises AirflowFailException: the connection describes no model that can be built.
         """
+        base_url, params = split_query(self.provider_args.get("base_url", ""))
         client = AsyncClient(
+            params=params,
             timeout=Timeout(CALL_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
             limits=Limits(max_connections=MOST_CONNECTIONS, max_keepalive_connections=KEPT_CONNECTIONS),
             event_hooks=hooks,
             follow_redirects=True,
         )
         try:
-            return infer(self.model_id, provider_factory=lambda name: self._provider(name, client))
+            return infer(self.model_id, provider_factory=lambda name: self._provider(name, base_url, client))
         except (UserError, ValueError, ImportError, TypeError) as error:
             raise AirflowFailException(
                 f"Connection {self.conn_id!r} names the model {self.model_id!r}, which cannot be built: "
@@ -68,9 +70,9 @@ class ModelSource(NamedTuple):
                 '{"model": "<provider>:<name>"}, its host (base URL) and its password (API key).'
             ) from None
 
-    def _provider(self, name: str, client: AsyncClient) -> Provider[Any]:
+    def _provider(self, name: str, base_url: str, client: AsyncClient) -> Provider[Any]:
         """Return pydantic-ai's provider `name` for this source, with this client if it takes one."""
-        arguments = dict(self.provider_args)
+        arguments = self.provider_args | ({"base_url": base_url} if base_url else {})
         provider = infer_provider_class(name)
         accepted = inspect.signature(provider).parameters.get("http_client")
         if accepted and accepted.annotation != "httpx.AsyncClient | None":

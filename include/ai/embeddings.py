@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
 from include.ai.connection import read_model_source
-from include.common.provider_http import is_redirect, stay_on_host
+from include.common.provider_http import MISDIRECTED, is_refusal_status, stay_on_host
 
 if TYPE_CHECKING:
     from pydantic_ai.embeddings import EmbeddingModel
@@ -89,9 +89,9 @@ class Embedder:
             return [list(vector) for vector in embed(texts).embeddings]
         except ModelAPIError as error:
             status = getattr(error, "status_code", "no answer")
-            final = isinstance(error, (ModelRequestRejectedError, ModelQuotaExceededError)) or is_redirect(status)
+            final = isinstance(error, (ModelRequestRejectedError, ModelQuotaExceededError)) or is_refusal_status(status)
             kind = AirflowFailException if final else AirflowException
-            if is_redirect(status):
+            if status == MISDIRECTED:
                 status = f"status {status}: the server redirects to another host"
             raise kind(
                 f"Connection {self.conn_id!r}: embedding with {self.model_id!r} failed ({status}). "

@@ -25,7 +25,7 @@ from pydantic_ai.settings import ModelSettings
 
 from include.ai import connection
 from include.ai.usage import UsageRecorder, read_usage
-from include.common.provider_http import is_redirect, is_refusal_status, stay_on_host
+from include.common.provider_http import MISDIRECTED, is_refusal_status, stay_on_host
 from include.common.shown import LONGEST_NAME, shown_text, shown_url
 from include.common.text import clean_json, clean_text
 
@@ -131,7 +131,7 @@ class ConnectionModel(WrapperModel):
                 what = "the account's quota is used up."
             case e.ModelContextWindowExceededError():
                 kind, what = TextTooLong, "the text is too long for the model."
-            case e.ModelHTTPError(status_code=status) if is_redirect(status):
+            case e.ModelHTTPError(status_code=status) if status == MISDIRECTED:
                 what = "the server redirects to another host. Set the connection's host to the server that answers."
             case e.ModelRequestRejectedError():
                 kind, what = RequestRefused, "the request is invalid."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
@@ -10,6 +11,9 @@ from include.common.shown import UNREADABLE, shown_url
 
 if TYPE_CHECKING:
     from httpx2 import Response
+
+# The status that stands for a redirect to another host.
+MISDIRECTED = 421
 
 
 def is_passing_status(status: int) -> bool:
@@ -34,10 +38,17 @@ def check_host(conn_id: str, host: str | None) -> None:
         )
 
 
+def split_query(url: str) -> tuple[str, list[tuple[str, str]]]:
+    """Split a base URL from its query, which an HTTP client has to add to the URL of each request (`params`)."""
+    base_url, _, query = url.partition("?")
+    return base_url, parse_qsl(query, keep_blank_values=True)
+
+
 async def stay_on_host(response: Response) -> None:
     """Follow no redirect to another host, nor to an unencrypted one: a hook for the responses of an HTTP client.
 
-    What is sent (prompts, a key in the URL) is for the host of the connection. The response keeps its status.
+    What is sent (prompts, a key in the URL) is for the host of the connection. The response gets the status
+    MISDIRECTED, as not every client takes a redirect without a location for an error.
     """
     from httpx2 import InvalidURL
 
@@ -49,9 +60,4 @@ async def stay_on_host(response: Response) -> None:
     except InvalidURL:
         to = None
     if to is None or to.host != at.host or to.scheme not in (at.scheme, "https"):
-        del response.headers["location"]
-
-
-def is_redirect(status: object) -> bool:
-    """Return whether a response has this status because of `stay_on_host`."""
-    return isinstance(status, int) and 300 <= status < 400
+        response.status_code = MISDIRECTED

@@ -16,10 +16,11 @@ from urllib.parse import urlsplit
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowNotFoundException
 
-from include.common.provider_http import check_host, is_passing_status, is_redirect, stay_on_host
+from include.common.provider_http import MISDIRECTED, check_host, is_passing_status, split_query, stay_on_host
 from include.common.shown import LONGEST_NAME, quiet_http_clients, shown_text, shown_url, url_secrets
 
 if TYPE_CHECKING:
+    from httpx2 import Request
     from openai import AsyncOpenAI
 
 # Seconds for one call. A job is created in one, whatever it takes afterwards.
@@ -76,13 +77,18 @@ class OpenAIService:
         """A client that tries each call so many times again, where another try may help."""
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
+        async def keep_secret(request: Request) -> None:
+            request.extensions["key"] = self.key  # for `describe`: a login in the URL takes the key's place in a header
+
         quiet_http_clients()
+        base_url, params = split_query(self.url)
+        hooks = {"request": [keep_secret], "response": [stay_on_host]}
         return AsyncOpenAI(
             api_key=self.key,
-            base_url=self.url,
+            base_url=base_url,
             max_retries=retries,
             timeout=CALL_TIMEOUT_S,
-            http_client=DefaultAsyncHttpxClient(verify=_certificates(), event_hooks={"response": [stay_on_host]}),
+            http_client=DefaultAsyncHttpxClient(verify=_certificates(), params=params, event_hooks=hooks),
         )
 
 
@@ -137,11 +143,10 @@ def describe(error: Exception) -> str:
             return "the server cannot be reached, or ended the connection without an answer"
         case APIStatusError(status_code=401):
             return "the key was refused (status 401); set the connection's password to a valid key"
-        case APIStatusError(status_code=status) if is_redirect(status):
+        case APIStatusError(status_code=status) if status == MISDIRECTED:
             return f"the server redirects to another host (status {status}); set the connection's host to that server"
         case APIStatusError():
-            secrets = {error.request.headers.get("authorization", "").removeprefix("Bearer ")}
-            secrets |= url_secrets(error.request.url)
+            secrets = {error.request.extensions.get("key", "")} | url_secrets(error.request.url)
             said = {
                 name: shown_text(value, secrets, LONGEST_NAME)
                 for name in ("code", "param")
