@@ -22,7 +22,7 @@ from pydantic_ai.messages import ModelResponse
 from pydantic_ai.providers import Provider, infer_provider, infer_provider_class
 
 from include.common.prices import PRICE_KEY, Price, listed_cost, read_price
-from include.common.provider_http import check_host, split_query
+from include.common.provider_http import check_host
 from include.common.shown import quiet_http_clients, shown_text, url_secrets
 
 # Keys of the extra that state the account's limits.
@@ -53,9 +53,9 @@ class ModelSource(NamedTuple):
         :param hooks: the event hooks of the HTTP client.
         :raises AirflowFailException: the connection describes no model that can be built.
         """
-        base_url, params = split_query(self.provider_args.get("base_url", ""))
+        base_url, _, query = self.provider_args.get("base_url", "").partition("?")
         client = AsyncClient(
-            params=params,
+            params=query,  # the openai client would append its paths to it
             timeout=Timeout(CALL_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
             limits=Limits(max_connections=MOST_CONNECTIONS, max_keepalive_connections=KEPT_CONNECTIONS),
             event_hooks=hooks,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qsl
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
@@ -36,12 +35,6 @@ def check_host(conn_id: str, host: str | None) -> None:
             f"Connection {conn_id!r}: its host is not a valid URL. An example is https://host/v1; in a login, "
             "characters such as / ? # @ are percent-encoded."
         )
-
-
-def split_query(url: str) -> tuple[str, list[tuple[str, str]]]:
-    """Split a base URL from its query, which an HTTP client has to add to the URL of each request (`params`)."""
-    base_url, _, query = url.partition("?")
-    return base_url, parse_qsl(query, keep_blank_values=True)
 
 
 async def stay_on_host(response: Response) -> None:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowNotFoundException
 
-from include.common.provider_http import MISDIRECTED, check_host, is_passing_status, split_query, stay_on_host
+from include.common.provider_http import MISDIRECTED, check_host, is_passing_status, stay_on_host
 from include.common.shown import LONGEST_NAME, quiet_http_clients, shown_text, shown_url, url_secrets
 
 if TYPE_CHECKING:
@@ -81,14 +81,14 @@ class OpenAIService:
             request.extensions["key"] = self.key  # for `describe`: a login in the URL takes the key's place in a header
 
         quiet_http_clients()
-        base_url, params = split_query(self.url)
-        hooks = {"request": [keep_secret], "response": [stay_on_host]}
+        base_url, _, query = self.url.partition("?")
+        hooks: dict[str, list[Any]] = {"request": [keep_secret], "response": [stay_on_host]}
         return AsyncOpenAI(
             api_key=self.key,
             base_url=base_url,
             max_retries=retries,
             timeout=CALL_TIMEOUT_S,
-            http_client=DefaultAsyncHttpxClient(verify=_certificates(), params=params, event_hooks=hooks),
+            http_client=DefaultAsyncHttpxClient(verify=_certificates(), params=query, event_hooks=hooks),
         )
 
 
