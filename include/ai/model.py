@@ -1,8 +1,8 @@
 """A pydantic-ai model that is an Airflow connection.
 
-It costs nothing at parse: the connection is read and the real model built at the first call. It is the
-one layer that repeats a call, its usage goes to XCom, and every error says which connection it came from and whether a
-retry of the task may help.
+It costs nothing at parse: the connection is read and the real model built at the first call. It is the one layer that
+repeats a call, its usage goes to XCom, and every error says which connection it came from and whether a retry of the
+task may help.
 """
 
 from __future__ import annotations
