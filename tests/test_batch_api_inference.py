@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException
 from pydantic import BaseModel
 
 from include.batch_api.file import BatchFile, batch_cost
@@ -117,3 +118,22 @@ def test_the_price_is_half_that_of_single_calls_and_unknown_for_an_unknown_model
     listed = OpenAIService("c", None, "k", {"model": "gpt-4o-mini"})
     assert batch_cost(listed, 1_000_000, 1_000_000) == pytest.approx((0.15 + 0.6) / 2)
     assert batch_cost(OpenAIService("c", None, "k", {"model": "our-own"}), 10, 10) is None
+
+
+def test_a_price_that_is_not_valid_is_refused_before_anything_is_paid(storage):
+    service = OpenAIService("openai_default", None, "k", {"model": "m", "usd_per_million_tokens": {"input": 1}})
+    params = {"input": None, "text_column": "review", "id_column": None, "limit": 1}
+    with pytest.raises(AirflowFailException, match=r"'openai_default', extra: usd_per_million_tokens\.output"):
+        BatchFile("run", params).write_requests(service, "Summarize.", Summary)
+
+
+@pytest.mark.parametrize("status", [400, 408, 409, 422, 429, 500, None])
+def test_a_row_counts_as_refused_only_if_it_would_not_be_sent_again(storage, status):
+    write_artifact(storage_path("rows.jsonl"), '{"text": "Nice."}\n')
+    answer = {"custom_id": "row-1", "response": None, "error": {"status": status, "code": "c", "message": "m"}}
+    url = write_artifact(storage_path("answers.jsonl"), f"{json.dumps(answer)}\n")
+    params = {"input": str(storage_path("rows.jsonl")), "text_column": "text", "id_column": None, "limit": None}
+    file = BatchFile("run", params | {"output_format": "jsonl", "allowed_failures": 1})
+    report = file.report(OpenAIService("c", None, "k", {"model": "our-own"}), url, Summary)
+
+    assert ("1 refused" if status in (400, 422) else "1 unanswered") in report["result"]

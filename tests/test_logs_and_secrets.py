@@ -14,8 +14,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowException
 from sqlalchemy import select
 
-from include.ai import embeddings
-from include.ai import model as llm_model
+from include.ai import connection, embeddings
 from include.jobs.service import openai_service, task_error
 from tests.conftest import KEY, model_connection
 from tests.test_multi_agent import FINANCE
@@ -177,7 +176,7 @@ def test_no_error_of_a_chat_model_shows_the_login_or_key_of_its_url(run_dag, llm
     if what == "unreachable":
         url = secret_url(closed_port())
     elif what == "late":
-        monkeypatch.setattr(llm_model, "CALL_TIMEOUT_S", 0.2)
+        monkeypatch.setattr(connection, "CALL_TIMEOUT_S", 0.2)
         llm.delay(1, times=None)
         url = secret_url(llm.url.removeprefix("http://"))
     elif what == "not a URL":
@@ -201,7 +200,7 @@ def test_no_error_of_an_embedding_model_shows_the_login_or_key_of_its_url(llm, e
     if what == "unreachable":
         url = secret_url(closed_port())
     elif what == "late":
-        monkeypatch.setattr(embeddings, "CALL_TIMEOUT_S", 0.2)
+        monkeypatch.setattr(connection, "CALL_TIMEOUT_S", 0.2)
         llm.delay(1, times=None)
         url = secret_url(llm.url.removeprefix("http://"))
     elif what == "not a URL":

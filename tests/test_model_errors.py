@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import threading
 import time
@@ -14,10 +15,16 @@ from typing import Any, get_args
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic_ai.exceptions import ModelHTTPError
+from pydantic_ai.messages import ModelResponse, TextPart
+from pydantic_ai.models.function import FunctionModel
 
+from include.ai import connection
 from include.ai import model as llm_model
-from include.ai.model import ConnectionModel
-from include.ai.rate_limit import RateLimit
+from include.ai.connection import ModelSource
+from include.ai.model import ConnectionModel, RequestRefused
 from tests.conftest import KEY, chat_requests, model_connection
 from tests.test_prompt_chaining import ANALYSIS, REPLY, script
 
@@ -74,14 +81,14 @@ def test_an_outage_ends_in_an_error_after_a_bounded_number_of_requests(llm):
 
 
 def test_a_call_that_takes_too_long_is_tried_again(llm, monkeypatch):
-    monkeypatch.setattr(llm_model, "CALL_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(connection, "CALL_TIMEOUT_S", 0.3)
     llm.delay(1.5).reply("too late").reply("in time")
 
     assert ask() == "in time"
 
 
 def test_a_provider_that_never_answers_in_time_is_named(llm, monkeypatch):
-    monkeypatch.setattr(llm_model, "CALL_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(connection, "CALL_TIMEOUT_S", 0.2)
     llm.delay(1, times=None)
 
     with pytest.raises(AirflowException, match=r"Connection 'pydanticai_default'.*no answer within") as error:
@@ -146,7 +153,7 @@ def test_a_malformed_answer_is_asked_for_again(run_dag, llm, kind):
     assert len(chat_requests(llm)) == 3
 
 
-# Waits that the openai client leaves to us
+# How often, and after which waits
 
 
 @pytest.fixture
@@ -158,11 +165,10 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         seconds.append(duration)
 
     monkeypatch.setattr(llm_model, "asyncio", SimpleNamespace(sleep=sleep, get_running_loop=asyncio.get_running_loop))
-    monkeypatch.setattr(RateLimit, "_pause", lambda *_: None)  # it would hold back the next call just as long
     return seconds
 
 
-def test_a_wait_longer_than_the_client_waits_by_itself_is_obeyed(llm, waits):
+def test_a_long_wait_is_obeyed(llm, waits):
     llm.rate_limit(retry_after=300).reply("hello")
 
     assert ask() == "hello"
@@ -187,6 +193,90 @@ def test_all_waits_of_a_call_together_are_no_longer_than_the_longest(llm, waits)
     assert len(waits) == 1
 
 
+def test_a_wait_of_a_fraction_of_a_second_is_obeyed(llm, monkeypatch, waits):
+    def answer(*_: Any) -> ModelResponse:
+        if not waits:
+            raise ModelHTTPError(429, "a-model", headers={"retry-after": "20.5"})
+        return ModelResponse([TextPart("hello")])
+
+    monkeypatch.setattr(ConnectionModel, "wrapped", FunctionModel(answer))
+    assert ask() == "hello"
+    assert waits == [20.5]
+
+
+@pytest.mark.parametrize("status", [408, 409, 500, 502])
+def test_a_call_whose_failure_may_pass_is_made_three_times_and_left_to_the_tasks_retry(llm, waits, status):
+    llm.fail(status, times=None)
+
+    with pytest.raises(AirflowException, match=f"the call failed.*status_code {status}") as error:
+        ask()
+    assert not isinstance(error.value, AirflowFailException)
+    assert len(llm.requests) == 3
+    assert 0.375 <= waits[0] <= 0.5 < 0.75 <= waits[1] <= 1
+    assert len(waits) == 2
+
+
+@pytest.mark.parametrize("status", [429, 503, 504, 529])
+def test_a_call_that_the_provider_asks_to_make_later_is_made_nine_times(llm, waits, status):
+    llm.fail(status, retry_after=3, times=None)
+
+    with pytest.raises(AirflowException, match=f"the call failed.*status_code {status}") as error:
+        ask()
+    assert not isinstance(error.value, AirflowFailException)
+    assert waits == [3] * 8
+    assert len(llm.requests) == 9
+
+
+@pytest.mark.parametrize("status", [400, 405, 410, 413, 415, 422])
+def test_a_refused_request_is_made_once(llm, waits, status):
+    llm.fail(status, times=None)
+
+    with pytest.raises(RequestRefused, match=f"the request is invalid.*status_code {status}"):
+        ask()
+    assert len(llm.requests) == 1
+
+
+@given(
+    st.lists(
+        st.none() | st.floats(0, 700).map(str) | st.sampled_from(["nan", "inf", "-5", "soon", "", "0"]), max_size=12
+    )
+)
+def test_whatever_the_provider_asks_calls_and_waits_are_bounded_and_no_wait_is_cut_short(asked):
+    waits: list[float] = []
+
+    def fail(*_: Any) -> ModelResponse:
+        said = asked[len(waits) % len(asked)] if asked else None
+        raise ModelHTTPError(503, "a-model", headers=None if said is None else {"retry-after": said})
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    with pytest.MonkeyPatch.context() as patch:
+        clock = SimpleNamespace(sleep=sleep, get_running_loop=asyncio.get_running_loop)
+        patch.setattr(llm_model, "asyncio", clock)
+        patch.setattr(ConnectionModel, "source", ModelSource("c", "openai-chat:m", {}, {}, None))
+        patch.setattr(ConnectionModel, "wrapped", FunctionModel(fail))
+        with pytest.raises(AirflowException, match="the call failed"):
+            ask()
+
+    assert len(waits) < llm_model.MOST_CALLS
+    assert all(0 < wait < float("inf") for wait in waits)
+    assert sum(waits) <= llm_model.LONGEST_WAIT_S + sum(llm_model.PAUSES_S)
+    for wait, said in zip(waits, asked, strict=False):
+        assert said in (None, "nan", "inf", "-5", "soon", "", "0") or wait >= float(said) or float(said) == 0
+
+
+def test_the_accounts_limits_and_the_price_never_reach_the_provider(llm, monkeypatch):
+    extra = {"requests_per_minute": 60, "tokens_per_minute": 1000, "pool_slots": 2}
+    price = {"usd_per_million_tokens": {"input": 1, "output": 2}}
+    connection = json.loads(model_connection(llm.base_url()))
+    connection["extra"] = {**connection["extra"], **extra, **price}
+    monkeypatch.setenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT", json.dumps(connection))
+    llm.reply("hello")
+
+    assert ask() == "hello"
+
+
 # What no later attempt mends
 
 
@@ -208,7 +298,7 @@ def test_an_error_that_no_retry_mends_fails_at_once_and_says_what_to_set(run_dag
 
     assert run.state == "failed"
     assert run.task_instance("analyze_ticket").try_number == 1
-    assert len(llm.requests) == (3 if status == 429 else 1)  # the openai client retries any 429
+    assert len(llm.requests) == 1
     llm.assert_resilient()
     log = logged()
     assert "Connection 'pydanticai_default' (model 'gpt-6-luna' at http://127.0.0.1" in log

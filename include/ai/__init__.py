@@ -1,8 +1,7 @@
 """The one place that knows the AI SDK.
 
-A DAG takes its task settings, its output base class and its wrapper for text from outside from here, so that
-it runs unchanged on either SDK that registers `@task.llm`, `@task.agent` and `@task.llm_branch`: airflow-ai-sdk
-(Airflow 3.1) or apache-airflow-providers-common-ai (Airflow 3.3).
+A DAG takes its task settings, its output base class and its wrapper for text from outside from here, so that it runs
+unchanged on either SDK: airflow-ai-sdk (Airflow 3.1) or apache-airflow-providers-common-ai (Airflow 3.3).
 
     @task.llm(**llm_kwargs(), system_prompt="...", output_type=TicketAnalysis)
     @task.agent(**agent_kwargs(system_prompt="...", tools=[search_market_facts]))
@@ -33,16 +32,12 @@ COMMON_AI = "airflow.providers.common.ai"
 
 
 def active_sdk() -> str:
-    """The package that registered `task.llm`: `AIRFLOW_AI_SDK` or `COMMON_AI`.
+    """Return the package that registered `task.llm`: `AIRFLOW_AI_SDK` or `COMMON_AI`.
 
-    :raises ImportError: none is installed, both are, or another package has registered it.
+    :raises ImportError: neither is installed, both are, or another package has registered it.
     """
-    one_of_them = "Install one: the requirements.txt of this project, or that of common-ai/ (see docs)."
-    try:
-        registered_by = task.llm.__module__
-    except AttributeError:
-        raise ImportError(f"No AI SDK: nothing has registered @task.llm. {one_of_them}") from None
-    if all(_installed(package) for package in (AIRFLOW_AI_SDK, COMMON_AI)):
+    registered_by = getattr(getattr(task, "llm", None), "__module__", "")
+    if all(_is_installed(package) for package in (AIRFLOW_AI_SDK, COMMON_AI)):
         raise ImportError(
             "Two AI SDKs: airflow-ai-sdk and apache-airflow-providers-common-ai are both installed and register "
             f"the same decorators (@task.llm is {registered_by}'s). Uninstall one of them."
@@ -50,10 +45,13 @@ def active_sdk() -> str:
     for package in (AIRFLOW_AI_SDK, COMMON_AI):
         if registered_by.startswith(f"{package}."):
             return package
-    raise ImportError(f"Unknown AI SDK: @task.llm is registered by {registered_by}. {one_of_them}")
+    raise ImportError(
+        f"No AI SDK: {registered_by or 'nothing'} has registered @task.llm. Install the packages of this project's "
+        "requirements.txt, or those of common-ai/requirements.txt (see docs)."
+    )
 
 
-def _installed(package: str) -> bool:
+def _is_installed(package: str) -> bool:
     try:
         return find_spec(package) is not None
     except ModuleNotFoundError:  # not even its parent package
@@ -79,10 +77,10 @@ class BaseModel(pydantic.BaseModel):
         return super().model_dump(mode=mode, **kwargs)
 
     def check(self, metadata: Any) -> None:
-        """Judge an answer by more than its form; a subclass that can, overrides this. The model is asked again.
+        """Check more than the answer's form, in a subclass that overrides this.
 
         :param metadata: what `untrusted` attached to the prompt.
-        :raises pydantic_ai.ModelRetry: the answer is refused; the message tells the model why.
+        :raises pydantic_ai.ModelRetry: the answer is refused: the model is asked again, with this error's message.
         """
 
 
@@ -94,7 +92,7 @@ class Toolset(FunctionToolset[None]):
 
 
 def llm_kwargs() -> dict[str, Any]:
-    """Keyword arguments for `@task.llm` and `@task.llm_branch`: the model, and retries, time-out and pool."""
+    """Return keyword arguments for `@task.llm` and `@task.llm_branch`: the model, and retries, time-out and pool."""
     return {**LLM_TASK, **sdk.llm_kwargs(LLM_CONN_ID)}
 
 
@@ -104,7 +102,7 @@ def agent_kwargs(
     tools: Sequence[Callable[..., Any] | Tool[None]] = (),
     output_type: type[Any] = str,
 ) -> dict[str, Any]:
-    """Keyword arguments for `@task.agent`: as `llm_kwargs`, with the agent's prompt, tools and output.
+    """Return keyword arguments for `@task.agent`: as `llm_kwargs`, with the agent's prompt, tools and output.
 
     :param tools: functions (their docstrings tell the model what they do) or `pydantic_ai.Tool`s. They go in
         as a toolset, which the SDKs leave alone; airflow-ai-sdk drops the settings of tools given to the agent
@@ -116,16 +114,16 @@ def agent_kwargs(
 
 
 def untrusted(text: str, metadata: Any = None) -> list[TextContent]:
-    """Text from outside, as a prompt: it reaches the model as these very characters, never as a template.
+    """Return text from outside as a prompt that is never rendered as a template.
 
-    Only half characters, which no request can hold, are replaced.
+    The model gets these very characters; only half characters, which no request can hold, are replaced.
 
-    :param metadata: what `BaseModel.check` needs to judge the answer; the model does not see it.
+    :param metadata: what `BaseModel.check` needs to check the answer; the model does not see it.
     """
     return [TextContent(content=whole_characters(text), metadata=metadata)]
 
 
 def chosen_branches(task_id: str) -> list[str]:
-    """The tasks that the `@task.llm_branch` task `task_id` of this run chose."""
+    """Return the ids of the tasks that the `@task.llm_branch` task `task_id` of this run chose."""
     decision = get_current_context()["ti"].xcom_pull(task_ids=task_id, key=XCOM_SKIPMIXIN_KEY)
     return list(decision[XCOM_SKIPMIXIN_FOLLOWED])

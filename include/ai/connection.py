@@ -4,87 +4,79 @@ A connection for a model has the service's base URL as its host, the API key as 
 `{"model": "<provider>:<name>"}` as its extra; the provider is one of pydantic-ai's (`openai-chat`, `ollama`,
 `azure`, `anthropic`, ...). Where the connection does not exist, OPENAI_API_KEY alone is enough.
 
-The extra may also tell what the account allows and what the model costs:
-
-- `"requests_per_minute"`, `"tokens_per_minute"`: the account's limits, with `"pool_slots"`: the number of slots of
-  the pool `llm_pool`. Each task gets the share of the limits that its slots are of the pool, so that all of them
-  together keep the limits.
-- `"usd_per_million_tokens": {"input": 0.15, "output": 0.6}`: for models that are in no price list.
-
-Every other key goes to the provider (`api_version` for Azure).
+The extra may also have the model's price (see `include.common.prices`) and the account's limits (see
+`include.ai.limited_model`). Every other key goes to the provider (`api_version` for Azure).
 """
 
 from __future__ import annotations
 
 import inspect
 import os
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowNotFoundException
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError, model_validator
+from httpx2 import AsyncClient, Limits, Timeout
+from pydantic_ai.exceptions import UserError
+from pydantic_ai.messages import ModelResponse
+from pydantic_ai.providers import Provider, infer_provider, infer_provider_class
 
-from include.common.shown import UNREADABLE, quiet_http_clients, shown_url, url_secrets
+from include.common.prices import PRICE_KEY, Price, listed_cost, read_price
+from include.common.provider_http import check_host
+from include.common.shown import quiet_http_clients, shown_text, url_secrets
 
-if TYPE_CHECKING:
-    from httpx2 import AsyncClient, Response
-    from pydantic_ai.messages import ModelResponse
-    from pydantic_ai.providers import Provider
+# Keys of the extra that state the account's limits.
+LIMIT_KEYS = ("requests_per_minute", "tokens_per_minute", "pool_slots")
 
-# "Misdirected Request": the server does not answer for the host that was asked.
-MISDIRECTED = 421
+# Seconds for one call, and for its connection to be made.
+CALL_TIMEOUT_S = 90.0
+CONNECT_TIMEOUT_S = 10.0
+MOST_CONNECTIONS = 1_000
+KEPT_CONNECTIONS = 100
 
-
-class Price(BaseModel):
-    """US dollars per million tokens."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    input: float
-    output: float
-
-
-class Account(BaseModel):
-    """What a connection's extra tells of the account: see the module."""
-
-    requests_per_minute: PositiveFloat | None = None
-    tokens_per_minute: PositiveFloat | None = None
-    pool_slots: PositiveInt | None = None
-    usd_per_million_tokens: Price | None = None
-
-    @model_validator(mode="after")
-    def _limits_are_shared(self) -> Account:
-        if (self.requests_per_minute or self.tokens_per_minute) and not self.pool_slots:
-            raise ValueError('limits per minute need "pool_slots", the number of slots of the pool llm_pool')
-        return self
-
-    def share(self, slots: int) -> tuple[float | None, float | None]:
-        """Requests and tokens per minute for a task that has so many of the pool's slots."""
-        part = slots / (self.pool_slots or slots)
-        return (
-            self.requests_per_minute and self.requests_per_minute * part,
-            self.tokens_per_minute and self.tokens_per_minute * part,
-        )
+T = TypeVar("T")
 
 
 class ModelSource(NamedTuple):
-    """Where a model comes from: its id as pydantic-ai reads it, the arguments for its provider, and the account."""
+    """What a connection holds: the model's id as pydantic-ai reads it, its provider's arguments, limits and price."""
 
+    conn_id: str
     model_id: str
     provider_args: dict[str, Any]
-    account: Account
+    limits: dict[str, Any]
+    price: Price | None
 
-    def provider(self, name: str, http_client: AsyncClient | None = None) -> Provider[Any]:
-        """The pydantic-ai provider `name`, pointed at this source (a `provider_factory`).
+    def build(self, infer: Callable[..., T], hooks: dict[str, list[Any]]) -> T:
+        """Build the model.
 
-        :param http_client: to use for its requests, where the provider is one of the many that take it.
+        :param infer: pydantic-ai's `infer_model` or `infer_embedding_model`.
+        :param hooks: the event hooks of the HTTP client.
+        :raises AirflowFailException: the connection describes no model that can be built.
         """
-        from pydantic_ai.providers import infer_provider, infer_provider_class
+        base_url, _, query = self.provider_args.get("base_url", "").partition("?")
+        client = AsyncClient(
+            params=query,  # the openai client would append its paths to it
+            timeout=Timeout(CALL_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+            limits=Limits(max_connections=MOST_CONNECTIONS, max_keepalive_connections=KEPT_CONNECTIONS),
+            event_hooks=hooks,
+            follow_redirects=True,
+        )
+        try:
+            return infer(self.model_id, provider_factory=lambda name: self._provider(name, base_url, client))
+        except (UserError, ValueError, ImportError, TypeError) as error:
+            raise AirflowFailException(
+                f"Connection {self.conn_id!r} names the model {self.model_id!r}, which cannot be built: "
+                f"{shown_text(error, self.secrets)} Set the connection's extra "
+                '{"model": "<provider>:<name>"}, its host (base URL) and its password (API key).'
+            ) from None
 
-        arguments = dict(self.provider_args)
+    def _provider(self, name: str, base_url: str, client: AsyncClient) -> Provider[Any]:
+        """Return pydantic-ai's provider `name` for this source, with this client if it takes one."""
+        arguments = self.provider_args | ({"base_url": base_url} if base_url else {})
         provider = infer_provider_class(name)
         accepted = inspect.signature(provider).parameters.get("http_client")
-        if http_client and accepted and accepted.annotation != "httpx.AsyncClient | None":
-            arguments["http_client"] = http_client
+        if accepted and accepted.annotation != "httpx.AsyncClient | None":
+            arguments["http_client"] = client
         return provider(**arguments) if arguments else infer_provider(name)
 
     @property
@@ -97,47 +89,37 @@ class ModelSource(NamedTuple):
     @property
     def has_price(self) -> bool:
         """Whether the cost of an answer will be known, as far as the model's name tells."""
-        from genai_prices import Usage, calc_price
-
-        if self.account.usd_per_million_tokens:
-            return True
-        try:
-            calc_price(Usage(input_tokens=1, output_tokens=1), self.model_id.split(":")[-1])
-        except LookupError:
-            return False
-        return True
+        return self.price is not None or listed_cost(self.model_id.split(":")[-1], 1, 1) is not None
 
     def cost(self, response: ModelResponse) -> float | None:
-        """What the answer cost in US dollars; None if its price is unknown (as for a local model)."""
-        if price := self.account.usd_per_million_tokens:
-            usage = response.usage
-            return (usage.input_tokens * price.input + usage.output_tokens * price.output) / 1e6
+        """Return what the answer cost in US dollars; None if its price is unknown (as for a local model)."""
+        if self.price:
+            return self.price.cost(response.usage.input_tokens, response.usage.output_tokens)
         try:
             return float(response.cost().total_price)
         except (LookupError, ValueError, AssertionError):
             return None
 
 
-def model_source(conn_id: str, default_model: str) -> ModelSource:
+def read_model_source(conn_id: str, default_model: str) -> ModelSource:
     """Read the connection `conn_id`, or fall back to `default_model` at OpenAI if only OPENAI_API_KEY is set.
 
-    :raises AirflowFailException: neither is there, the connection names no model, or an account that makes no sense.
+    :raises AirflowFailException: neither is there, or the connection has no valid host, model or price.
     """
     from airflow.sdk import Connection
 
+    quiet_http_clients()
     try:
         conn = Connection.get(conn_id)
     except AirflowNotFoundException:
         if os.environ.get("OPENAI_API_KEY"):
-            quiet_http_clients()
-            return ModelSource(default_model, {}, Account())
+            return ModelSource(conn_id, default_model, {}, {}, None)
         raise AirflowFailException(
             f"No model to call: there is no Airflow connection {conn_id!r} and OPENAI_API_KEY is not set. "
             f"Set OPENAI_API_KEY, or create the connection {conn_id!r} "
             '(host = base URL, password = API key, extra = {"model": "openai-chat:<name>"}).'
         ) from None
     check_host(conn_id, conn.host)
-    quiet_http_clients()
     extra = dict(conn.extra_dejson)
     model_id = extra.pop("model", None)
     if not model_id or not isinstance(model_id, str):
@@ -145,44 +127,8 @@ def model_source(conn_id: str, default_model: str) -> ModelSource:
             f'Connection {conn_id!r} names no model: set its extra to {{"model": "<provider>:<name>"}}, '
             f'for example {{"model": "{default_model}"}}.'
         )
-    known = {key: extra.pop(key) for key in list(extra) if key in Account.model_fields}
-    try:
-        account = Account.model_validate(known)
-    except ValidationError as error:
-        problems = [f"{'.'.join(map(str, each['loc'])) or 'limits'}: {each['msg']}" for each in error.errors()]
-        raise AirflowFailException(f"Connection {conn_id!r}, extra: {'; '.join(problems)}.") from None
+    price = read_price(conn_id, extra)
+    extra.pop(PRICE_KEY, None)
+    limits = {key: extra.pop(key) for key in LIMIT_KEYS if key in extra}
     provider_args = {"base_url": conn.host, "api_key": conn.password, **extra}
-    return ModelSource(model_id, {key: value for key, value in provider_args.items() if value}, account)
-
-
-def check_host(conn_id: str, host: str | None) -> None:
-    """See that a connection's host is a URL of which it is clear where its login ends.
-
-    :raises AirflowFailException: it is not; the message does not show it.
-    """
-    if shown_url(host) == UNREADABLE:
-        raise AirflowFailException(
-            f"Connection {conn_id!r}: its host is not a valid URL. It is such as https://host/v1; in a login, "
-            "characters such as / ? # @ are percent-encoded."
-        )
-
-
-async def stay_on_host(response: Response) -> None:
-    """Follow no redirect to another host, nor to an unencrypted one: a hook for the responses of an HTTP client.
-
-    What is sent (prompts, a key in the URL) is for the host of the connection. Such a response counts as MISDIRECTED,
-    as clients take a status below 400 for no error.
-    """
-    from httpx2 import InvalidURL
-
-    if not 300 <= response.status_code < 400:
-        return
-    at = response.request.url
-    try:
-        to = at.join(response.headers.get("location", ""))
-    except InvalidURL:
-        to = None
-    if response.has_redirect_location and to and to.host == at.host and to.scheme in (at.scheme, "https"):
-        return
-    response.headers.pop("location", None)
-    response.status_code = MISDIRECTED
+    return ModelSource(conn_id, model_id, {key: value for key, value in provider_args.items() if value}, limits, price)

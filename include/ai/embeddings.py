@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
-from include.ai.connection import MISDIRECTED, model_source, stay_on_host
-from include.common.shown import shown_text
+from include.ai.connection import read_model_source
+from include.common.provider_http import MISDIRECTED, is_refusal_status, stay_on_host
 
 if TYPE_CHECKING:
     from pydantic_ai.embeddings import EmbeddingModel
@@ -23,43 +23,22 @@ _in_process: dict[str, EmbeddingModel] = {}
 
 # Texts in one request; OpenAI allows 2,048 texts and 300,000 tokens, and a chunk has about 200 tokens.
 BATCH_SIZE = 256
-# Seconds for one attempt at a request.
-CALL_TIMEOUT_S = 90.0
-CONNECT_TIMEOUT_S = 10.0
 
 
 class Embedder:
-    """Turns texts into vectors.
+    """Turns texts into vectors: lists of as many floats as the model has dimensions.
 
     :param conn_id: the connection that names the embedding model. `dimensions` in its extra asks for shorter vectors.
     """
 
     def __init__(self, conn_id: str = EMBEDDINGS_CONN_ID) -> None:
-        from httpx2 import AsyncClient, Timeout
         from pydantic_ai.embeddings import Embedder as PydanticEmbedder
         from pydantic_ai.embeddings import infer_embedding_model
-        from pydantic_ai.exceptions import UserError
 
         self.conn_id = conn_id
-        source = model_source(conn_id, DEFAULT_MODEL)
+        source = read_model_source(conn_id, DEFAULT_MODEL)
         dimensions = source.provider_args.pop("dimensions", None)
-        try:
-            model = infer_embedding_model(
-                source.model_id,
-                provider_factory=lambda name: source.provider(
-                    name,
-                    AsyncClient(
-                        timeout=Timeout(CALL_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
-                        event_hooks={"response": [stay_on_host]},
-                        follow_redirects=True,
-                    ),
-                ),
-            )
-        except (UserError, ValueError, ImportError, TypeError) as error:
-            raise AirflowFailException(
-                f"Connection {conn_id!r} names the embedding model {source.model_id!r}, which cannot be built: "
-                f"{shown_text(error, source.secrets)}"
-            ) from None
+        model = source.build(infer_embedding_model, {"response": [stay_on_host]})
         if source.model_id.startswith(IN_PROCESS):
             model = _in_process.setdefault(source.model_id, model)
         self.model_id = source.model_id
@@ -67,23 +46,27 @@ class Embedder:
 
     @cached_property
     def dimension(self) -> int:
-        """The length of this model's vectors. Asking the model is the one way that knows: it embeds a word."""
+        """The length of this model's vectors, found by embedding a word."""
         return len(self.embed_query("length"))
 
     def embed_documents(self, texts: Sequence[str]) -> list[list[float]]:
-        """One vector per text, in order; BATCH_SIZE texts per request."""
+        """Return one vector per text, in order; BATCH_SIZE texts per request.
+
+        :raises AirflowFailException: the provider refuses the request, the key or the model.
+        :raises AirflowException: a later try may succeed.
+        """
         return self._embed_all(texts, query=False)
 
     def embed_queries(self, texts: Sequence[str]) -> list[list[float]]:
-        """One vector per search text, in order; BATCH_SIZE texts per request."""
+        """Return one vector per search text: as `embed_documents`."""
         return self._embed_all(texts, query=True)
 
     def embed_query(self, text: str) -> list[float]:
-        """The vector of a search text."""
+        """Return the vector of a search text."""
         return self.embed_queries([text])[0]
 
     def nearest_label(self, texts: Sequence[str], labels: Mapping[str, str]) -> list[str]:
-        """For each text the label whose description is most similar to it (cosine)."""
+        """Return for each text the label whose description is most similar to it (cosine)."""
         described = [_unit(vector) for vector in self.embed_documents(list(labels.values()))]
         names = list(labels)
         nearest = []
@@ -106,11 +89,10 @@ class Embedder:
             return [list(vector) for vector in embed(texts).embeddings]
         except ModelAPIError as error:
             status = getattr(error, "status_code", "no answer")
-            redirects = status == MISDIRECTED
-            final = redirects or isinstance(error, (ModelRequestRejectedError, ModelQuotaExceededError))
+            final = isinstance(error, (ModelRequestRejectedError, ModelQuotaExceededError)) or is_refusal_status(status)
             kind = AirflowFailException if final else AirflowException
-            if redirects:
-                status = "the server redirects to another host"
+            if status == MISDIRECTED:
+                status = f"status {status}: the server redirects to another host"
             raise kind(
                 f"Connection {self.conn_id!r}: embedding with {self.model_id!r} failed ({status}). "
                 "Check the connection's host, key and model."

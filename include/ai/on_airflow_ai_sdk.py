@@ -1,6 +1,6 @@
-"""airflow-ai-sdk, for `include.ai`, with its defects mended here, as it is discontinued.
+"""airflow-ai-sdk, for `include.ai`, with fixes, as it is discontinued.
 
-As it stands it prints each prompt and answer into the task's log, turns into plain JSON only an answer that is an
+Without them it prints each prompt and answer into the task's log, turns into plain JSON only an answer that is an
 instance of its own base class, and makes one string of the list of tasks that `allow_multiple_branches` allows.
 """
 
@@ -15,7 +15,7 @@ from airflow_ai_sdk.operators.llm_branch import LLMBranchDecoratedOperator
 from pydantic_ai import Agent
 
 from include.ai.model import ConnectionModel
-from include.ai.output import as_json, checked, chosen_tasks
+from include.ai.output import check_output, output_to_json, output_to_task_ids
 from include.common.task_defaults import QUIET
 
 if TYPE_CHECKING:
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 
 
 def run_agent(self: Any, context: Context) -> Any:
-    """`execute` of `@task.llm` and `@task.agent`."""
+    """Run `@task.llm` and `@task.agent`: their `execute`."""
     prompt = super(AgentDecoratedOperator, self).execute(context)
-    self.agent.output_validator(checked)
-    return as_json(self.agent.run_sync(prompt).output)
+    self.agent.output_validator(check_output)
+    return output_to_json(self.agent.run_sync(prompt).output)
 
 
 def run_branch(self: Any, context: Context) -> Any:
-    """`execute` of `@task.llm_branch`: the model chooses among the tasks downstream, in a fixed order."""
+    """Run `@task.llm_branch`: its `execute`. The model chooses among the tasks downstream, in a fixed order."""
     choice: Any = Enum("DownstreamTasks", {task_id: task_id for task_id in sorted(self.downstream_task_ids)})  # type: ignore[misc]
     self.agent = Agent(
         self.model,
         system_prompt=self.system_prompt,
         output_type=list[choice] if self.allow_multiple_branches else choice,
     )
-    self.agent.output_validator(chosen_tasks)
+    self.agent.output_validator(output_to_task_ids)
     return self.do_branch(context, run_agent(self, context))
 
 
@@ -47,13 +47,13 @@ LLMBranchDecoratedOperator.execute = run_branch
 
 
 def llm_kwargs(conn_id: str) -> dict[str, Any]:
-    """What `@task.llm` and `@task.llm_branch` need to call the model of a connection."""
+    """Return what `@task.llm` and `@task.llm_branch` need to call the model of a connection."""
     return {**QUIET, "model": ConnectionModel(conn_id)}
 
 
 def agent_kwargs(
     conn_id: str, system_prompt: str, toolsets: Sequence[FunctionToolset[None]], output_type: type[Any]
 ) -> dict[str, Any]:
-    """What `@task.agent` needs for an agent with these tools."""
+    """Return what `@task.agent` needs for an agent with these tools."""
     agent = Agent(ConnectionModel(conn_id), system_prompt=system_prompt, output_type=output_type, toolsets=toolsets)
     return {**QUIET, "agent": agent}

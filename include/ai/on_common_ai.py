@@ -14,7 +14,7 @@ from airflow.providers.common.ai.hooks.pydantic_ai import PydanticAIHook
 from airflow.providers.common.ai.operators.llm_branch import LLMBranchOperator
 
 from include.ai.model import ConnectionModel
-from include.ai.output import as_json, checked, chosen_tasks
+from include.ai.output import check_output, output_to_json, output_to_task_ids
 from include.common.templates import end_rendering
 
 if TYPE_CHECKING:
@@ -27,42 +27,42 @@ if TYPE_CHECKING:
 class ConnectionHook(PydanticAIHook):
     """The provider's hook, for agents that call this project's model and answer in plain JSON.
 
-    :param check_output: given the answer, returns what goes to XCom.
+    :param to_xcom: given the output, returns what goes to XCom.
     """
 
-    def __init__(self, llm_conn_id: str, check_output: Callable[[Any], Any]) -> None:
+    def __init__(self, llm_conn_id: str, to_xcom: Callable[[Any], Any]) -> None:
         super().__init__(llm_conn_id)
-        self.check_output = check_output
+        self.to_xcom = to_xcom
 
     def get_conn(self) -> Model:
-        """The model of the connection."""
+        """Return the model of the connection."""
         return ConnectionModel(self.llm_conn_id)
 
     def create_agent(self, *args: Any, **kwargs: Any) -> Agent[object, Any]:
-        """As the provider's."""
+        """Create the provider's agent, with this project's checks of its output."""
         agent: Agent[object, Any] = super().create_agent(*args, **kwargs)
-        agent.output_validator(checked)
-        agent.output_validator(self.check_output)
+        agent.output_validator(check_output)
+        agent.output_validator(self.to_xcom)
         return agent
 
 
 def prepare(context: Context) -> None:
     """Give the task that is about to run its model, and end the rendering of templates."""
     operator: Any = context["task"]
-    check_output = chosen_tasks if isinstance(operator, LLMBranchOperator) else as_json
-    operator.llm_hook = ConnectionHook(operator.llm_conn_id, check_output)
+    to_xcom = output_to_task_ids if isinstance(operator, LLMBranchOperator) else output_to_json
+    operator.llm_hook = ConnectionHook(operator.llm_conn_id, to_xcom)
     end_rendering(context)
 
 
 def llm_kwargs(conn_id: str) -> dict[str, Any]:
-    """What `@task.llm` and `@task.llm_branch` need to call the model of a connection."""
+    """Return what `@task.llm` and `@task.llm_branch` need to call the model of a connection."""
     return {"llm_conn_id": conn_id, "serialize_output": True, "pre_execute": prepare}
 
 
 def agent_kwargs(
     conn_id: str, system_prompt: str, toolsets: Sequence[FunctionToolset[None]], output_type: type[Any]
 ) -> dict[str, Any]:
-    """What `@task.agent` needs for an agent with these tools."""
+    """Return what `@task.agent` needs for an agent with these tools."""
     return {
         **llm_kwargs(conn_id),
         "system_prompt": system_prompt,

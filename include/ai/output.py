@@ -1,4 +1,4 @@
-"""What an SDK does with a model's answer before it goes to XCom."""
+"""What an SDK does with a model's output before it goes to XCom."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pydantic_ai import ModelRetry, RunContext
 from pydantic_core import to_jsonable_python
 
 
-def checked(ctx: RunContext[Any], output: Any) -> Any:
-    """The answer, if its own `check` (see `include.ai.BaseModel`) accepts it, given the prompt's metadata.
+def check_output(ctx: RunContext[Any], output: Any) -> Any:
+    """Return the output if its own `check` (see `include.ai.BaseModel`) accepts it, given the prompt's metadata.
 
     :raises ModelRetry: it does not, so the model is asked again.
     """
@@ -18,16 +18,16 @@ def checked(ctx: RunContext[Any], output: Any) -> Any:
     return output
 
 
-def as_json(output: Any) -> Any:
-    """The answer as plain JSON: models become dicts, enums their values, dates ISO 8601 strings."""
+def output_to_json(output: Any) -> Any:
+    """Return the output as plain JSON: models become dicts, enums their values, dates ISO 8601 strings."""
     return to_jsonable_python(output, by_alias=False)
 
 
-def chosen_tasks(choice: Any) -> Any:
-    """The id of the chosen task, or the ids where several may be chosen.
+def output_to_task_ids(choice: Any) -> Any:
+    """Return the id of the chosen task, or the ids where several may be chosen.
 
     :raises ModelRetry: none is chosen, so the model is asked again.
     """
     if choice == []:
         raise ModelRetry("Choose at least one.")
-    return as_json(choice)
+    return output_to_json(choice)

@@ -1,9 +1,9 @@
 """How fast this process may call a model: a steady pace, as many calls at once as the provider takes, and its pauses.
 
-A `RateLimit` belongs to one HTTP client, whose requests wait for their turn (also those that the provider's own
-client repeats) and whose answers are heeded. A refusal for load (429) makes fewer calls be in flight until others went
-well; the refused call itself waits as long as `Retry-After` asks, and keeps its place meanwhile. `x-ratelimit-*` holds
-back all calls where the account has no room for the next.
+A `RateLimit` belongs to one HTTP client, whose requests wait for their turn (repeated ones, too)
+and whose answers are heeded. A refusal for load (429) makes fewer calls be in flight until others went well; the
+refused call itself waits as long as `Retry-After` asks, and keeps its place meanwhile. `x-ratelimit-*` holds back all
+calls where the account has no room for the next.
 """
 
 from __future__ import annotations

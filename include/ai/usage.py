@@ -1,14 +1,13 @@
-"""What the model calls of a task used: tokens, requests, seconds and cost, in the XCom key `llm_usage`."""
+"""What the model calls of a task used: tokens, requests, seconds and US dollars, in the XCom key `llm_usage`."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, TypedDict
+from typing import TypedDict
+
+from pydantic_ai.messages import ModelResponse
 
 from include.common.shown import LONGEST_NAME, shown_text
-
-if TYPE_CHECKING:
-    from pydantic_ai.messages import ModelResponse
 
 USAGE_XCOM_KEY = "llm_usage"
 
@@ -30,38 +29,30 @@ class LLMUsage(TypedDict):
 
 
 class UsageRecorder:
-    """Adds up the calls of each task instance and keeps its XCom `llm_usage` current.
-
-    A task instance's id is new at every try, so a retry starts from zero, as its XComs do.
-    """
+    """Adds up the calls of each try of a task instance, and keeps its XCom `llm_usage` current."""
 
     def __init__(self) -> None:
-        self._totals: dict[str, LLMUsage] = {}
+        self._totals: dict[str, LLMUsage | None] = {}
 
-    def record(self, response: ModelResponse, seconds: float, cost_usd: float | None) -> None:
+    def record(self, call: LLMUsage) -> None:
         """Count one answered call. Outside a task it is only logged."""
         from airflow.sdk import get_current_context
 
-        call = usage_of(response, seconds, cost_usd)
         log.info(
-            "Model %s answered in %.2f s (%d input and %d output tokens).",
-            call["model"],
-            seconds,
-            call["input_tokens"],
-            call["output_tokens"],
+            "Model %(model)s answered in %(seconds).2f s (%(input_tokens)d input and %(output_tokens)d output tokens).",
+            call,
         )
         try:
             ti = get_current_context()["ti"]
         except RuntimeError:
             return
-        total = self._totals.get(str(ti.id))
-        total = add(total, call) if total else call
-        self._totals[str(ti.id)] = total
+        # The id is new at every try: a retry starts from zero, as its XComs do.
+        total = self._totals[str(ti.id)] = sum_usage(self._totals.get(str(ti.id)), call)
         ti.xcom_push(key=USAGE_XCOM_KEY, value=total)
 
 
-def usage_of(response: ModelResponse, seconds: float, cost_usd: float | None) -> LLMUsage:
-    """What one call used."""
+def read_usage(response: ModelResponse, seconds: float, cost_usd: float | None) -> LLMUsage:
+    """Read what one call used."""
     return {
         "model": shown_text(response.model_name or "unknown", longest=LONGEST_NAME),
         "requests": 1,
@@ -72,14 +63,17 @@ def usage_of(response: ModelResponse, seconds: float, cost_usd: float | None) ->
     }
 
 
-def add(total: LLMUsage, call: LLMUsage) -> LLMUsage:
-    """Both together."""
-    costs = (total["cost_usd"], call["cost_usd"])
+def sum_usage(*usages: LLMUsage | None) -> LLMUsage | None:
+    """Add up what calls used, with the model of the last one; None if there is none."""
+    known = [usage for usage in usages if usage]
+    if not known:
+        return None
+    costs = [usage["cost_usd"] for usage in known]
     return {
-        "model": call["model"],
-        "requests": total["requests"] + call["requests"],
-        "input_tokens": total["input_tokens"] + call["input_tokens"],
-        "output_tokens": total["output_tokens"] + call["output_tokens"],
-        "seconds": round(total["seconds"] + call["seconds"], 3),
-        "cost_usd": None if costs[0] is None or costs[1] is None else costs[0] + costs[1],
+        "model": known[-1]["model"],
+        "requests": sum(usage["requests"] for usage in known),
+        "input_tokens": sum(usage["input_tokens"] for usage in known),
+        "output_tokens": sum(usage["output_tokens"] for usage in known),
+        "seconds": round(sum(usage["seconds"] for usage in known), 3),
+        "cost_usd": None if None in costs else sum(cost for cost in costs if cost),
     }

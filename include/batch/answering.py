@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
 from include.ai import LLM_CONN_ID, untrusted
-from include.ai.model import ConnectionModel, RequestRefused, TextTooLong
-from include.ai.output import as_json
-from include.ai.usage import LLMUsage, UsageRecorder, add, usage_of
+from include.ai.limited_model import LimitedModel
+from include.ai.model import RequestRefused, TextTooLong
+from include.ai.output import output_to_json
+from include.ai.usage import LLMUsage, UsageRecorder, sum_usage
 from include.batch.chunks import Chunk, Result
 from include.batch.progress import Progress
 from include.batch.rows import Row
@@ -21,9 +22,8 @@ from include.batch.rows import Row
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from pydantic_ai import Agent
-    from pydantic_ai.messages import ModelResponse
 
-# Pauses before a row without an answer is asked again; the client has tried thrice each time.
+# Pauses before a row without an answer is asked again; the model has repeated its call each time.
 PAUSES_S = (2.0, 10.0, 30.0)
 # After so many rows in a row without an answer the provider is down, and the task waits for its next try.
 MOST_UNANSWERED = 10
@@ -37,9 +37,9 @@ _calls_of_row: ContextVar[list[LLMUsage]] = ContextVar("calls_of_row")
 class RowUsage(UsageRecorder):
     """Keeps the calls of each row apart, where thousands are in one task: an XCom for each would be slow."""
 
-    def record(self, response: ModelResponse, seconds: float, cost_usd: float | None) -> None:
+    def record(self, call: LLMUsage) -> None:
         """Count one answered call for the row that is being asked."""
-        _calls_of_row.get().append(usage_of(response, seconds, cost_usd))
+        _calls_of_row.get().append(call)
 
 
 class BudgetReached(AirflowFailException):
@@ -71,7 +71,7 @@ class Answering:
 
         self.progress = Progress(rows)
         self._chunks = chunks
-        model = ConnectionModel(LLM_CONN_ID, RowUsage(), at_once)
+        model = LimitedModel(LLM_CONN_ID, RowUsage(), at_once)
         self._agent: Agent[None, Any] = Agent(model, system_prompt=system_prompt, output_type=output_type)
         self._at_once = at_once
         self._budget_usd = budget_usd
@@ -152,9 +152,8 @@ class Answering:
                     return None
                 await asyncio.sleep(pause)
         self._unanswered_in_a_row = 0
-        used = _sum(calls)
-        if used:
-            self.progress.usage = add(self.progress.usage, used) if self.progress.usage else used
+        used = sum_usage(*calls)
+        self.progress.usage = sum_usage(self.progress.usage, used)
         return Result(
             row.number,
             row.id,
@@ -172,7 +171,7 @@ class Answering:
         from pydantic_ai.exceptions import ContentFilterError, UnexpectedModelBehavior
 
         try:
-            return as_json((await self._agent.run(untrusted(text))).output), "", ""
+            return output_to_json((await self._agent.run(untrusted(text))).output), "", ""
         except TextTooLong as error:
             return None, str(error), "too long"
         except (RequestRefused, ContentFilterError) as error:
@@ -213,10 +212,3 @@ class Answering:
         while True:
             await asyncio.sleep(PROGRESS_S)
             log.info("%s; %s.", self.progress, self.progress.speed())
-
-
-def _sum(calls: Sequence[LLMUsage]) -> LLMUsage | None:
-    total = None
-    for call in calls:
-        total = add(total, call) if total else call
-    return total

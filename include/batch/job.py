@@ -13,7 +13,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk import get_current_context
 
 from include.ai import LLM_CONN_ID
-from include.ai.connection import model_source
+from include.ai.connection import read_model_source
 from include.ai.model import DEFAULT_MODEL
 from include.ai.usage import USAGE_XCOM_KEY
 from include.batch.answering import Answering
@@ -57,7 +57,7 @@ class Batch:
 
         :raises AirflowFailException: the file is not as it should be, or there is a budget and no price.
         """
-        source = model_source(LLM_CONN_ID, DEFAULT_MODEL)
+        source = read_model_source(LLM_CONN_ID, DEFAULT_MODEL)
         if self._params["budget_usd"] is not None and not source.has_price:
             raise AirflowFailException(
                 f"Connection {LLM_CONN_ID!r}: the price of {source.model_id!r} is not known, so the budget cannot be "

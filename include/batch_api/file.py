@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from include.batch.report import BatchReport
 from include.batch.rows import Row, read_rows
 from include.batch_api.requests import LONGEST_LINE
 from include.common.json_lines import json_line, read_lines
+from include.common.prices import listed_cost, read_price
+from include.common.provider_http import is_refusal_status
 from include.common.storage import artifact_path, new_artifact, stored_file
 from include.common.text import clean_json
 from include.jobs.service import OpenAIService
@@ -45,8 +48,10 @@ class BatchFile:
     def write_requests(self, service: OpenAIService, prompt: str, output_type: type[BaseModel]) -> dict[str, str]:
         """Write a request for each row that has something to ask, and return where they are and where answers go.
 
-        :raises AirflowFailException: the file of rows is not as it should be, or the connection names no model.
+        :raises AirflowFailException: the file of rows is not as it should be, or the connection names no model or has
+            a price that is not valid.
         """
+        read_price(service.conn_id, service.extra)  # before anything is paid
         shared = {"model": service.base_model, "response_format": _response_format(output_type)}
         path, asked = self._artifacts / "requests.jsonl", 0
         with new_artifact(path) as file:
@@ -107,9 +112,13 @@ def _response_format(output_type: type[BaseModel]) -> dict[str, Any]:
 
 def _result(row: Row, answer: dict[str, Any], output_type: type[BaseModel], service: OpenAIService) -> Result:
     if error := answer["error"]:
-        refused = error["status"] is not None and 400 <= error["status"] < 500
         text = ", ".join(str(value) for value in (error["status"], error["code"], error["message"]) if value)
-        return Result(row.number, row.id, error=text, error_class="refused" if refused else "unanswered")
+        return Result(
+            row.number,
+            row.id,
+            error=text,
+            error_class="refused" if is_refusal_status(error["status"]) else "unanswered",
+        )
     from openai.types.chat import ChatCompletion
 
     try:
@@ -132,15 +141,11 @@ def _result(row: Row, answer: dict[str, Any], output_type: type[BaseModel], serv
 
 
 def batch_cost(service: OpenAIService, input_tokens: int, output_tokens: int) -> float | None:
-    """The price of an answer in US dollars: half that of a single call; None if neither the connection's extra
-    `usd_per_million_tokens` nor the public price list has the model."""
-    from genai_prices import Usage, calc_price
+    """Return the price of an answer in US dollars, half that of a single call; None if it is not known.
 
-    if price := service.extra.get("usd_per_million_tokens"):
-        full = (input_tokens * float(price["input"]) + output_tokens * float(price["output"])) / 1e6
-        return full * DISCOUNT
-    try:
-        usage = Usage(input_tokens=input_tokens, output_tokens=output_tokens)
-        return float(calc_price(usage, service.base_model).total_price) * DISCOUNT
-    except LookupError:
-        return None
+    :raises AirflowFailException: the price in the connection's extra is not valid.
+    """
+    price = read_price(service.conn_id, service.extra)
+    single = price.cost if price else partial(listed_cost, service.base_model)
+    cost = single(input_tokens, output_tokens)
+    return None if cost is None else cost * DISCOUNT

@@ -19,6 +19,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 
 from include.batch_api.api import ENDPOINT
 from include.common.json_lines import json_line, read_lines
+from include.common.provider_http import is_refusal_status
 from include.common.storage import new_artifact
 from include.common.text import clean_json
 
@@ -31,8 +32,6 @@ LARGEST_FILE = 200_000_000
 LONGEST_CUSTOM_ID = 256
 LONGEST_LINE = 20_000_000
 PROBLEMS_IN_ERROR = 20
-# Besides these, an answer with a status from 400 to 499 is the request's own fault, and sending it again is in vain.
-PASSING = frozenset({408, 409, 429})
 
 AGAIN, REFUSED, ANSWERED = range(3)
 
@@ -229,4 +228,4 @@ def _kind(result: dict[str, Any]) -> int:
     status = response.get("status_code")
     if status == 200 and isinstance(response.get("body"), dict) and not result.get("error"):
         return ANSWERED
-    return REFUSED if isinstance(status, int) and 400 <= status < 500 and status not in PASSING else AGAIN
+    return REFUSED if is_refusal_status(status) else AGAIN

@@ -23,7 +23,7 @@ SERVER = re.compile(r"(?:[\w.+%~-]*|\[[0-9A-Fa-f:.%]+\])(?::\d{0,5})?")
 
 
 def shown_url(url: object) -> str:
-    """A URL, or servers such as `host:9092,host:9093`, without login, query and fragment."""
+    """Return a URL, or servers such as `host:9092,host:9093`, without login, query and fragment."""
     text = str(url or "")
     return _shown(text) if "@" in text else ",".join(map(_shown, text.split(",")))
 
@@ -39,7 +39,7 @@ def _shown(url: str) -> str:
 
 
 def shown_text(text: object, secrets: Iterable[str] = (), longest: int = LONGEST_TEXT) -> str:
-    """Text from outside as one short line, so that it cannot pass for lines of the log.
+    """Return text from outside as one line of at most `longest` characters, which cannot pass for lines of the log.
 
     Its URLs are as `shown_url` has them; of these secrets, those of four characters and more are replaced.
     """
@@ -52,7 +52,7 @@ def shown_text(text: object, secrets: Iterable[str] = (), longest: int = LONGEST
 
 
 def url_secrets(url: object) -> set[str]:
-    """What a URL holds that `shown_url` leaves out, as it stands there and decoded."""
+    """Return what a URL holds that `shown_url` leaves out, as it stands there and decoded."""
     try:
         parts = urlsplit(str(url or ""))
     except ValueError:
@@ -62,6 +62,6 @@ def url_secrets(url: object) -> set[str]:
 
 
 def quiet_http_clients() -> None:
-    """Let HTTP clients log warnings and errors only. Whoever makes calls calls this first."""
+    """Let HTTP clients log warnings and errors only. Call it before the first request."""
     for name in HTTP_CLIENTS:
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -23,7 +23,7 @@ DEFAULT_FOLDER = Path(__file__).parents[1] / ".data" / "artifacts"
 
 
 def storage_path(*parts: str) -> ObjectStoragePath:
-    """The path `<storage>/<part>/<part>...`, for what is not one run's own.
+    """Return the path `<storage>/<part>/<part>...`, for what is not one run's own.
 
     :raises ValueError: GENAI_STORAGE has characters that make a bucket's prefix a pattern.
     """
@@ -36,15 +36,15 @@ def storage_path(*parts: str) -> ObjectStoragePath:
 
 
 def artifact_path(folder: str, run_id: str, name: str) -> ObjectStoragePath:
-    """Where a run keeps the artifact `name`: `<storage>/<folder>/<run id>/<name>`."""
+    """Return where a run keeps the artifact `name`: `<storage>/<folder>/<run id>/<name>`."""
     return storage_path(folder, name_on_storage(run_id), name)
 
 
 def name_on_storage(text: str) -> str:
-    """Text from outside, such as a run id, as the name of one file or folder.
+    """Return text from outside, such as a run id, as the name of one file or folder.
 
-    Another text has another name. It never leads to another folder, and leaves room for an ending in the 255 bytes
-    that a name may have.
+    Another text has another name. A name never leads to another folder, and has at most 160 bytes, which leaves room
+    for an ending.
     """
     if not text.strip("."):
         return f"={len(text)}"  # `quote` leaves dots, and never writes "="
@@ -53,7 +53,7 @@ def name_on_storage(text: str) -> str:
 
 
 def stored_file(url: str) -> ObjectStoragePath:
-    """The artifact at `url`, for URLs that come from outside, as in an asset event.
+    """Return the artifact at `url`, for URLs that come from outside, as in an asset event.
 
     :raises ValueError: the URL is not below the storage of this project.
     """
@@ -66,15 +66,15 @@ def stored_file(url: str) -> ObjectStoragePath:
 
 
 def local_file(path: Path) -> ObjectStoragePath:
-    """A file of this project, to be read like one on its storage."""
+    """Return a file of this project, to be read like one on its storage."""
     return _open(f"file://{path}")  # not Path.as_uri(), which escapes: fsspec takes a URL as it stands
 
 
 def _open(url: str) -> ObjectStoragePath:
-    """The path at `url`, with its file system.
+    """Return the path at `url`, with its file system.
 
-    Whoever asks may be in the middle of an event loop, where Amazon's provider, which runs one of its own to open a
-    bucket, fails: so a thread without one opens it. All else that is done with a path works within a loop.
+    Amazon's provider runs an event loop to open a bucket, which fails within another one: so a thread opens it. All
+    else that is done with a path works within a loop.
     """
 
     def opened() -> ObjectStoragePath:
@@ -93,7 +93,7 @@ def _open(url: str) -> ObjectStoragePath:
 
 @contextmanager
 def new_artifact(path: ObjectStoragePath) -> Iterator[IO[bytes]]:
-    """A file to write, which replaces `path` when the block ends without an error, and leaves no trace otherwise.
+    """Yield a file to write, which replaces `path` when the block ends without an error, and leaves no trace otherwise.
 
     Threads may write at the same time (an fsspec transaction is one for all threads).
     """

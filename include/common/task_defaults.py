@@ -1,4 +1,4 @@
-"""Settings that every DAG's tasks share, each with its reason. Splat them; override one by naming it after.
+"""Settings that every DAG's tasks share, each with its reason. Unpack them; override one by naming it after.
 
 @dag(default_args=DEFAULT_ARGS)
 @task.llm(**llm_kwargs(), system_prompt=...)     # llm_kwargs() contains LLM_TASK
@@ -26,8 +26,8 @@ DEFAULT_ARGS: dict[str, Any] = {
 }
 
 LLM_TASK: dict[str, Any] = {
-    # Providers have bad minutes, not bad days. What no retry can mend (a refused key, an unknown model,
-    # an invalid request) fails at once: see include/ai/model.py.
+    # Providers have bad minutes, not bad days; seconds are waited out within a try, see include/ai/model.py.
+    # Non-retryable errors (a refused key, an unknown model, an invalid request) fail at once.
     "retries": 3,
     "retry_delay": timedelta(seconds=15),
     "retry_exponential_backoff": True,

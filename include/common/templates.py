@@ -1,16 +1,14 @@
 """Text from outside is data, never a template. A DAG gets this with its `DEFAULT_ARGS`.
 
 Airflow renders a task's template fields, among them every argument of a `@task` function, just before the task runs.
-What another task returned is filled in by the same step and is not rendered, with three exceptions, all closed here:
+What another task returned is not rendered, with three exceptions, all closed here:
 
-- **`expand_kwargs`** over what a task returned renders each value, which `expand` does not. `{{ ... }}` in a param or
-  in a model's answer would run on the worker, with every connection at hand.
-- **Some decorators render again** once their fields hold what the function returned: those of the common-ai provider
-  (the prompt), and `@task.bash`.
-- **A task's name** is rendered from the context's `map_index_template`, in whose place an argument of that name steps,
-  wherever outsiders choose the names of arguments (`expand_kwargs` for a function that takes `**kwargs`).
+- `expand_kwargs` over what a task returned renders each value. `{{ ... }}` in a param or in a model's answer would run
+  on the worker, with access to every connection.
+- Some decorators render again what the function returned: those of the common-ai provider, and `@task.bash`.
+- An argument named `map_index_template` replaces the task's own, and is rendered as the task's name.
 
-What the author of a DAG writes (`suffix="{{ dag_run.run_id }}"`, a `map_index_template`) is rendered as ever.
+What the author of a DAG writes (`suffix="{{ dag_run.run_id }}"`, a `map_index_template`) is rendered as usual.
 """
 
 from __future__ import annotations
@@ -30,9 +28,9 @@ _resolve = ListOfDictsExpandInput.resolve
 
 
 def resolve_as_data(self: Any, context: Mapping[str, Any]) -> tuple[Mapping[str, Any], set[int]]:
-    """`ListOfDictsExpandInput.resolve`, where a value that another task returned counts as rendered.
+    """Resolve the arguments of one mapped task as Airflow does, but treat what another task returned as rendered.
 
-    :returns: the keyword arguments of one mapped task, and the ids of those values that are not rendered any more.
+    :returns: the keyword arguments, and the ids of those values that are not rendered any more.
     """
     kwargs, rendered = _resolve(self, context)
     in_the_dag_file = isinstance(self.value, Sequence) and isinstance(self.value[context["ti"].map_index], Mapping)
@@ -45,7 +43,7 @@ ListOfDictsExpandInput.resolve = resolve_as_data  # type: ignore[method-assign]
 def end_rendering(context: Context) -> None:
     """Render nothing of the task any more: its templates are rendered, and what follows is text from outside.
 
-    A `pre_execute` of a task's own takes the place of this one, and has to call it.
+    A `pre_execute` of a task's own replaces this one, and has to call it.
 
     :raises AirflowFailException: an argument would be rendered as the task's name.
     """

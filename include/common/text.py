@@ -17,13 +17,13 @@ def whole_characters(text: str) -> str:
 
 
 def clean_text(text: str) -> str:
-    """As `whole_characters`, without NUL, which PostgreSQL does not store.
+    """Do as `whole_characters`, and drop NUL, which PostgreSQL does not store.
 
-    To be called before text is fenced or compared: without its NULs, it may be what it was not before.
+    Call it before text is fenced or compared: without its NULs, it may be what it was not before.
     """
     return whole_characters(text).replace("\0", "")
 
 
 def clean_json(text: str) -> str:
-    """A JSON text of which every string is as `clean_text` makes it, also where its characters are escaped."""
+    """Clean every string of a JSON text as `clean_text` does, also where its characters are escaped."""
     return _ESCAPE.sub(lambda escape: escape[1] or ("" if escape[2] else r"\ufffd"), clean_text(text))

@@ -87,7 +87,7 @@ async def preflight(service: OpenAIService) -> str:
             jobs = await client.fine_tuning.jobs.list(limit=1)
         except (NotFoundError, PermissionDeniedError) as error:
             raise AirflowFailException(
-                f"{service} offers no fine-tuning to this account ({describe(error, service)}). {INSTEAD}"
+                f"{service} offers no fine-tuning to this account ({describe(error)}). {INSTEAD}"
             ) from None
         except APIError as error:
             raise task_error(service, "listing the fine-tuning jobs", error) from None

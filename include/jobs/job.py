@@ -91,11 +91,6 @@ class JobApi(ABC):
             self._client = await asyncio.to_thread((await self.service()).client, retries=0)
         return self._client
 
-    @property
-    def known_service(self) -> OpenAIService | None:
-        """The service if it was read already, as it was before any error of its own."""
-        return self._service
-
     async def close(self) -> None:
         """Drop the connections, and the key: the next call reads the connection again."""
         if self._client:

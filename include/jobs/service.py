@@ -16,10 +16,11 @@ from urllib.parse import urlsplit
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowNotFoundException
 
-from include.ai.connection import MISDIRECTED, check_host, stay_on_host
+from include.common.provider_http import MISDIRECTED, check_host, is_passing_status, stay_on_host
 from include.common.shown import LONGEST_NAME, quiet_http_clients, shown_text, shown_url, url_secrets
 
 if TYPE_CHECKING:
+    from httpx2 import Request
     from openai import AsyncOpenAI
 
 # Seconds for one call. A job is created in one, whatever it takes afterwards.
@@ -76,13 +77,18 @@ class OpenAIService:
         """A client that tries each call so many times again, where another try may help."""
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
+        async def keep_secret(request: Request) -> None:
+            request.extensions["key"] = self.key  # for `describe`: a login in the URL takes the key's place in a header
+
         quiet_http_clients()
+        base_url, _, query = self.url.partition("?")
+        hooks: dict[str, list[Any]] = {"request": [keep_secret], "response": [stay_on_host]}
         return AsyncOpenAI(
             api_key=self.key,
-            base_url=self.url,
+            base_url=base_url,
             max_retries=retries,
             timeout=CALL_TIMEOUT_S,
-            http_client=DefaultAsyncHttpxClient(verify=_certificates(), event_hooks={"response": [stay_on_host]}),
+            http_client=DefaultAsyncHttpxClient(verify=_certificates(), params=query, event_hooks=hooks),
         )
 
 
@@ -118,15 +124,15 @@ def openai_service(conn_id: str) -> OpenAIService:
 
 
 def is_passing(error: Exception) -> bool:
-    """Whether the same call may succeed later: no connection, no answer in time, too many calls, a server error."""
+    """Return whether the same call may succeed later: see `is_passing_status`; so may one that got no answer."""
     from openai import APIConnectionError, APIStatusError
 
     if isinstance(error, APIStatusError):
-        return error.status_code in (408, 409, 429) or error.status_code >= 500
+        return is_passing_status(error.status_code)
     return isinstance(error, APIConnectionError)
 
 
-def describe(error: Exception, service: OpenAIService | None) -> str:
+def describe(error: Exception) -> str:
     """An error of a call in one line. It names neither the key nor what was sent, which the provider's text may."""
     from openai import APIConnectionError, APIStatusError, APITimeoutError
 
@@ -138,9 +144,9 @@ def describe(error: Exception, service: OpenAIService | None) -> str:
         case APIStatusError(status_code=401):
             return "the key was refused (status 401); set the connection's password to a valid key"
         case APIStatusError(status_code=status) if status == MISDIRECTED:
-            return "the server redirects to another host; set the connection's host to the server that answers"
+            return f"the server redirects to another host (status {status}); set the connection's host to that server"
         case APIStatusError():
-            secrets = {service.key} | url_secrets(service.url) if service else set()
+            secrets = {error.request.extensions.get("key", "")} | url_secrets(error.request.url)
             said = {
                 name: shown_text(value, secrets, LONGEST_NAME)
                 for name in ("code", "param")
@@ -153,4 +159,4 @@ def describe(error: Exception, service: OpenAIService | None) -> str:
 def task_error(service: OpenAIService, action: str, error: Exception) -> AirflowException:
     """The exception with which a task fails for this error: one that is not retried, if no retry can mend it."""
     kind = AirflowException if is_passing(error) else AirflowFailException
-    return kind(f"{service}: {action} failed: {describe(error, service)}.")
+    return kind(f"{service}: {action} failed: {describe(error)}.")

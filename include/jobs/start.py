@@ -93,11 +93,11 @@ async def _create(api: JobApi, service: OpenAIService, key: JobKey, request: Map
     except Exception as error:
         if not is_passing(error):
             raise task_error(service, "starting the job", error) from None
-        log.warning("%s: starting the job: %s. Looking whether it has started.", service, describe(error, service))
+        log.warning("%s: starting the job: %s. Looking whether it has started.", service, describe(error))
         found = await _started_since(api, service, key.value, started)
         if not found:
             raise AirflowException(
-                f"{service}: starting the job failed: {describe(error, service)}. The next try looks for it once more."
+                f"{service}: starting the job failed: {describe(error)}. The next try looks for it once more."
             ) from None
         job = _first(found)
     else:
@@ -125,6 +125,6 @@ async def _started_since(api: JobApi, service: OpenAIService, key: str, started:
     try:
         found = await api.find(key, started - CLOCKS_DIFFER_S)
     except Exception as error:
-        log.warning("%s: listing the jobs failed: %s.", service, describe(error, service))
+        log.warning("%s: listing the jobs failed: %s.", service, describe(error))
         return []
     return [job for job in found if job.created_at >= int(started) - 1]

@@ -28,14 +28,14 @@ async def cancel(api: JobApi, job_id: str) -> Job | None:
         try:
             await api.cancel(job_id)
         except Exception as error:
-            refusal = describe(error, service)
+            refusal = describe(error)
         else:
             refusal = ""
             log.info("%s: job %s is cancelled.", service, job_id)
         try:
             job = await api.get(job_id)
         except Exception as error:
-            log.warning("%s: job %s cannot be seen: %s.", service, job_id, describe(error, service))
+            log.warning("%s: job %s cannot be seen: %s.", service, job_id, describe(error))
         else:
             if not job.is_going:
                 return job
@@ -66,7 +66,7 @@ async def wait_for_job(
             seen = await api.get(job_id)
             await api.relay_news(seen)
         except Exception as error:
-            problem = describe(error, api.known_service)
+            problem = describe(error)
             log.warning("Job %s: %s.", job_id, problem)
             pause = max(2 * poke_interval, _retry_after(error))
             refusals = 0 if is_passing(error) else refusals + 1

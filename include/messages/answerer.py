@@ -10,13 +10,12 @@ from pydantic_ai import Agent
 from pydantic_ai.exceptions import ModelHTTPError, ModelServerError, ModelTimeoutError, UnexpectedModelBehavior
 
 from include.ai import LLM_CONN_ID, untrusted
-from include.ai.model import ConnectionModel, RequestRefused
-from include.ai.output import as_json
-from include.ai.usage import USAGE_XCOM_KEY, LLMUsage, UsageRecorder, add, usage_of
+from include.ai.limited_model import LimitedModel
+from include.ai.model import RequestRefused
+from include.ai.output import output_to_json
+from include.ai.usage import USAGE_XCOM_KEY, LLMUsage, UsageRecorder, sum_usage
 
 if TYPE_CHECKING:
-    from pydantic_ai.messages import ModelResponse
-
     from include.ai import BaseModel
 
 TRIES = 3
@@ -35,10 +34,9 @@ class StreamUsage(UsageRecorder):
         super().__init__()
         self._total: LLMUsage | None = None
 
-    def record(self, response: ModelResponse, seconds: float, cost_usd: float | None) -> None:
+    def record(self, call: LLMUsage) -> None:
         """Count one answered call."""
-        call = usage_of(response, seconds, cost_usd)
-        self._total = add(self._total, call) if self._total else call
+        self._total = sum_usage(self._total, call)
 
     def publish(self) -> None:
         """Bring the XCom `llm_usage` up to date; outside a task nothing happens."""
@@ -63,7 +61,7 @@ class Answerer:
     def __init__(self, system_prompt: str, output_type: type[BaseModel], in_flight: int) -> None:
         self.in_flight = in_flight
         self.usage = StreamUsage()
-        model = ConnectionModel(LLM_CONN_ID, self.usage, in_flight)
+        model = LimitedModel(LLM_CONN_ID, self.usage, in_flight)
         self._agent: Agent[None, Any] = Agent(model, system_prompt=system_prompt, output_type=output_type)
         self._asking_harmless = asyncio.Lock()
         self._well_at = 0.0
@@ -89,7 +87,7 @@ class Answerer:
         raise Unanswerable(f"no answer in {TRIES} tries, while the model answers others: {reason}")
 
     async def _ask(self, text: str) -> Any:
-        return as_json((await self._agent.run(untrusted(text))).output)
+        return output_to_json((await self._agent.run(untrusted(text))).output)
 
     async def _ask_harmless(self, failed_at: float) -> None:
         """See that the model answers now. Those who ask at the same time share one call."""

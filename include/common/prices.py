@@ -1,0 +1,49 @@
+"""What tokens cost: by the connection's extra `usd_per_million_tokens`, else by the public price list."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from airflow.providers.common.compat.sdk import AirflowFailException
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, ValidationError
+
+PRICE_KEY = "usd_per_million_tokens"
+
+
+class Price(BaseModel):
+    """US dollars per million tokens."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    input: NonNegativeFloat
+    output: NonNegativeFloat
+
+    def cost(self, input_tokens: int, output_tokens: int) -> float:
+        """Return the cost of so many tokens in US dollars."""
+        return (input_tokens * self.input + output_tokens * self.output) / 1e6
+
+
+def read_price(conn_id: str, extra: Mapping[str, Any]) -> Price | None:
+    """Read a connection's price; None if it states none.
+
+    :param extra: of the connection, with or without `"usd_per_million_tokens": {"input": 0.15, "output": 0.6}`.
+    :raises AirflowFailException: what it states is not a price.
+    """
+    if extra.get(PRICE_KEY) is None:
+        return None
+    try:
+        return Price.model_validate(extra[PRICE_KEY])
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, (PRICE_KEY, *each['loc'])))}: {each['msg']}" for each in error.errors()]
+        raise AirflowFailException(f"Connection {conn_id!r}, extra: {'; '.join(problems)}.") from None
+
+
+def listed_cost(model: str, input_tokens: int, output_tokens: int) -> float | None:
+    """Return the cost of so many tokens in US dollars by the public price list; None if it lacks the model."""
+    from genai_prices import Usage, calc_price
+
+    try:
+        return float(calc_price(Usage(input_tokens=input_tokens, output_tokens=output_tokens), model).total_price)
+    except LookupError:
+        return None

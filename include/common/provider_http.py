@@ -1,0 +1,56 @@
+"""What holds for every HTTP call to a provider: the host it may go to, and which failures may pass."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from airflow.providers.common.compat.sdk import AirflowFailException
+
+from include.common.shown import UNREADABLE, shown_url
+
+if TYPE_CHECKING:
+    from httpx2 import Response
+
+# The status that stands for a redirect to another host.
+MISDIRECTED = 421
+
+
+def is_passing_status(status: int) -> bool:
+    """Return whether the same request may succeed later: time-out, conflict, too many requests, server error."""
+    return status in (408, 409, 429) or status >= 500
+
+
+def is_refusal_status(status: object) -> bool:
+    """Return whether the request itself is at fault, so that sending it again is in vain."""
+    return isinstance(status, int) and 400 <= status < 500 and not is_passing_status(status)
+
+
+def check_host(conn_id: str, host: str | None) -> None:
+    """Check that a connection's host is a URL in which a login, if it has one, has a clear end.
+
+    :raises AirflowFailException: it is not; the message does not show it.
+    """
+    if shown_url(host) == UNREADABLE:
+        raise AirflowFailException(
+            f"Connection {conn_id!r}: its host is not a valid URL. An example is https://host/v1; in a login, "
+            "characters such as / ? # @ are percent-encoded."
+        )
+
+
+async def stay_on_host(response: Response) -> None:
+    """Follow no redirect to another host, nor to an unencrypted one: a hook for the responses of an HTTP client.
+
+    What is sent (prompts, a key in the URL) is for the host of the connection. The response gets the status
+    MISDIRECTED, as not every client takes a redirect without a location for an error.
+    """
+    from httpx2 import InvalidURL
+
+    if not response.has_redirect_location:
+        return
+    at = response.request.url
+    try:
+        to = at.join(response.headers["location"])
+    except InvalidURL:
+        to = None
+    if to is None or to.host != at.host or to.scheme not in (at.scheme, "https"):
+        response.status_code = MISDIRECTED
