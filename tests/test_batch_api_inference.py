@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from include.batch_api.file import BatchFile, batch_cost
+from include.batch_api.run import BatchApiRun, batch_cost
 from include.common.storage import storage_path, stored_file, write_artifact
 from include.jobs.service import OpenAIService
 from tests.conftest import KEY, chat_requests
@@ -80,7 +80,7 @@ class Summary(BaseModel):
     text: str
 
 
-def test_half_characters_and_nulls_of_answers_errors_and_ids_lose_no_result(storage):
+def test_half_characters_and_nulls_of_answers_errors_and_ids_lose_no_result(storage, tmp_path, monkeypatch):
     rows = [{"name": "r1 \ud83d", "text": "Nice. \ud83d"}, {"name": "r2", "text": "Bad."}]
     write_artifact(storage_path("rows.jsonl"), "".join(f"{json.dumps(row)}\n" for row in rows))
     content = json.dumps({"text": "nu\0ll, half \ud83d"})  # in which they are escaped, and once more in its line
@@ -99,10 +99,11 @@ def test_half_characters_and_nulls_of_answers_errors_and_ids_lose_no_result(stor
     ]
     url = write_artifact(storage_path("answers.jsonl"), "".join(f"{json.dumps(answer)}\n" for answer in answers))
     params = {"input": str(storage_path("rows.jsonl")), "text_column": "text", "id_column": "name", "limit": None}
-    file = BatchFile("run", params | {"output_format": "jsonl", "allowed_failures": 1})
-    service = OpenAIService("c", None, "k", {"model": "our-own"})
-    file.write_requests(service, "Summarize.", Summary)
-    report = file.report(service, url, Summary)
+    monkeypatch.setenv("AIRFLOW_CONN_C", json.dumps({"conn_type": "openai", "extra": {"model": "our-own"}}))
+    params |= {"output_format": "jsonl", "allowed_failures": 1}
+    run = BatchApiRun("run", params, tmp_path, "c", "Summarize.", Summary)
+    run.write_requests()
+    report = run.report(url)
 
     asked, _ = Path(storage / "batch_api" / "run" / "requests.jsonl").read_text().splitlines()
     assert json.loads(asked)["body"]["messages"][1]["content"] == "Nice. \ufffd"

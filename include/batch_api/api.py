@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from include.common.shown import LONGEST_NAME, shown_text
 from include.common.storage import new_artifact
 from include.jobs.job import Job, JobApi
 from include.jobs.service import OpenAIService
+from include.jobs.trigger import PaidJobTrigger
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -69,6 +70,12 @@ class BatchApi(JobApi):
             with new_artifact(path) as file:
                 async for part in response.iter_bytes():
                     file.write(part)
+
+
+class OpenAIBatchTrigger(PaidJobTrigger):
+    """Wait for a batch; see `PaidJobTrigger`."""
+
+    api_type: ClassVar[type[JobApi]] = BatchApi
 
 
 def _job(batch: Batch) -> Job:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from include.common.shown import LONGEST_NAME, shown_text
 from include.jobs.job import KEY, Job, JobApi
+from include.jobs.trigger import PaidJobTrigger
 
 if TYPE_CHECKING:
     from openai.types.fine_tuning import FineTuningJob
@@ -53,6 +54,12 @@ class FineTuningApi(JobApi):
             log.log(LEVELS.get(event.level, logging.INFO), "%s: %s", job.id, shown_text(event.message))
         if news:
             self._last_event = news[0].id
+
+
+class OpenAIFineTuneTrigger(PaidJobTrigger):
+    """Wait for a fine-tuning job; see `PaidJobTrigger`."""
+
+    api_type: ClassVar[type[JobApi]] = FineTuningApi
 
 
 def _job(job: FineTuningJob) -> Job:

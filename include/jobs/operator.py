@@ -7,7 +7,7 @@ import time
 from abc import abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 from airflow.sdk import BaseOperator, BaseOperatorLink
@@ -63,6 +63,11 @@ class PaidJobOperator(BaseOperator):
     """
 
     operator_extra_links = (JobLink(),)
+    ui_color = "#e3f2e1"
+    trigger_type: ClassVar[type[PaidJobTrigger]]
+    # Where a person finds jobs of this kind: below OpenAI's platform, and below another service's URL.
+    openai_page: ClassVar[str]
+    service_path: ClassVar[str]
 
     def __init__(
         self,
@@ -70,7 +75,7 @@ class PaidJobOperator(BaseOperator):
         conn_id: str = "openai_default",
         wait_for_completion: bool = True,
         deferrable: bool = True,
-        poke_interval: float = 10.0,
+        poke_interval: float = 5.0,
         timeout: float = 24 * 3600.0,
         cancel_on_kill: bool = True,
         cancel_on_timeout: bool = True,
@@ -91,28 +96,20 @@ class PaidJobOperator(BaseOperator):
         self._job_id: str | None = None
 
     def key(self, ti: Any) -> JobKey:
-        """Whose job it is: that of the task instance."""
+        """Return whose job it is: that of the task instance."""
         return JobKey(ti)
 
     @abstractmethod
     def request(self) -> dict[str, Any]:
-        """What the job is to do, as arguments of `JobApi.create`: equal for every try of the task instance."""
+        """Return what the job is to do, as arguments of `JobApi.create`: equal for every try of the task instance."""
 
-    @abstractmethod
     def api(self, connect: Any) -> JobApi:
-        """The calls for this kind of job."""
-
-    @abstractmethod
-    def trigger(self, **kwargs: Any) -> PaidJobTrigger:
-        """The trigger for this kind of job."""
-
-    @abstractmethod
-    def job_url(self, service: OpenAIService, job: Job) -> str:
-        """Where a person can look at the job."""
+        """Return the calls for this kind of job."""
+        return self.trigger_type.api_type(connect)
 
     @abstractmethod
     def result(self, context: Context, job: Job) -> Any:
-        """The task's output, of a job that succeeded."""
+        """Return the task's output, of a job that succeeded."""
 
     def execute(self, context: Context) -> Any:
         request = self.request()
@@ -121,7 +118,8 @@ class PaidJobOperator(BaseOperator):
         service = openai_service(self.conn_id)
         job = asyncio.run(self._with_api(lambda api: one_job(api, key, request)))
         self._job_id = job.id
-        ti, url = context["ti"], self.job_url(service, job)
+        page = f"https://platform.openai.com/{self.openai_page}" if service.is_openai else None
+        ti, url = context["ti"], f"{page or f'{service.public_url}/{self.service_path}'}/{job.id}"
         ti.xcom_push(key="job_id", value=job.id)
         ti.xcom_push(key="job_url", value=url)
         ti.xcom_push(key=JobLink().xcom_key, value=url)  # at once: Airflow itself does it when the task has ended
@@ -138,7 +136,9 @@ class PaidJobOperator(BaseOperator):
         }
         if self.deferrable:
             self.defer(
-                trigger=self.trigger(conn_id=self.conn_id, job_id=job.id, cancel_on_kill=self.cancel_on_kill, **wait),
+                trigger=self.trigger_type(
+                    conn_id=self.conn_id, job_id=job.id, cancel_on_kill=self.cancel_on_kill, **wait
+                ),
                 method_name="execute_complete",
                 timeout=timedelta(seconds=wait["deadline"] - now + GRACE_S),
             )
