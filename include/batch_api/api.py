@@ -91,7 +91,7 @@ def _job(batch: Batch) -> Job:
 
 
 def _detail(batch: Batch) -> dict[str, Any]:
-    """The ids of the files with answers and with errors, the counts of requests, and why the batch failed, if so."""
+    """Return the ids of the files with answers and errors, the counts of requests, and why the batch failed, if so."""
     errors = (batch.errors and batch.errors.data) or []
     reasons = [
         f"{f'line {e.line}: ' if e.line else ''}{shown_text(e.message or '')} "

@@ -17,7 +17,7 @@ from include.jobs.files import InputFile, upload_once
 from include.jobs.job import Job, Outcome
 from include.jobs.operator import PaidJobOperator
 from include.jobs.record import JobKey, read_record
-from include.jobs.service import OpenAIService, openai_service, task_error
+from include.jobs.service import openai_service, task_error
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -31,7 +31,7 @@ class OpenAIBatchOperator(PaidJobOperator):
     """Have a file of requests answered by a batch. The output is the URL of the results.
 
     What comes back is stored before it counts, also of a batch that expired or was cancelled, and is never asked for
-    again. Requests that ended in an error which another try may mend (429, 5xx, expired, no result at all) go into
+    again. Requests that ended in an error that may pass (429, 5xx, expired, no result at all) go into
     another batch, up to `rounds` batches; clearing the task allows as many again. A request that the provider refuses
     (400) keeps its error. So a task that succeeds may have errors in its results: who reads them decides.
 
@@ -67,7 +67,7 @@ class OpenAIBatchOperator(PaidJobOperator):
         self._input_file_id = ""
 
     def key(self, ti: Any) -> JobKey:
-        """That of the task instance's open round."""
+        """Return the key of the task instance's open round."""
         return JobKey(ti, f"round {_rounds(ti).number}")
 
     def execute(self, context: Context) -> Any:

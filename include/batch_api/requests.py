@@ -33,7 +33,7 @@ PROBLEMS_IN_ERROR = 20
 # Of the statuses from 400 to 499, those that another try may not meet.
 PASSING = frozenset({408, 409, 429})
 
-AGAIN, REFUSED, ANSWERED = range(3)
+AGAIN, REFUSED, ANSWERED = range(3)  # a result takes the place of one that is not above it
 
 log = logging.getLogger(__name__)
 
@@ -143,22 +143,18 @@ class Answers:
 
     def __init__(self, requests: Mapping[str, str]) -> None:
         self._database = sqlite3.connect("")  # SQLite's own temporary file, which goes when this is closed
-        self._database.execute(
-            f"CREATE TABLE request (name TEXT PRIMARY KEY, id TEXT, kind DEFAULT {AGAIN}, line BLOB)"
-        )
-        self._database.executemany("INSERT INTO request (name, id) VALUES (?, ?)", requests.items())
+        self._database.execute("CREATE TABLE request (name TEXT PRIMARY KEY, id TEXT, kind INTEGER, line BLOB)")
+        rows = ((name, custom_id, AGAIN) for name, custom_id in requests.items())
+        self._database.executemany("INSERT INTO request VALUES (?, ?, ?, NULL)", rows)
 
     def add(self, path: ObjectStoragePath) -> None:
         """Take in a file of the provider's."""
-        better = (
-            f"UPDATE request SET kind = :kind, line = :line WHERE name = :name AND kind <= :kind AND kind < {ANSWERED}"
-        )
+        better = "UPDATE request SET kind = ?1, line = ?2 WHERE name = ?3 AND kind <= ?1 AND kind < ?4"
         with path.open("rb") as file:
             for number, line in read_lines(file, LONGEST_LINE):
                 try:
                     result = json.loads(line or b"")
-                    found = {"name": str(result["custom_id"]), "kind": _kind(result), "line": line}
-                    self._database.execute(better, found)
+                    self._database.execute(better, (_kind(result), line, str(result["custom_id"]), ANSWERED))
                 except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                     log.warning("%s, line %d, is no result; its request counts as unanswered.", path, number)
 

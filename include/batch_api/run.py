@@ -100,7 +100,7 @@ class BatchApiRun:
 
     def _results(self, answers: ObjectStoragePath) -> Iterator[Result]:
         """Yield each row's result; the answers are in the order of the rows, without those that were not asked."""
-        with answers.open("rb") as file:
+        with answers.open("rb") as file:  # type: ignore[no-untyped-call]
             lines = read_lines(file, LONGEST_LINE)
             for row in self._rows():
                 if row.text is None:

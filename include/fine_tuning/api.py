@@ -69,7 +69,7 @@ def _job(job: FineTuningJob) -> Job:
 
 
 def _detail(job: FineTuningJob) -> dict[str, Any]:
-    """Model, trained tokens, result files and seconds of a job that succeeded; the error of one that failed."""
+    """Return model, trained tokens, result files and seconds of a job that succeeded; the error of one that failed."""
     error = job.error if job.error and job.error.message else None
     return {
         "model": job.fine_tuned_model,

@@ -1,4 +1,4 @@
-"""Fine-tune a model, for once and for sure: the operator for services with OpenAI's fine-tuning API."""
+"""Fine-tune a model, once: the operator for services with OpenAI's fine-tuning API."""
 
 from __future__ import annotations
 
@@ -99,5 +99,5 @@ class OpenAIFineTuneOperator(PaidJobOperator):
 
 
 def valid_suffix(text: str) -> str:
-    """The text with letters, digits and single dashes only, at most 64 of them."""
+    """Return the text with letters, digits and single dashes only, at most 64 of them."""
     return re.sub(r"[^A-Za-z0-9]+", "-", text)[:LONGEST_SUFFIX].strip("-")

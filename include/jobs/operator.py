@@ -36,7 +36,7 @@ class JobLink(BaseOperatorLink):
         return "Job at the provider"
 
     def get_link(self, operator: Any, *, ti_key: Any) -> str:
-        """The URL that the task has left in its XCom `job_url`."""
+        """Return the URL that the task has left in its XCom `job_url`."""
         from airflow.sdk.bases.xcom import BaseXCom
 
         return str(BaseXCom.get_value(ti_key=ti_key, key="job_url") or "")
@@ -129,21 +129,19 @@ class PaidJobOperator(BaseOperator):
             return self._finish(context, Outcome(status="ended", job_id=job.id, job=job))
         now = time.time()
         deadline = job.created_at + self.timeout
-        wait: dict[str, Any] = {
-            "poke_interval": self.poke_interval,
-            "deadline": deadline if deadline > now else now + self.timeout,
-            "cancel_on_timeout": self.cancel_on_timeout,
-        }
+        deadline = deadline if deadline > now else now + self.timeout
         if self.deferrable:
-            self.defer(
-                trigger=self.trigger_type(
-                    conn_id=self.conn_id, job_id=job.id, cancel_on_kill=self.cancel_on_kill, **wait
-                ),
-                method_name="execute_complete",
-                timeout=timedelta(seconds=wait["deadline"] - now + GRACE_S),
+            trigger = self.trigger_type(
+                conn_id=self.conn_id,
+                job_id=job.id,
+                poke_interval=self.poke_interval,
+                deadline=deadline,
+                cancel_on_kill=self.cancel_on_kill,
+                cancel_on_timeout=self.cancel_on_timeout,
             )
-        outcome = asyncio.run(self._with_api(lambda api: wait_for_job(api, job.id, **wait)))
-        return self._finish(context, outcome)
+            time_left = timedelta(seconds=deadline - now + GRACE_S)
+            self.defer(trigger=trigger, method_name="execute_complete", timeout=time_left)
+        return self._wait(context, job.id, deadline)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """Go on when the trigger has sent its event.
@@ -167,18 +165,13 @@ class PaidJobOperator(BaseOperator):
             record = read_record(self.key(context["ti"]).value)
             if not record or not record.job_id:
                 raise
-            outcome = asyncio.run(
-                self._with_api(
-                    lambda api: wait_for_job(
-                        api,
-                        record.job_id,
-                        poke_interval=self.poke_interval,
-                        deadline=time.time(),
-                        cancel_on_timeout=self.cancel_on_timeout,
-                    )
-                )
-            )
-            return self._finish(context, outcome)
+            return self._wait(context, record.job_id, time.time())
+
+    def _wait(self, context: Context, job_id: str, deadline: float) -> Any:
+        """Wait in this process."""
+        wait: Any = {"poke_interval": self.poke_interval, "cancel_on_timeout": self.cancel_on_timeout}
+        work = self._with_api(lambda api: wait_for_job(api, job_id, deadline=deadline, **wait))
+        return self._finish(context, asyncio.run(work))
 
     def on_kill(self) -> None:
         """Cancel the job when this process is told to stop, also if the answer to its creation has not come yet."""
