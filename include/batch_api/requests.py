@@ -79,11 +79,6 @@ def check_requests(path: ObjectStoragePath) -> dict[str, str]:
     return found
 
 
-def read_requests(path: ObjectStoragePath) -> Iterator[Request]:
-    """Read the requests of a file that was checked."""
-    return (request for _, request in _read(path) if isinstance(request, Request))
-
-
 def _read(path: ObjectStoragePath) -> Iterator[tuple[int, Request | str]]:
     """Yield each line's number, with its request or what is wrong with it."""
     with path.open("rb") as file:
@@ -120,8 +115,8 @@ def write_upload(path: ObjectStoragePath, requests: ObjectStoragePath, names: Se
     """
     digest, size = hashlib.sha256(), 0
     with new_artifact(path) as file:
-        for request in read_requests(requests):
-            if request.name not in names:
+        for _, request in _read(requests):
+            if isinstance(request, str) or request.name not in names:
                 continue
             call = {"custom_id": request.name, "method": "POST", "url": ENDPOINT, "body": request.body}
             line = f"{json.dumps(call)}\n".encode()
@@ -175,11 +170,11 @@ class Answers:
         with new_artifact(path) as file:
             for custom_id, kind, line in self._database.execute("SELECT id, kind, line FROM request ORDER BY rowid"):
                 counts["answered" if kind == ANSWERED else "failed"] += 1
-                file.write(json_line({"custom_id": custom_id, **_outcome(kind, line)}))
+                file.write(json_line({"custom_id": custom_id, **_result(kind, line)}))
         return counts
 
 
-def _outcome(kind: int, line: bytes | None) -> dict[str, Any]:
+def _result(kind: int, line: bytes | None) -> dict[str, Any]:
     if line is None:
         missing = {"status": None, "code": "no_result", "message": "The provider's files have no result."}
         return {"response": None, "error": missing}
