@@ -11,7 +11,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 from pydantic import BaseModel
 
-from include.batch_api.file import BatchFile, batch_cost
+from include.batch_api.run import BatchApiRun, batch_cost
 from include.common.storage import storage_path, stored_file, write_artifact
 from include.jobs.service import OpenAIService
 from tests.conftest import KEY, chat_requests
@@ -81,7 +81,7 @@ class Summary(BaseModel):
     text: str
 
 
-def test_half_characters_and_nulls_of_answers_errors_and_ids_lose_no_result(storage):
+def test_half_characters_and_nulls_of_answers_errors_and_ids_lose_no_result(storage, tmp_path, monkeypatch):
     rows = [{"name": "r1 \ud83d", "text": "Nice. \ud83d"}, {"name": "r2", "text": "Bad."}]
     write_artifact(storage_path("rows.jsonl"), "".join(f"{json.dumps(row)}\n" for row in rows))
     content = json.dumps({"text": "nu\0ll, half \ud83d"})  # in which they are escaped, and once more in its line
@@ -100,10 +100,11 @@ def test_half_characters_and_nulls_of_answers_errors_and_ids_lose_no_result(stor
     ]
     url = write_artifact(storage_path("answers.jsonl"), "".join(f"{json.dumps(answer)}\n" for answer in answers))
     params = {"input": str(storage_path("rows.jsonl")), "text_column": "text", "id_column": "name", "limit": None}
-    file = BatchFile("run", params | {"output_format": "jsonl", "allowed_failures": 1})
-    service = OpenAIService("c", None, "k", {"model": "our-own"})
-    file.write_requests(service, "Summarize.", Summary)
-    report = file.report(service, url, Summary)
+    monkeypatch.setenv("AIRFLOW_CONN_C", json.dumps({"conn_type": "openai", "extra": {"model": "our-own"}}))
+    params |= {"output_format": "jsonl", "allowed_failures": 1}
+    run = BatchApiRun("run", params, tmp_path, "c", "Summarize.", Summary)
+    run.write_requests()
+    report = run.report(url)
 
     asked, _ = Path(storage / "batch_api" / "run" / "requests.jsonl").read_text().splitlines()
     assert json.loads(asked)["body"]["messages"][1]["content"] == "Nice. \ufffd"
@@ -120,20 +121,22 @@ def test_the_price_is_half_that_of_single_calls_and_unknown_for_an_unknown_model
     assert batch_cost(OpenAIService("c", None, "k", {"model": "our-own"}), 10, 10) is None
 
 
-def test_a_price_that_is_not_valid_is_refused_before_anything_is_paid(storage):
-    service = OpenAIService("openai_default", None, "k", {"model": "m", "usd_per_million_tokens": {"input": 1}})
+def test_a_price_that_is_not_valid_is_refused_before_anything_is_paid(storage, tmp_path, monkeypatch):
+    extra = {"model": "m", "usd_per_million_tokens": {"input": 1}}
+    monkeypatch.setenv("AIRFLOW_CONN_C", json.dumps({"conn_type": "openai", "extra": extra}))
     params = {"input": None, "text_column": "review", "id_column": None, "limit": 1}
-    with pytest.raises(AirflowFailException, match=r"'openai_default', extra: usd_per_million_tokens\.output"):
-        BatchFile("run", params).write_requests(service, "Summarize.", Summary)
+    with pytest.raises(AirflowFailException, match=r"'c', extra: usd_per_million_tokens\.output"):
+        BatchApiRun("run", params, tmp_path, "c", "Summarize.", Summary).write_requests()
 
 
 @pytest.mark.parametrize("status", [400, 408, 409, 422, 429, 500, None])
-def test_a_row_counts_as_refused_only_if_it_would_not_be_sent_again(storage, status):
+def test_a_row_counts_as_refused_only_if_it_would_not_be_sent_again(storage, tmp_path, monkeypatch, status):
     write_artifact(storage_path("rows.jsonl"), '{"text": "Nice."}\n')
     answer = {"custom_id": "row-1", "response": None, "error": {"status": status, "code": "c", "message": "m"}}
     url = write_artifact(storage_path("answers.jsonl"), f"{json.dumps(answer)}\n")
     params = {"input": str(storage_path("rows.jsonl")), "text_column": "text", "id_column": None, "limit": None}
-    file = BatchFile("run", params | {"output_format": "jsonl", "allowed_failures": 1})
-    report = file.report(OpenAIService("c", None, "k", {"model": "our-own"}), url, Summary)
+    params |= {"output_format": "jsonl", "allowed_failures": 1}
+    monkeypatch.setenv("AIRFLOW_CONN_C", json.dumps({"conn_type": "openai", "extra": {"model": "our-own"}}))
+    report = BatchApiRun("run", params, tmp_path, "c", "Summarize.", Summary).report(url)
 
     assert ("1 refused" if status in (400, 422) else "1 unanswered") in report["result"]

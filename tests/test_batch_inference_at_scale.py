@@ -123,7 +123,7 @@ def test_a_character_that_ends_lines_elsewhere_is_an_ordinary_one_in_a_row(batch
     odd = [f"one line{sign}of a row 1" for sign in "\u2028\u2029\x85\v\f\x1c\r"]
     rows = [{"name": text, "text": text} for text in odd]
     content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-    first, second = (batch(content=content, job="odd") for _ in range(2))
+    first, second = (batch(content=content, batch="odd") for _ in range(2))
 
     assert (first.state, second.state) == ("success", "success")
     for run in (first, second):
@@ -240,13 +240,13 @@ def test_lines_of_the_wrong_shape_are_rows_that_failed(batch, storage):
 
 def test_a_budget_ends_the_run_before_it_costs_more_and_a_second_run_goes_on(batch, model, logged):
     budget = 50 * CALL_USD
-    first = batch(texts(200), job="labels", budget_usd=budget)
+    first = batch(texts(200), batch="labels", budget_usd=budget)
 
     assert first.state == "failed"
     assert "The budget of this task's rows" in logged()
     paid = len(model.seen())
     assert 0 < paid * CALL_USD <= budget + 2 * 32 * CALL_USD, "at most the calls in flight are above it"
-    second = batch(texts(200), job="labels", budget_usd=1.0)
+    second = batch(texts(200), batch="labels", budget_usd=1.0)
     assert second.state == "success"
     assert set(model.calls().values()) == {1}
     assert len(model.seen()) == 200
@@ -261,11 +261,11 @@ def test_a_budget_without_a_known_price_is_refused_before_anything_is_paid(batch
     assert model.seen() == []
 
 
-def test_runs_share_results_only_if_they_name_the_same_job(batch, model):
-    batch(texts(10), job="a")
-    batch(texts(10), job="a")
+def test_runs_share_results_only_if_they_name_the_same_batch(batch, model):
+    batch(texts(10), batch="a")
+    batch(texts(10), batch="a")
     assert len(model.seen()) == 10
-    batch(texts(10), job="b")
+    batch(texts(10), batch="b")
     batch(texts(10))
     assert len(model.seen()) == 30
 

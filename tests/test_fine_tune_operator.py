@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, TaskDeferred
 
-from include.fine_tuning.api import FineTuningApi
+from include.fine_tuning.api import FineTuningApi, OpenAIFineTuneTrigger
 from include.fine_tuning.operator import OpenAIFineTuneOperator, valid_suffix
-from include.fine_tuning.trigger import OpenAIFineTuneTrigger
 from include.jobs import start
 from include.jobs.job import Outcome
 from include.jobs.record import JobKey, record_path
@@ -76,7 +75,7 @@ class Task:
             return self.operator().execute({"ti": self.ti})
         except TaskDeferred as deferred:
             path, arguments = deferred.trigger.serialize()
-            assert path == "include.fine_tuning.trigger.OpenAIFineTuneTrigger"
+            assert path == "include.fine_tuning.api.OpenAIFineTuneTrigger"
             event = asyncio.run(only_event(OpenAIFineTuneTrigger(**json.loads(json.dumps(arguments)))))
             return self.operator().execute_complete({"ti": self.ti}, event)
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,13 +17,12 @@ from typing import Any, ClassVar
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, TaskDeferred
 
+from include.batch_api import operator as batch_operator
 from include.batch_api import requests as batch_requests
-from include.batch_api.api import BatchApi
+from include.batch_api.api import BatchApi, OpenAIBatchTrigger
 from include.batch_api.operator import OpenAIBatchOperator
 from include.batch_api.rounds import Rounds
-from include.batch_api.trigger import OpenAIBatchTrigger
 from include.common.storage import storage_path
-from include.custom_operators import openai_batch
 from include.jobs import start
 from tests.conftest import KEY
 from tests.emulator import BATCHES, Emulator
@@ -127,7 +127,7 @@ class Task:
                 return self.results()
             except TaskDeferred as deferred:
                 path, arguments = deferred.trigger.serialize()
-                assert path == "include.batch_api.trigger.OpenAIBatchTrigger"
+                assert path == "include.batch_api.api.OpenAIBatchTrigger"
                 assert OpenAIBatchTrigger(**arguments).serialize() == (path, arguments)
                 event = asyncio.run(only_event(OpenAIBatchTrigger(**json.loads(json.dumps(arguments)))))
                 work = lambda event=event: self.operator().execute_complete({"ti": self.ti}, event)  # noqa: E731
@@ -282,8 +282,8 @@ def test_a_worker_told_to_stop_cancels_the_batch_and_the_next_try_sends_the_rest
 
 
 CUT_POINTS = [
-    (openai_batch, "write_upload", 1, "after"),
-    (openai_batch, "upload_once", 1, "after"),
+    (batch_operator, "write_upload", 1, "after"),
+    (batch_operator, "upload_once", 1, "after"),
     (start, "write_record", 1, "after"),
     (BatchApi, "create", 1, "before"),
     (BatchApi, "create", 1, "after"),
@@ -295,7 +295,7 @@ CUT_POINTS = [
     (BatchApi, "download", 2, "after"),
     (Rounds, "close", 1, "before"),
     (Rounds, "close", 1, "after"),
-    (openai_batch, "upload_once", 2, "before"),
+    (batch_operator, "upload_once", 2, "before"),
     (BatchApi, "create", 2, "before"),
     (BatchApi, "create", 2, "after"),
     (BatchApi, "download", 3, "after"),
@@ -377,7 +377,7 @@ def test_more_than_a_batch_takes_is_refused_before_anything_is_uploaded(task, pr
         task(rounds=0).operator()
 
 
-def test_results_that_are_none_or_of_others_are_left_aside(task, tmp_path, caplog):
+def test_results_that_are_none_or_of_others_are_left_aside(task, caplog):
     batch = task()
     requests = batch_requests.check_requests(storage_path("in.jsonl"))
     first, second, third = requests
@@ -386,10 +386,9 @@ def test_results_that_are_none_or_of_others_are_left_aside(task, tmp_path, caplo
     late = {"custom_id": first, "response": None, "error": {"code": "batch_expired"}}
     bodiless = {"custom_id": second, "response": {"status_code": 200, "body": "x"}, "error": None}
     (batch.storage / "raw.jsonl").write_text("\n".join([*lines, *map(json.dumps, (good, late, bodiless))]))
-    answers = batch_requests.Answers(tmp_path, requests.keys())
-    answers.add(storage_path("raw.jsonl"))
-    answers.close()
-    assert answers.missing() == {second, third}
+    with closing(batch_requests.Answers(requests)) as answers:
+        answers.add(storage_path("raw.jsonl"))
+        assert answers.missing() == {second, third}
     assert "raw.jsonl, line 1, is no result" in caplog.text
 
 

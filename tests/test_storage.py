@@ -14,9 +14,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from include.batch.chunks import Chunk, Result, write_chunks
-from include.batch.job import input_file
-from include.batch.rows import Row, read_rows
+from include.batch.chunks import Chunk, write_chunks
+from include.batch.rows import Result, Row, input_file, read_rows
 from include.common.storage import (
     DEFAULT_FOLDER,
     artifact_path,
@@ -157,7 +156,7 @@ def test_a_batch_goes_on_where_it_stopped_in_a_folder_of_any_name(tmp_path, monk
     ((chunk, _),) = write_chunks(rows, "settings", storage_path("chunks"), 1)
     paid = [Result(1, "a", {"label": "x"}, calls=1), Result(2, "b", {"label": "y"}, calls=1)]
     for result in paid:  # each by a worker that was killed
-        asyncio.run(Chunk(storage_path("chunks") / chunk).note(result.row, result))
+        asyncio.run(Chunk(storage_path("chunks") / chunk).note(result))
 
     again = Chunk(storage_path("chunks") / chunk)
     assert (sorted(again.recall(), key=lambda each: each.row), again.rows()) == (paid, rows)
@@ -165,7 +164,7 @@ def test_a_batch_goes_on_where_it_stopped_in_a_folder_of_any_name(tmp_path, monk
     assert again.so_far() == (paid, True)
     assert {each.name for each in again.folder.iterdir()} == {"rows.jsonl", "results.jsonl"}
     write_artifact(storage_path("in", "rows.csv"), "text\nHello.\n")
-    (row,) = read_rows(input_file(str(storage_path("in", "rows.csv"))), "text", None)
+    (row,) = read_rows(input_file(str(storage_path("in", "rows.csv")), tmp_path), "text", None)
     assert row.text == "Hello."
 
 

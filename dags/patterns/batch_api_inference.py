@@ -16,13 +16,15 @@ The provider and the model are those of the connection `openai_default`. For ans
 from typing import Literal
 
 from airflow.sdk import Param, dag, get_current_context, task
-from pydantic import Field
+from pydantic import BaseModel, Field
 
-from include.ai import BaseModel
 from include.batch_api.operator import OpenAIBatchOperator
+from include.batch_api.run import BatchApiRun
 from include.common.task_defaults import DEFAULT_ARGS
+from include.sample.data import FOLDER
 
 CONNECTION = "openai_default"
+SAMPLE = FOLDER / "reviews.csv"
 PROMPT = "Classify a customer review of the fleet-tracking product Kestrel."
 
 
@@ -56,7 +58,7 @@ class ReviewLabels(BaseModel):
             description="What to call the rows in the results; empty: their numbers.",
         ),
         "limit": Param(
-            6,
+            None,
             type=["null", "integer"],
             minimum=1,
             title="Limit",
@@ -76,15 +78,11 @@ class ReviewLabels(BaseModel):
 def batch_api_inference():
     @task(multiple_outputs=True)
     def write_requests():
-        from include.jobs.service import openai_service
-
-        return batch_file().write_requests(openai_service(CONNECTION), PROMPT, ReviewLabels)
+        return run().write_requests()
 
     @task
     def report(answers: str):
-        from include.jobs.service import openai_service
-
-        return batch_file().report(openai_service(CONNECTION), answers, ReviewLabels)
+        return run().report(answers)
 
     files = write_requests()
     answer = OpenAIBatchOperator(
@@ -92,16 +90,13 @@ def batch_api_inference():
         conn_id=CONNECTION,
         input_url=files["requests"],
         output_url=files["answers"],
-        poke_interval=2,
     )
     report(answer.output)
 
 
-def batch_file():
-    from include.batch_api.file import BatchFile
-
+def run():
     context = get_current_context()
-    return BatchFile(context["run_id"], context["params"])
+    return BatchApiRun(context["run_id"], context["params"], SAMPLE, CONNECTION, PROMPT, ReviewLabels)
 
 
 batch_api_inference()

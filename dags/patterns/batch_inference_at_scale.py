@@ -17,7 +17,11 @@ from airflow.sdk import Param, dag, get_current_context, task
 from pydantic import Field
 
 from include.ai import BaseModel
+from include.batch.run import BatchRun
 from include.common.task_defaults import DEFAULT_ARGS, LLM_TASK
+from include.sample.data import FOLDER
+
+SAMPLE = FOLDER / "reviews.csv"
 
 # Together these tasks have as many slots as the pool: all that the account allows.
 TASKS = 2
@@ -57,7 +61,7 @@ class ReviewLabels(BaseModel):
             description="What to call the rows in the results; empty: their numbers.",
         ),
         "limit": Param(
-            20,
+            None,
             type=["null", "integer"],
             minimum=1,
             title="Limit",
@@ -78,11 +82,11 @@ class ReviewLabels(BaseModel):
             title="Allowed failures",
             description="The run fails if a larger share of the rows ends without an answer.",
         ),
-        "job": Param(
+        "batch": Param(
             None,
             type=["null", "string"],
-            title="Job",
-            description="Runs of the same name pay once for the same rows, prompt and model. Empty: a name of its own.",
+            title="Batch",
+            description="Runs of the same batch pay once for the same rows, prompt and model. Empty: one of its own.",
         ),
         "output_format": Param("parquet", enum=["parquet", "jsonl"], title="Results", description="Form of the file."),
     },
@@ -90,7 +94,7 @@ class ReviewLabels(BaseModel):
 def batch_inference_at_scale():
     @task
     def plan():
-        return batch().plan(TASKS)
+        return run().plan(TASKS)
 
     @task(
         **LLM_TASK | {"execution_timeout": timedelta(hours=24)},  # of a day's rows; it goes on from there at a retry
@@ -98,21 +102,19 @@ def batch_inference_at_scale():
         map_index_template="{{ progress }}",
     )
     def answer(chunks: list[int]):
-        progress = batch().answer(chunks, ROWS_AT_ONCE)
+        progress = run().answer(chunks, ROWS_AT_ONCE)
         return {"rows": progress.done, "failed": progress.errors.total()}
 
     @task(trigger_rule="all_done")
     def report():
-        return batch().report()
+        return run().report()
 
     answer.expand(chunks=plan()) >> report()
 
 
-def batch():
-    from include.batch.job import Batch
-
+def run():
     context = get_current_context()
-    return Batch(context["run_id"], context["params"], PROMPT, ReviewLabels)
+    return BatchRun(context["run_id"], context["params"], SAMPLE, PROMPT, ReviewLabels)
 
 
 batch_inference_at_scale()

@@ -9,11 +9,17 @@ that is killed takes up the job that there is. The fine-tuned model is promoted,
 The provider, the base model and the price are those of the connection `openai_default`.
 """
 
+import asyncio
+
+from airflow.providers.common.compat.sdk import AirflowSkipException
 from airflow.sdk import Metadata, Param, dag, get_current_context, task
 
 from include.common.assets import TUNED_MODEL
 from include.common.task_defaults import DEFAULT_ARGS, LLM_TASK
+from include.fine_tuning import checks, comparison
 from include.fine_tuning.operator import OpenAIFineTuneOperator
+from include.jobs.files import upload_once
+from include.jobs.service import openai_service
 
 CONNECTION = "openai_default"
 N_EPOCHS = 3
@@ -54,7 +60,7 @@ N_EPOCHS = 3
             description="By how much the tuned model must score better than the base model to be promoted.",
         ),
         "evaluation_size": Param(
-            4,
+            100,
             type="integer",
             minimum=1,
             maximum=1000,
@@ -66,37 +72,21 @@ N_EPOCHS = 3
 def fine_tuning():
     @task
     def preflight():
-        import asyncio
-
-        from include.fine_tuning.checks import preflight as ask
-        from include.jobs.service import openai_service
-
-        return asyncio.run(ask(openai_service(CONNECTION)))
+        return asyncio.run(checks.preflight(openai_service(CONNECTION)))
 
     @task
     def validate():
-        from include.fine_tuning.checks import check_examples, files_of_run
-
-        training, validation = check_examples(*files_of_run(get_current_context()["params"]))
+        training, validation = checks.check_examples(*checks.files_of_run(get_current_context()["params"]))
         return {"training": training.examples, "validation": validation.examples, "tokens": training.tokens}
 
     @task
     def estimate(examples: dict):
-        from include.fine_tuning.checks import estimate as price
-        from include.jobs.service import openai_service
-
         budget = get_current_context()["params"]["budget_usd"]
-        return price(openai_service(CONNECTION), examples["tokens"], N_EPOCHS, budget)
+        return checks.estimate(openai_service(CONNECTION), examples["tokens"], N_EPOCHS, budget)
 
     @task(multiple_outputs=True)
     def upload():
-        import asyncio
-
-        from include.fine_tuning.checks import files_of_run
-        from include.jobs.files import upload_once
-        from include.jobs.service import openai_service
-
-        training, validation = files_of_run(get_current_context()["params"])
+        training, validation = checks.files_of_run(get_current_context()["params"])
         service = openai_service(CONNECTION)
         return {
             "training": asyncio.run(upload_once(service, training)),
@@ -105,31 +95,21 @@ def fine_tuning():
 
     @task(**LLM_TASK, map_index_template="{{ model_name }}")
     def answer(model: str):
-        import asyncio
-
-        from include.fine_tuning.checks import evaluation_examples
-        from include.fine_tuning.comparison import answer_all
-        from include.jobs.service import openai_service
-
         context = get_current_context()
         context["model_name"] = model
-        examples = evaluation_examples(context["params"])
-        return asyncio.run(answer_all(openai_service(CONNECTION), model, examples))
+        examples = checks.evaluation_examples(context["params"])
+        return asyncio.run(comparison.answer_all(openai_service(CONNECTION), model, examples))
 
     @task
     def compare(base_model: str, tuned_model: str, answers: list[list[str]]):
-        from include.fine_tuning.checks import evaluation_examples
-        from include.fine_tuning.comparison import write_comparison
-
         context = get_current_context()
-        examples = evaluation_examples(context["params"])
-        return write_comparison(context["run_id"], examples, dict(zip([base_model, tuned_model], answers, strict=True)))
+        examples = checks.evaluation_examples(context["params"])
+        by_model = dict(zip([base_model, tuned_model], answers, strict=True))
+        return comparison.write_comparison(context["run_id"], examples, by_model)
 
     @task(outlets=[TUNED_MODEL])
-    def promote(base_model: str, tuned_model: str, comparison: dict):
-        from airflow.providers.common.compat.sdk import AirflowSkipException
-
-        score, base_score = (comparison["scores"][model]["words"] for model in (tuned_model, base_model))
+    def promote(base_model: str, tuned_model: str, compared: dict):
+        score, base_score = (compared["scores"][model]["words"] for model in (tuned_model, base_model))
         if score < base_score + get_current_context()["params"]["margin"]:
             raise AirflowSkipException(
                 f"{tuned_model} is not promoted: it scores {score:.2f}, the base {base_score:.2f}."
@@ -149,14 +129,11 @@ def fine_tuning():
         suffix="{{ dag_run.run_id }}",
         method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": N_EPOCHS}}},
         seed=7,
-        deferrable=True,
-        poke_interval=2,
-        timeout=24 * 3600,
     )
     [base_model, estimate(examples)] >> files
     answers = answer.expand(model=[base_model, fine_tune.output])
-    comparison = compare(base_model, fine_tune.output, answers)
-    promote(base_model, fine_tune.output, comparison)
+    compared = compare(base_model, fine_tune.output, answers)
+    promote(base_model, fine_tune.output, compared)
 
 
 fine_tuning()

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+from pydantic_ai import Agent
+from pydantic_ai.exceptions import ContentFilterError, UnexpectedModelBehavior
+from pydantic_ai.usage import RunUsage
 
 from include.ai import LLM_CONN_ID, untrusted
 from include.ai.limited_model import LimitedModel
 from include.ai.model import RequestRefused, TextTooLong
 from include.ai.output import output_to_json
 from include.ai.usage import LLMUsage, UsageRecorder, sum_usage
-from include.batch.chunks import Chunk, Result
-from include.batch.progress import Progress
-from include.batch.rows import Row
+from include.batch.chunks import Chunk
+from include.batch.rows import Result, Row
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
-    from pydantic_ai import Agent
 
 # Pauses before a row without an answer is asked again; the model has repeated its call each time.
 PAUSES_S = (2.0, 10.0, 30.0)
@@ -31,19 +34,57 @@ PROGRESS_S = 10.0
 
 log = logging.getLogger(__name__)
 
-_calls_of_row: ContextVar[list[LLMUsage]] = ContextVar("calls_of_row")
-
-
-class RowUsage(UsageRecorder):
-    """Keeps the calls of each row apart, where thousands are in one task: an XCom for each would be slow."""
-
-    def record(self, call: LLMUsage) -> None:
-        """Count one answered call for the row that is being asked."""
-        _calls_of_row.get().append(call)
-
 
 class BudgetReached(AirflowFailException):
     """What the rows may cost is spent. What was answered is kept."""
+
+
+class TaskUsage(UsageRecorder):
+    """Sums the calls of a task with thousands of rows, where an XCom and a line in the log for each would be slow."""
+
+    total: LLMUsage | None = None
+
+    def record(self, call: LLMUsage) -> None:
+        """Count one answered call."""
+        self.total = sum_usage(self.total, call)
+
+
+@dataclass
+class Progress:
+    """Counts over the rows of a task; `known` of them were done before its present try.
+
+    `cost_usd` is None as soon as the price of one call is unknown.
+    """
+
+    rows: int
+    done: int = 0
+    known: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    unanswered: int = 0
+    cost_usd: float | None = 0.0
+    started: float = field(default_factory=time.monotonic)
+
+    def add(self, result: Result) -> None:
+        """Count a row that is done."""
+        self.done += 1
+        if result.error_class:
+            self.errors[result.error_class] += 1
+        self.cost_usd = None if None in (self.cost_usd, result.cost_usd) else self.cost_usd + result.cost_usd  # type: ignore[operator]
+
+    def __str__(self) -> str:
+        """Say how far it is, for the log and the UI."""
+        text = f"{self.done:,} of {self.rows:,} rows"
+        if failed := self.errors.total():
+            text += f", {failed:,} failed"
+        if self.cost_usd:
+            text += f", ${self.cost_usd:.4f}"
+        return text
+
+    def log(self) -> None:
+        """Log it, with the rows per second of this try and the time that is left at that."""
+        per_second = (self.done - self.known) / (time.monotonic() - self.started)
+        left = f", about {(self.rows - self.done) / per_second:.0f} s left" if per_second else ""
+        log.info("%s; %.1f rows/s%s.", self, per_second, left)
 
 
 class Answering:
@@ -54,7 +95,7 @@ class Answering:
     :param system_prompt: tells the model what to do with each row's text.
     :param output_type: the form of an answer.
     :param at_once: rows in flight.
-    :param budget_usd: what these rows may cost in all, over all tries and runs; None for no limit.
+    :param budget_usd: US dollars that these rows may cost in all, over all tries and runs; None for no limit.
     """
 
     def __init__(
@@ -67,12 +108,11 @@ class Answering:
         at_once: int,
         budget_usd: float | None,
     ) -> None:
-        from pydantic_ai import Agent
-
         self.progress = Progress(rows)
+        self.usage = TaskUsage()
         self._chunks = chunks
-        model = LimitedModel(LLM_CONN_ID, RowUsage(), at_once)
-        self._agent: Agent[None, Any] = Agent(model, system_prompt=system_prompt, output_type=output_type)
+        self._model = LimitedModel(LLM_CONN_ID, self.usage, at_once)
+        self._agent: Agent[None, Any] = Agent(self._model, system_prompt=system_prompt, output_type=output_type)
         self._at_once = at_once
         self._budget_usd = budget_usd
         self._in_flight = 0
@@ -88,13 +128,11 @@ class Answering:
         :raises AirflowFailException: the provider refuses the key, the model or the account.
         :raises AirflowException: rows are left without an answer; a retry goes on with them.
         """
-        for name in ("httpx", "httpx2"):  # a line for each call is too much
-            logging.getLogger(name).setLevel(logging.WARNING)
         queue = self._rows_to_ask()
-        ticker = asyncio.create_task(self._report())
+        ticker = asyncio.create_task(self._log_progress())
         await asyncio.gather(*(self._work(queue) for _ in range(self._at_once)))
         ticker.cancel()
-        log.info("%s; %s.", self.progress, self.progress.speed())
+        self.progress.log()
         if self._stop:
             raise self._stop
         if self.progress.unanswered:
@@ -103,7 +141,7 @@ class Answering:
             )
 
     def _rows_to_ask(self) -> Iterator[tuple[Chunk, list[Row], Row]]:
-        """The rows without a result, each with its chunk and all of the chunk's rows."""
+        """Yield the rows without a result, each with its chunk and all of the chunk's rows."""
         for chunk in self._chunks:
             known, complete = chunk.so_far()
             for result in known:
@@ -123,7 +161,7 @@ class Answering:
                 if (item := next(queue, None)) is None:
                     return
                 chunk, rows, row = item
-                if result := await self._result(chunk, row):
+                if result := await self._result(row):
                     await chunk.note(result)
                     self.progress.add(result)
                     if len(chunk.open_results) == len(rows):
@@ -133,45 +171,32 @@ class Answering:
             finally:
                 self._in_flight -= 1
 
-    async def _result(self, chunk: Chunk, row: Row) -> Result | None:
-        """The row's result; None if the provider gave no answer, which a later try may get."""
+    async def _result(self, row: Row) -> Result | None:
+        """Answer the row; return None if the provider gave no answer, which a later try may get."""
         if row.text is None:
             return Result(row.number, row.id, error=row.error, error_class=row.error_class)
-        await chunk.note(row.number)
-        calls: list[LLMUsage] = []
-        _calls_of_row.set(calls)
+        used = RunUsage()  # of all tries, also of those that fail
         for pause in (*PAUSES_S, None):
             try:
-                answer, error, error_class = await self._ask(row.text)
+                answer, error, error_class = await self._ask(row.text, used)
                 break
             except AirflowFailException:
                 raise
             except AirflowException as problem:
                 if pause is None or self._stop:
-                    await self._give_up(chunk, row, calls, problem)
+                    self._leave(row, problem)
                     return None
                 await asyncio.sleep(pause)
         self._unanswered_in_a_row = 0
-        used = sum_usage(*calls)
-        self.progress.usage = sum_usage(self.progress.usage, used)
+        tokens = {"input_tokens": used.input_tokens, "output_tokens": used.output_tokens}
         return Result(
-            row.number,
-            row.id,
-            answer,
-            error,
-            error_class,
-            calls=len(calls),
-            input_tokens=used["input_tokens"] if used else 0,
-            output_tokens=used["output_tokens"] if used else 0,
-            cost_usd=used["cost_usd"] if used else 0.0,
+            row.number, row.id, answer, error, error_class, used.requests, **tokens, cost_usd=self._cost(used)
         )
 
-    async def _ask(self, text: str) -> tuple[dict[str, Any] | None, str, str]:
-        """The answer, or an error of the row's own and its class."""
-        from pydantic_ai.exceptions import ContentFilterError, UnexpectedModelBehavior
-
+    async def _ask(self, text: str, used: RunUsage) -> tuple[dict[str, Any] | None, str, str]:
+        """Return the answer, or an error of the row's own and its class."""
         try:
-            return output_to_json((await self._agent.run(untrusted(text))).output), "", ""
+            return output_to_json((await self._agent.run(untrusted(text), usage=used)).output), "", ""
         except TextTooLong as error:
             return None, str(error), "too long"
         except (RequestRefused, ContentFilterError) as error:
@@ -179,12 +204,19 @@ class Answering:
         except UnexpectedModelBehavior:
             return None, "the model's answers did not have the form that was asked for", "invalid answer"
 
-    async def _give_up(self, chunk: Chunk, row: Row, calls: list[LLMUsage], problem: AirflowException) -> None:
+    def _cost(self, used: RunUsage) -> float | None:
+        """Return the price in US dollars; None if it is not known."""
+        if not used.requests:
+            return 0.0
+        if price := self._model.source.price:
+            return price.cost(used.input_tokens, used.output_tokens)
+        return None if used.cost is None else float(used.cost)
+
+    def _leave(self, row: Row, problem: AirflowException) -> None:
+        """Leave the row to a later try."""
         log.warning("Row %d is without an answer: %s", row.number, problem)
         self.progress.unanswered += 1
         self._unanswered_in_a_row += 1
-        if not calls:
-            await chunk.note(-row.number)
         if self._unanswered_in_a_row >= MOST_UNANSWERED:
             self._stop = self._stop or AirflowException(
                 f"{self._unanswered_in_a_row} rows in a row got no answer; the last: {problem} A retry goes on."
@@ -208,7 +240,7 @@ class Answering:
             )
         return True
 
-    async def _report(self) -> None:
+    async def _log_progress(self) -> None:
         while True:
             await asyncio.sleep(PROGRESS_S)
-            log.info("%s; %s.", self.progress, self.progress.speed())
+            self.progress.log()

@@ -1,10 +1,10 @@
-"""The rows of a batch on object storage, in chunks: what is to be answered, what happened so far, and the results.
+"""The rows of a batch on object storage, in chunks: what to answer, what is answered so far, and the results.
 
 A chunk's folder is named by what is in it: its rows, the prompt, the form of the answer and the model. So whoever asks
 the same again finds what was paid for, and whoever changes anything starts anew. It holds
 
 - `rows.jsonl`: the rows,
-- `journal/`: a line when a row is about to be asked, and one with its result, each there before it counts,
+- `journal/`: a line with each result, there before it counts,
 - `results.jsonl`: the results in the order of the rows, once all are there; the journal is gone then.
 """
 
@@ -13,15 +13,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from include.batch.rows import Row
+from include.batch.rows import Result, Row
 from include.common.json_lines import json_line
 from include.common.storage import write_artifact
 
@@ -32,33 +31,12 @@ CHUNK_ROWS = 500
 LEAST_CHUNK_ROWS = 10
 
 
-@dataclass(frozen=True)
-class Result:
-    """What became of a row: an answer, or an error and its class.
-
-    :param input_tokens: of all calls for the row, as are output_tokens, calls and cost_usd (None: no known price).
-    :param lost_calls: calls whose answers nobody saw, as a process ended meanwhile; they may have been paid, too.
-    """
-
-    row: int
-    id: str
-    answer: dict[str, Any] | None = None
-    error: str = ""
-    error_class: str = ""
-    calls: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cost_usd: float | None = 0.0
-    lost_calls: int = 0
-
-
 class Chunk:
     """The chunk in this folder."""
 
     def __init__(self, folder: ObjectStoragePath) -> None:
         self.folder = folder
         self.open_results: dict[int, Result] = {}
-        self._starts: Counter[int] = Counter()
         self._lines: list[bytes] = []
         self._lock = asyncio.Lock()
         self._failure: Exception | None = None
@@ -66,11 +44,11 @@ class Chunk:
         self._written = 0
 
     def rows(self) -> list[Row]:
-        """All rows, in order."""
+        """Read all rows, in order."""
         return [Row(*json.loads(line)) for line in _lines((self.folder / "rows.jsonl").read_bytes())]
 
     def results(self) -> list[Result] | None:
-        """The results in the order of the rows; None as long as some are missing."""
+        """Read the results in the order of the rows; None as long as some are missing."""
         try:
             content = (self.folder / "results.jsonl").read_bytes()
         except FileNotFoundError:
@@ -78,7 +56,7 @@ class Chunk:
         return [Result(**json.loads(line)) for line in _lines(content)]
 
     def so_far(self) -> tuple[list[Result], bool]:
-        """The results that are known, and whether these are all; then they are in the order of the rows."""
+        """Read the known results, and whether these are all; then they are in the order of the rows."""
         results = self.results()
         if results is None:
             recalled = self.recall()
@@ -109,22 +87,17 @@ class Chunk:
             entry = json.loads(line)
         except ValueError:  # the process was killed while it wrote: the row does not count
             return
-        if isinstance(entry, int):
-            self._starts[abs(entry)] += 1 if entry > 0 else -1
-        else:
-            self.open_results.setdefault(entry["row"], Result(**entry))
+        self.open_results.setdefault(entry["row"], Result(**entry))
 
-    async def note(self, *entries: Result | int) -> None:
-        """Put entries into the journal; they are on the storage when this returns.
+    async def note(self, result: Result) -> None:
+        """Put a result into the journal; it is on the storage when this returns.
 
-        A number is that of a row that is about to be asked; its negative, that of one whose calls all came back with
-        errors, at no cost. What others have to note meanwhile is written in one go.
+        What others have to note meanwhile is written in one go.
+
+        :raises Exception: that of the first write that failed, also for all that follow.
         """
-        for entry in entries:
-            if isinstance(entry, int):
-                self._starts[abs(entry)] += 1 if entry > 0 else -1
         mine = self._lines
-        mine += [json_line(asdict(entry) if isinstance(entry, Result) else entry) for entry in entries]
+        mine.append(json_line(asdict(result)))
         async with self._lock:
             if self._failure:
                 raise self._failure
@@ -137,16 +110,11 @@ class Chunk:
                 except Exception as error:
                     self._failure = error
                     raise
-        self.open_results |= {entry.row: entry for entry in entries if isinstance(entry, Result)}
+        self.open_results[result.row] = result
 
     def complete(self, rows: Sequence[Row]) -> None:
         """Write the results of all rows, and drop the journal."""
-        lines = []
-        for row in rows:
-            result = self.open_results[row.number]
-            answered = 1 if row.text is not None else 0
-            result = replace(result, lost_calls=max(0, self._starts[row.number] - answered))
-            lines.append(json_line(asdict(result)))
+        lines = [json_line(asdict(self.open_results[row.number])) for row in rows]
         write_artifact(self.folder / "results.jsonl", b"".join(lines))
         journal = self.folder / "journal"
         with suppress(OSError):  # another process may still write there; nobody reads it any more

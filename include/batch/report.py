@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from include.batch.results import results_writer
+from include.batch.rows import Result
 from include.common.charts import bar_chart
+from include.common.json_lines import json_line
 from include.common.storage import new_artifact, write_artifact
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from airflow.sdk import ObjectStoragePath
     from pydantic import BaseModel
 
-    from include.batch.chunks import Result
+COLUMNS = ("row", "id", "answer", "error", "error_class")
 
 
-class BatchReport:
+class Report:
     """The files that a batch leaves, and its outcome.
 
     :param folder: where the files go.
@@ -53,18 +56,16 @@ class BatchReport:
             title = f"{name} of {self._outcome['answered']} rows"
             write_artifact(self._folder / f"{name}.svg", bar_chart(title, counts))
 
-    def end(self, allowed_failures: float, advice: str) -> dict[str, Any]:
-        """What the task that reports returns.
+    def end(self, allowed_failures: float, advice: str) -> dict[str, str]:
+        """Return `{"artifacts": URL, "results": URL, "result": summary}`.
 
-        :param allowed_failures: share of the rows that may be without an answer.
+        :param allowed_failures: share of the rows, from 0 to 1, that may be without an answer.
         :param advice: what to do if more are.
         :raises AirflowFailException: more rows are without an answer than is allowed.
         """
         rows, failed = self._outcome.total(), self._outcome.total() - self._outcome["answered"]
         parts = [f"{count:,} {name}" for name, count in self._outcome.most_common()]
         parts.append("cost unknown" if self._cost is None else f"${self._cost:.4f}")
-        if lost := self._totals["lost_calls"]:
-            parts.append(f"at most {lost} calls paid twice")
         summary = f"{rows:,} rows: {', '.join(parts)}"
         if failed > allowed_failures * rows:
             raise AirflowFailException(
@@ -76,7 +77,7 @@ class BatchReport:
 
     def _count(self, result: Result) -> None:
         self._outcome[result.error_class or "answered"] += 1
-        for name in ("calls", "input_tokens", "output_tokens", "lost_calls"):
+        for name in ("calls", "input_tokens", "output_tokens"):
             self._totals[name] += getattr(result, name)
         self._cost = None if None in (self._cost, result.cost_usd) else self._cost + result.cost_usd  # type: ignore[operator]
         for name, counts in self._values.items():
@@ -85,6 +86,51 @@ class BatchReport:
 
 
 def _few_values(output_type: type[BaseModel]) -> dict[str, tuple[str, ...]]:
-    """The fields that have one of a few values, with these."""
+    """Return the fields that have one of a few values, with these."""
     fields = output_type.model_fields.items()
     return {name: get_args(field.annotation) for name, field in fields if get_origin(field.annotation) is Literal}
+
+
+@contextmanager
+def results_writer(
+    suffix: str, output_type: type[BaseModel], file: IO[bytes]
+) -> Iterator[Callable[[Sequence[Result]], None]]:
+    """Yield a function that appends results to the file, with the columns COLUMNS; `answer` is an object.
+
+    :param suffix: .jsonl or .parquet.
+    """
+    if suffix == ".jsonl":
+        yield lambda results: file.writelines(json_line({name: getattr(r, name) for name in COLUMNS}) for r in results)
+        return
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    schema = _schema(output_type)
+    with parquet.ParquetWriter(file, schema, compression="zstd") as writer:
+        yield lambda results: writer.write_table(
+            pa.Table.from_pylist([_flat(each, schema) for each in results], schema)
+        )
+
+
+def _schema(output_type: type[BaseModel]) -> pa.Schema:
+    """Keep numbers and booleans of the answer; make all else text, which is JSON unless it was text before."""
+    import pyarrow as pa
+
+    plain: dict[Any, Any] = {bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
+    answer = [pa.field(name, plain.get(f.annotation, pa.string())) for name, f in output_type.model_fields.items()]
+    columns = dict.fromkeys(COLUMNS, pa.string()) | {"row": pa.int64(), "answer": pa.struct(answer)}
+    return pa.schema(list(columns.items()))
+
+
+def _flat(result: Result, schema: pa.Schema) -> dict[str, Any]:
+    import pyarrow as pa
+
+    row = {name: getattr(result, name) for name in COLUMNS}
+    if result.answer:
+        texts = {field.name for field in schema.field("answer").type if pa.types.is_string(field.type)}
+        row["answer"] = {name: _text(v) if name in texts else v for name, v in result.answer.items()}
+    return row
+
+
+def _text(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)

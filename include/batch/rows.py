@@ -1,4 +1,4 @@
-"""The rows of a batch: read one by one from CSV, JSON lines or Parquet, so that a file's size does not matter."""
+"""The rows of a file and their results. Rows are read one by one from CSV, JSON lines or Parquet, whatever its size."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import codecs
 import csv
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from include.common.json_lines import read_lines
+from include.common.storage import local_file, stored_file
 from include.common.text import whole_characters
 
 if TYPE_CHECKING:
@@ -37,17 +40,48 @@ class Row(NamedTuple):
     error_class: str = ""
 
 
+@dataclass(frozen=True)
+class Result:
+    """What became of a row: an answer, or an error and its class.
+
+    :param input_tokens: of all calls for the row, as are `output_tokens`, `calls` and `cost_usd` (US dollars; None: no
+        known price).
+    """
+
+    row: int
+    id: str
+    answer: dict[str, Any] | None = None
+    error: str = ""
+    error_class: str = ""
+    calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: float | None = 0.0
+
+
 class _Unreadable(NamedTuple):
     """A row that is there, but not as it should be."""
 
     reason: str
 
 
+def input_file(url: str | None, default: Path) -> ObjectStoragePath:
+    """Open the file at this URL of the project's storage, or the default file of the project if there is no URL.
+
+    :raises AirflowFailException: the URL is of somewhere else.
+    """
+    try:
+        return stored_file(url) if url else local_file(default)
+    except ValueError as error:
+        raise AirflowFailException(str(error)) from None
+
+
 def read_rows(path: ObjectStoragePath, text_column: str, id_column: str | None) -> Iterator[Row]:
-    """The rows of the file, which is read as its name ends: .csv, .jsonl or .parquet.
+    """Read the rows of a file as its name ends: .csv, .jsonl or .parquet.
 
     :param id_column: the column with the rows' names; None for their numbers.
-    :raises AirflowFailException: it is none of these, or has no rows, or lacks a column; it says which there are.
+    :raises AirflowFailException: the file is none of these, has no rows, or lacks a column; the message names those
+        that there are.
     """
     readers = {".csv": _csv_rows, ".jsonl": _json_rows, ".parquet": _parquet_rows}
     if path.suffix not in readers:
@@ -144,7 +178,7 @@ def _require(path: ObjectStoragePath, columns: list[str], found: list[str]) -> N
 
 
 def _decoded(path: ObjectStoragePath, file: IO[bytes]) -> Iterator[str]:
-    """The lines as text, with a byte order mark taken away.
+    """Decode the lines, without a byte order mark.
 
     :raises AirflowFailException: a line is not UTF-8, or holds a NUL, as a file of another kind does.
     """

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from include.common.shown import LONGEST_NAME, shown_text
 from include.common.storage import new_artifact
 from include.jobs.job import Job, JobApi
 from include.jobs.service import OpenAIService
+from include.jobs.trigger import PaidJobTrigger
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -71,6 +72,12 @@ class BatchApi(JobApi):
                     file.write(part)
 
 
+class OpenAIBatchTrigger(PaidJobTrigger):
+    """Wait for a batch; see `PaidJobTrigger`."""
+
+    api_type: ClassVar[type[JobApi]] = BatchApi
+
+
 def _job(batch: Batch) -> Job:
     """An expired batch has results, as one that is complete: those of the requests that were done in time."""
     status = "succeeded" if batch.status in ("completed", "expired") else batch.status
@@ -84,7 +91,7 @@ def _job(batch: Batch) -> Job:
 
 
 def _detail(batch: Batch) -> dict[str, Any]:
-    """The ids of the files with answers and with errors, the counts of requests, and why the batch failed, if so."""
+    """Return the ids of the files with answers and errors, the counts of requests, and why the batch failed, if so."""
     errors = (batch.errors and batch.errors.data) or []
     reasons = [
         f"{f'line {e.line}: ' if e.line else ''}{shown_text(e.message or '')} "

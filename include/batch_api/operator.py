@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 import time
-from collections.abc import Iterator, Set
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from include.batch_api.api import ENDPOINT, BatchApi
+from include.batch_api.api import ENDPOINT, BatchApi, OpenAIBatchTrigger
 from include.batch_api.requests import Answers, check_requests, write_upload
 from include.batch_api.rounds import Rounds
-from include.batch_api.trigger import OpenAIBatchTrigger
 from include.common.storage import stored_file
 from include.jobs.files import InputFile, upload_once
 from include.jobs.job import Job, Outcome
 from include.jobs.operator import PaidJobOperator
 from include.jobs.record import JobKey, read_record
-from include.jobs.service import OpenAIService, openai_service, task_error
+from include.jobs.service import openai_service, task_error
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -35,7 +31,7 @@ class OpenAIBatchOperator(PaidJobOperator):
     """Have a file of requests answered by a batch. The output is the URL of the results.
 
     What comes back is stored before it counts, also of a batch that expired or was cancelled, and is never asked for
-    again. Requests that ended in an error which another try may mend (429, 5xx, expired, no result at all) go into
+    again. Requests that ended in an error that may pass (429, 5xx, expired, no result at all) go into
     another batch, up to `rounds` batches; clearing the task allows as many again. A request that the provider refuses
     (400) keeps its error. So a task that succeeds may have errors in its results: who reads them decides.
 
@@ -55,7 +51,8 @@ class OpenAIBatchOperator(PaidJobOperator):
     """
 
     template_fields = ("input_url", "output_url")
-    ui_color = "#e3f2e1"
+    trigger_type = OpenAIBatchTrigger
+    openai_page = service_path = "batches"
 
     def __init__(
         self, *, input_url: str, output_url: str, rounds: int = 3, timeout: float = BATCH_LIFE_S, **kwargs: Any
@@ -70,7 +67,7 @@ class OpenAIBatchOperator(PaidJobOperator):
         self._input_file_id = ""
 
     def key(self, ti: Any) -> JobKey:
-        """That of the task instance's open round."""
+        """Return the key of the task instance's open round."""
         return JobKey(ti, f"round {_rounds(ti).number}")
 
     def execute(self, context: Context) -> Any:
@@ -79,10 +76,12 @@ class OpenAIBatchOperator(PaidJobOperator):
         requests = check_requests(path)
         self._leave_what_was_given_up(ti)
         rounds = _rounds(ti)
-        with _answers(rounds, requests.keys()) as answers:
+        with closing(Answers(requests)) as answers:
+            for file in rounds.files():
+                answers.add(file)
             missing = answers.missing()
             if not missing or rounds.ended_since_clear() >= self.rounds:
-                counts = answers.write(output, requests)
+                counts = answers.write(output)
                 self.log.info("%d requests answered, %d failed: %s", counts["answered"], counts["failed"], output)
                 ti.xcom_push(key="counts", value=dict(counts))
                 ti.xcom_push(key="batches", value=rounds.batches)
@@ -90,8 +89,8 @@ class OpenAIBatchOperator(PaidJobOperator):
         self.log.info("Round %d: %d of %d requests are to be sent.", rounds.number, len(missing), len(requests))
         upload = rounds.folder / "requests.jsonl"
         self._request = {"endpoint": ENDPOINT, "sha256": write_upload(upload, path, missing)}
-        file = InputFile(path.name, lambda: cast(BinaryIO, upload.open("rb")))  # type: ignore[no-untyped-call]
-        self._input_file_id = asyncio.run(upload_once(openai_service(self.conn_id), file, "batch"))
+        input_file = InputFile(path.name, lambda: cast(BinaryIO, upload.open("rb")))  # type: ignore[no-untyped-call]
+        self._input_file_id = asyncio.run(upload_once(openai_service(self.conn_id), input_file, "batch"))
         return super().execute(context)
 
     def request(self) -> dict[str, Any]:
@@ -99,14 +98,6 @@ class OpenAIBatchOperator(PaidJobOperator):
 
     def api(self, connect: Any) -> BatchApi:
         return BatchApi(connect, self._input_file_id)
-
-    def trigger(self, **kwargs: Any) -> OpenAIBatchTrigger:
-        return OpenAIBatchTrigger(**kwargs)
-
-    def job_url(self, service: OpenAIService, job: Job) -> str:
-        if service.is_openai:
-            return f"https://platform.openai.com/batches/{job.id}"
-        return f"{service.public_url}/batches/{job.id}"
 
     def result(self, context: Context, job: Job) -> Any:
         """Close the round, and go on with the next or with the results."""
@@ -166,16 +157,3 @@ def _stored(url: str) -> ObjectStoragePath:
         return stored_file(url)
     except ValueError as error:
         raise AirflowFailException(str(error)) from None
-
-
-@contextmanager
-def _answers(rounds: Rounds, names: Set[str]) -> Iterator[Answers]:
-    """What the closed rounds have brought."""
-    with tempfile.TemporaryDirectory(prefix="batch-") as folder:
-        answers = Answers(Path(folder), names)
-        try:
-            for file in rounds.files():
-                answers.add(file)
-            yield answers
-        finally:
-            answers.close()

@@ -9,11 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
+import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Set
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Mapping, Set
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
@@ -33,7 +32,7 @@ LONGEST_CUSTOM_ID = 256
 LONGEST_LINE = 20_000_000
 PROBLEMS_IN_ERROR = 20
 
-AGAIN, REFUSED, ANSWERED = range(3)
+AGAIN, REFUSED, ANSWERED = range(3)  # a result takes the place of one that is not above it
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ class Request(NamedTuple):
 
 
 def check_requests(path: ObjectStoragePath) -> dict[str, str]:
-    """The custom ids of the file's requests in order, by the names that they are sent under.
+    """Return the custom ids of the file's requests in order, by the names that they are sent under.
 
     :raises AirflowFailException: naming the bad lines, or the limit that the file is above.
     """
@@ -79,13 +78,8 @@ def check_requests(path: ObjectStoragePath) -> dict[str, str]:
     return found
 
 
-def read_requests(path: ObjectStoragePath) -> Iterator[Request]:
-    """The requests of a file that was checked."""
-    return (request for _, request in _read(path) if isinstance(request, Request))
-
-
 def _read(path: ObjectStoragePath) -> Iterator[tuple[int, Request | str]]:
-    """Each line's number, with its request or what is wrong with it."""
+    """Yield each line's number, with its request or what is wrong with it."""
     with path.open("rb") as file:
         for number, line in read_lines(file, LONGEST_LINE):
             if line is None:
@@ -120,8 +114,8 @@ def write_upload(path: ObjectStoragePath, requests: ObjectStoragePath, names: Se
     """
     digest, size = hashlib.sha256(), 0
     with new_artifact(path) as file:
-        for request in read_requests(requests):
-            if request.name not in names:
+        for _, request in _read(requests):
+            if isinstance(request, str) or request.name not in names:
                 continue
             call = {"custom_id": request.name, "method": "POST", "url": ENDPOINT, "body": request.body}
             line = f"{json.dumps(call)}\n".encode()
@@ -135,92 +129,67 @@ def write_upload(path: ObjectStoragePath, requests: ObjectStoragePath, names: Se
     return digest.hexdigest()
 
 
-class _Line(NamedTuple):
-    """Where a result is: the best one that there is for its request."""
-
-    kind: int
-    file: int
-    offset: int
-    length: int
-
-
 class Answers:
-    """What the provider's files say, of which memory holds only the places.
+    """The best result of each request in the provider's files, kept in a temporary file: an answer, else the last.
 
-    :param folder: on this machine, for copies of the files.
-    :param names: of the requests; results of others are not looked at.
+    :param requests: custom ids by the names that the requests are sent under; results of others are not looked at.
     """
 
-    def __init__(self, folder: Path, names: Set[str]) -> None:
-        self._folder = folder
-        self._names = names
-        self._files: list[IO[bytes]] = []
-        self._lines: dict[str, _Line] = {}
+    def __init__(self, requests: Mapping[str, str]) -> None:
+        self._database = sqlite3.connect("")  # SQLite's own temporary file, which goes when this is closed
+        self._database.execute("CREATE TABLE request (name TEXT PRIMARY KEY, id TEXT, kind INTEGER, line BLOB)")
+        rows = ((name, custom_id, AGAIN) for name, custom_id in requests.items())
+        self._database.executemany("INSERT INTO request VALUES (?, ?, ?, NULL)", rows)
 
     def add(self, path: ObjectStoragePath) -> None:
-        """Take in a file of the provider's; of several results for a request, an answer stays, else the last."""
-        local = self._folder / str(len(self._files))
-        with path.open("rb") as source, local.open("wb") as copy:
-            shutil.copyfileobj(source, copy)
-        file = local.open("rb")
-        self._files.append(file)
-        offset = 0
-        for number, line in enumerate(file, 1):
-            try:
-                result = json.loads(line)
-                name, kind = result["custom_id"], _kind(result)
-                known = self._lines.get(name)
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                log.warning("%s, line %d, is no result; its request counts as unanswered.", path, number)
-            else:
-                if name in self._names and (known is None or (kind >= known.kind and known.kind != ANSWERED)):
-                    self._lines[name] = _Line(kind, len(self._files) - 1, offset, len(line))
-            offset += len(line)
+        """Take in a file of the provider's."""
+        better = "UPDATE request SET kind = ?1, line = ?2 WHERE name = ?3 AND kind <= ?1 AND kind < ?4"
+        with path.open("rb") as file:
+            for number, line in read_lines(file, LONGEST_LINE):
+                try:
+                    result = json.loads(line or b"")
+                    self._database.execute(better, (_kind(result), line, str(result["custom_id"]), ANSWERED))
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                    log.warning("%s, line %d, is no result; its request counts as unanswered.", path, number)
 
     def close(self) -> None:
-        """Close the files."""
-        for file in self._files:
-            file.close()
+        """Drop the temporary file."""
+        self._database.close()
 
     def missing(self) -> set[str]:
-        """The requests that have no answer, but may get one if they are sent again."""
-        return {name for name in self._names if name not in self._lines or self._lines[name].kind == AGAIN}
+        """Return the requests that have no answer, but may get one if they are sent again."""
+        return {name for (name,) in self._database.execute("SELECT name FROM request WHERE kind = ?", (AGAIN,))}
 
-    def write(self, path: ObjectStoragePath, requests: dict[str, str]) -> Counter[str]:
+    def write(self, path: ObjectStoragePath) -> Counter[str]:
         """Write a line per request, in order: `{"custom_id", "response": body or null, "error": ... or null}`.
 
         An error is `{"status", "code", "message"}`. Return how many were answered and how many not.
         """
         counts = Counter(answered=0, failed=0)
         with new_artifact(path) as file:
-            for name, custom_id in requests.items():
-                result = self._result(name)
-                counts["failed" if result["error"] else "answered"] += 1
-                file.write(json_line({"custom_id": custom_id, **result}))
+            for custom_id, kind, line in self._database.execute("SELECT id, kind, line FROM request ORDER BY rowid"):
+                counts["answered" if kind == ANSWERED else "failed"] += 1
+                file.write(json_line({"custom_id": custom_id, **_result(kind, line)}))
         return counts
 
-    def _result(self, name: str) -> dict[str, Any]:
-        place = self._lines.get(name)
-        if place is None:
-            missing = {"status": None, "code": "no_result", "message": "The provider's files have no result."}
-            return {"response": None, "error": missing}
-        file = self._files[place.file]
-        file.seek(place.offset)
-        result = json.loads(file.read(place.length))
-        response = result.get("response") or {}
-        body = response.get("body")
-        if place.kind == ANSWERED:
-            return {"response": body, "error": None}
-        error = result.get("error") or (body.get("error") if isinstance(body, dict) else None)
-        said = error if isinstance(error, dict) else {"message": str(error or "")}
-        return {
-            "response": None,
-            "error": {
-                "status": response.get("status_code"),
-                "code": said.get("code") or said.get("type"),
-                "message": said.get("message"),
-            },
-        }
+
+def _result(kind: int, line: bytes | None) -> dict[str, Any]:
+    if line is None:
+        missing = {"status": None, "code": "no_result", "message": "The provider's files have no result."}
+        return {"response": None, "error": missing}
+    result = json.loads(line)
+    response = result.get("response") or {}
+    body = response.get("body")
+    if kind == ANSWERED:
+        return {"response": body, "error": None}
+    error = result.get("error") or (body.get("error") if isinstance(body, dict) else None)
+    said = error if isinstance(error, dict) else {"message": str(error or "")}
+    shown = {
+        "status": response.get("status_code"),
+        "code": said.get("code") or said.get("type"),
+        "message": said.get("message"),
+    }
+    return {"response": None, "error": shown}
 
 
 def _kind(result: dict[str, Any]) -> int:

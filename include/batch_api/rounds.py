@@ -39,21 +39,21 @@ class Rounds:
 
     @property
     def number(self) -> int:
-        """The round that is open, from 1."""
+        """Return the number of the open round, from 1."""
         return len(self._closed) + 1
 
     @property
     def folder(self) -> ObjectStoragePath:
-        """That of the open round."""
+        """Return the folder of the open round."""
         return self._folder / str(self.number)
 
     @property
     def batches(self) -> list[str]:
-        """The ids of the batches of all closed rounds."""
+        """Return the ids of the batches of all closed rounds."""
         return [batch for closed in self._closed for batch in closed["batches"]]
 
     def ended_since_clear(self) -> int:
-        """How many rounds came to their end, with whatever results, since somebody cleared the task."""
+        """Return how many rounds came to their end, with whatever results, since somebody cleared the task."""
         return sum(closed["ended"] and closed["max_tries"] == self._max_tries for closed in self._closed)
 
     async def keep(self, api: BatchApi, job: Job) -> None:
@@ -64,7 +64,7 @@ class Rounds:
                 await api.download(file_id, path)
 
     def files(self) -> Iterator[ObjectStoragePath]:
-        """The provider's files of all closed rounds, the oldest round first."""
+        """Yield the provider's files of all closed rounds, the oldest round first."""
         for number in range(1, self.number):
             found = (self._folder / str(number)).iterdir()
             yield from sorted(path for path in found if path.name.endswith((".output.jsonl", ".error.jsonl")))
@@ -75,7 +75,7 @@ class Rounds:
 
     @property
     def is_given_up(self) -> bool:
-        """Whether that was noted."""
+        """Say whether that was noted."""
         return (self.folder / "given-up").exists()
 
     def close(self, jobs: list[Job]) -> None:

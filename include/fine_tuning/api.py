@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from include.common.shown import LONGEST_NAME, shown_text
 from include.jobs.job import KEY, Job, JobApi
+from include.jobs.trigger import PaidJobTrigger
 
 if TYPE_CHECKING:
     from openai.types.fine_tuning import FineTuningJob
@@ -55,6 +56,12 @@ class FineTuningApi(JobApi):
             self._last_event = news[0].id
 
 
+class OpenAIFineTuneTrigger(PaidJobTrigger):
+    """Wait for a fine-tuning job; see `PaidJobTrigger`."""
+
+    api_type: ClassVar[type[JobApi]] = FineTuningApi
+
+
 def _job(job: FineTuningJob) -> Job:
     return Job(
         id=job.id, status=job.status, created_at=job.created_at, metadata=job.metadata or None, detail=_detail(job)
@@ -62,7 +69,7 @@ def _job(job: FineTuningJob) -> Job:
 
 
 def _detail(job: FineTuningJob) -> dict[str, Any]:
-    """Model, trained tokens, result files and seconds of a job that succeeded; the error of one that failed."""
+    """Return model, trained tokens, result files and seconds of a job that succeeded; the error of one that failed."""
     error = job.error if job.error and job.error.message else None
     return {
         "model": job.fine_tuned_model,

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def example_file(url: str | None, bundled: Path) -> InputFile:
-    """The file at this URL of the project's storage; the bundled one if there is none.
+    """Return the file at this URL of the project's storage; the bundled one if there is no URL.
 
     :raises AirflowFailException: the URL is of somewhere else, or nothing is there.
     """
@@ -49,7 +49,7 @@ def example_file(url: str | None, bundled: Path) -> InputFile:
 
 
 def files_of_run(params: Mapping[str, Any]) -> tuple[InputFile, InputFile]:
-    """The training and the validation file that a run's params name."""
+    """Return the training and the validation file that a run's params name."""
     return (
         example_file(params["training_file"], TRAINING),
         example_file(params["validation_file"], VALIDATION),
@@ -57,7 +57,7 @@ def files_of_run(params: Mapping[str, Any]) -> tuple[InputFile, InputFile]:
 
 
 def evaluation_examples(params: Mapping[str, Any]) -> list[Example]:
-    """The first examples of the validation file, as many as the params say."""
+    """Read the first examples of the validation file, as many as the params say."""
     with files_of_run(params)[1].open() as file:
         return list(islice(examples(file), params["evaluation_size"]))
 
@@ -121,7 +121,7 @@ def check_examples(training: InputFile, validation: InputFile) -> tuple[CheckedF
 
 
 def estimate(service: OpenAIService, tokens: int, n_epochs: int, budget_usd: float | None) -> dict[str, Any]:
-    """The tokens that training will be billed for, and their price.
+    """Return `{"tokens": number, "cost_usd": number or None}`: what training will be billed for, and its price.
 
     :raises AirflowFailException: that is above the budget, or there is a budget but no price to compare it with.
     """

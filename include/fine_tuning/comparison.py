@@ -27,7 +27,7 @@ SPARE_TOKENS = 8
 
 
 async def answer_all(service: OpenAIService, model: str, examples: Sequence[Example]) -> list[str]:
-    """The model's answer to the question of each example.
+    """Return the model's answer to the question of each example.
 
     Each answer is kept on the project's storage as it comes, by model and question: a retry, or another run, does not
     pay for it again.
@@ -63,14 +63,14 @@ async def _answer(
 
 
 def word_f1(answer: str, expected: str) -> float:
-    """How far the words of the two agree, from 0 to 1 (F1 of the words; case and order do not matter)."""
+    """Return how far the words of the two agree, from 0 to 1 (F1 of the words; case and order do not matter)."""
     said, wanted = (Counter(re.findall(r"\w+", text.casefold())) for text in (answer, expected))
     common = (said & wanted).total()
     return 2 * common / (said.total() + wanted.total()) if common else 0.0
 
 
 def scores(answers: Sequence[str], expected: Sequence[str]) -> dict[str, float]:
-    """`exact`: the share of answers that are just the expected one; `words`: the mean of their `word_f1`."""
+    """Return `exact`, the share of answers that are just the expected one, and `words`, the mean of their `word_f1`."""
     pairs = list(zip(answers, expected, strict=True))
     return {
         "exact": mean(_normal(answer) == _normal(wanted) for answer, wanted in pairs),
@@ -91,7 +91,7 @@ def write_comparison(run_id: str, examples: Sequence[Example], answers: dict[str
 
 
 def comparison_table(examples: Sequence[Example], answers: dict[str, Sequence[str]]) -> str:
-    """Each example with what every model answered, as a Markdown table."""
+    """Return each example with what every model answered, as a Markdown table."""
     rows = [
         [_cell(example.question[-1]["content"], 120), _cell(example.answer), *map(_cell, given)]
         for example, *given in zip(examples, *answers.values(), strict=True)
@@ -106,6 +106,6 @@ def _normal(text: str) -> str:
 
 
 def _cell(text: str, longest: int = 200) -> str:
-    """Text from outside, so that it stays in its cell."""
+    """Escape text from outside, so that it stays in its cell."""
     flat = " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
     return flat if len(flat) <= longest else flat[:longest] + " ..."

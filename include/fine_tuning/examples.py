@@ -61,12 +61,12 @@ class Example(BaseModel):
 
     @property
     def question(self) -> list[dict[str, str]]:
-        """The messages before the last answer, as a model takes them."""
+        """Return the messages before the last answer, as a model takes them."""
         return [{"role": message.role, "content": message.content} for message in self.messages[:-1]]
 
     @property
     def answer(self) -> str:
-        """The last answer."""
+        """Return the last answer."""
         return self.messages[-1].content
 
 
@@ -148,12 +148,12 @@ def check_file(name: str, file: BinaryIO, least: int = LEAST_EXAMPLES) -> Checke
 
 
 def examples(file: BinaryIO) -> Iterator[Example]:
-    """The examples of a file that was checked."""
+    """Read the examples of a file that was checked."""
     return (Example.model_validate_json(line or b"") for _, line in read_lines(file, LONGEST_LINE))
 
 
 def estimate_tokens(messages: Sequence[Message]) -> int:
-    """About how many tokens a model reads in these messages: a quarter of their UTF-8 bytes, and 4 per message.
+    """Estimate how many tokens a model reads in these messages: a quarter of their UTF-8 bytes, and 4 per message.
 
     No tokenizer is asked, as each model has its own and they are downloads. Against OpenAI's o200k this is 4 % too
     much for the bundled English, so that a budget is kept rather than passed.
@@ -193,6 +193,6 @@ def _tokens(checked: CheckedFile, line: int, example: Example) -> int:
 
 
 def _digest(texts: Iterable[str]) -> bytes:
-    """The same for texts that differ only in case and white space."""
+    """Return a digest that is the same for texts that differ only in case and white space."""
     normal = "\0".join(" ".join(text.casefold().split()) for text in texts)
     return hashlib.blake2b(normal.encode(), digest_size=16).digest()

@@ -1,4 +1,4 @@
-"""Fine-tune a model, for once and for sure: the operator for services with OpenAI's fine-tuning API."""
+"""Fine-tune a model, once: the operator for services with OpenAI's fine-tuning API."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from include.fine_tuning.api import FineTuningApi
-from include.fine_tuning.trigger import OpenAIFineTuneTrigger
+from include.fine_tuning.api import OpenAIFineTuneTrigger
 from include.jobs.job import Job
 from include.jobs.operator import PaidJobOperator
-from include.jobs.service import OpenAIService, openai_service
+from include.jobs.service import openai_service
 
 if TYPE_CHECKING:
     from airflow.sdk.definitions.context import Context
@@ -39,7 +38,9 @@ class OpenAIFineTuneOperator(PaidJobOperator):
     """
 
     template_fields = ("fine_tuning_file_id", "validation_file_id", "model", "suffix")
-    ui_color = "#e3f2e1"
+    trigger_type = OpenAIFineTuneTrigger
+    openai_page = "finetune"
+    service_path = "fine_tuning/jobs"
 
     def __init__(
         self,
@@ -78,17 +79,6 @@ class OpenAIFineTuneOperator(PaidJobOperator):
         }
         return {name: value for name, value in given.items() if value not in (None, "")}
 
-    def api(self, connect: Any) -> FineTuningApi:
-        return FineTuningApi(connect)
-
-    def trigger(self, **kwargs: Any) -> OpenAIFineTuneTrigger:
-        return OpenAIFineTuneTrigger(**kwargs)
-
-    def job_url(self, service: OpenAIService, job: Job) -> str:
-        if service.is_openai:
-            return f"https://platform.openai.com/finetune/{job.id}"
-        return f"{service.public_url}/fine_tuning/jobs/{job.id}"
-
     def result(self, context: Context, job: Job) -> str:
         tokens = job.detail["trained_tokens"]
         values = {
@@ -109,5 +99,5 @@ class OpenAIFineTuneOperator(PaidJobOperator):
 
 
 def valid_suffix(text: str) -> str:
-    """The text with letters, digits and single dashes only, at most 64 of them."""
+    """Return the text with letters, digits and single dashes only, at most 64 of them."""
     return re.sub(r"[^A-Za-z0-9]+", "-", text)[:LONGEST_SUFFIX].strip("-")

@@ -29,9 +29,11 @@ class InputFile(NamedTuple):
 async def upload_once(
     service: OpenAIService, file: InputFile, purpose: Literal["fine-tune", "batch"] = "fine-tune"
 ) -> str:
-    """The provider's id of this file, which is uploaded unless the provider has the same content already.
+    """Return the provider's id of this file, after uploading it unless the provider has the same content already.
 
-    The name at the provider says what the content is.
+    The name at the provider is the SHA-256 of the content.
+
+    :raises AirflowException: the provider cannot be asked now; AirflowFailException: it refuses.
     """
     with file.open() as content:
         digest = hashlib.file_digest(cast(Any, content), "sha256").hexdigest()

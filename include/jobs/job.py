@@ -1,4 +1,4 @@
-"""A job as a provider tells of it, and the calls to the provider for one kind of job."""
+"""A job as a provider reports it, and the calls to the provider for one kind of job."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MOST_JOBS = 1_000
 
 
 class Job(BaseModel):
-    """A job as the provider tells of it. `status` is the provider's word; `detail` is what its kind of job has besides.
+    """A job as the provider reports it. `status` is the provider's word; `detail` is what its kind of job has besides.
 
     `created_at` is in seconds since the epoch; `metadata` is None where the service keeps none.
     """
@@ -79,13 +79,13 @@ class JobApi(ABC):
         self._client: AsyncOpenAI | None = None
 
     async def service(self) -> OpenAIService:
-        """The service, from the connection as it was first read."""
+        """Return the service, from the connection as it was first read."""
         if self._service is None:
             self._service = await self._connect()
         return self._service
 
     async def client(self) -> AsyncOpenAI:
-        """A client for single calls: who calls decides whether to call again."""
+        """Return a client for single calls: who calls decides whether to call again."""
         if self._client is None:
             # Its imports and certificates take half a second, which would hold up every other trigger.
             self._client = await asyncio.to_thread((await self.service()).client, retries=0)
@@ -103,14 +103,14 @@ class JobApi(ABC):
 
     @abstractmethod
     async def get(self, job_id: str) -> Job:
-        """The job as it is now."""
+        """Return the job as it is now."""
 
     @abstractmethod
     async def find(self, key: str, since: float) -> list[Job]:
-        """The jobs with this key in their metadata, newest first, back to `since` where the service can't search."""
+        """Return the jobs with this key, newest first; where the service can't search, back to `since`."""
 
     async def _of_key(self, newest_first: AsyncIterable[Any], key: str, since: float) -> list[Any]:
-        """Those of the provider's jobs that have this key, among the newest MOST_JOBS back to `since`."""
+        """Return those of the provider's jobs that have this key, among the newest MOST_JOBS back to `since`."""
         found, seen = [], 0
         async for each in newest_first:
             seen += 1

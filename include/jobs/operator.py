@@ -7,7 +7,7 @@ import time
 from abc import abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 from airflow.sdk import BaseOperator, BaseOperatorLink
@@ -36,7 +36,7 @@ class JobLink(BaseOperatorLink):
         return "Job at the provider"
 
     def get_link(self, operator: Any, *, ti_key: Any) -> str:
-        """The URL that the task has left in its XCom `job_url`."""
+        """Return the URL that the task has left in its XCom `job_url`."""
         from airflow.sdk.bases.xcom import BaseXCom
 
         return str(BaseXCom.get_value(ti_key=ti_key, key="job_url") or "")
@@ -63,6 +63,11 @@ class PaidJobOperator(BaseOperator):
     """
 
     operator_extra_links = (JobLink(),)
+    ui_color = "#e3f2e1"
+    trigger_type: ClassVar[type[PaidJobTrigger]]
+    # Where a person finds jobs of this kind: below OpenAI's platform, and below another service's URL.
+    openai_page: ClassVar[str]
+    service_path: ClassVar[str]
 
     def __init__(
         self,
@@ -70,7 +75,7 @@ class PaidJobOperator(BaseOperator):
         conn_id: str = "openai_default",
         wait_for_completion: bool = True,
         deferrable: bool = True,
-        poke_interval: float = 10.0,
+        poke_interval: float = 5.0,
         timeout: float = 24 * 3600.0,
         cancel_on_kill: bool = True,
         cancel_on_timeout: bool = True,
@@ -91,28 +96,20 @@ class PaidJobOperator(BaseOperator):
         self._job_id: str | None = None
 
     def key(self, ti: Any) -> JobKey:
-        """Whose job it is: that of the task instance."""
+        """Return whose job it is: that of the task instance."""
         return JobKey(ti)
 
     @abstractmethod
     def request(self) -> dict[str, Any]:
-        """What the job is to do, as arguments of `JobApi.create`: equal for every try of the task instance."""
+        """Return what the job is to do, as arguments of `JobApi.create`: equal for every try of the task instance."""
 
-    @abstractmethod
     def api(self, connect: Any) -> JobApi:
-        """The calls for this kind of job."""
-
-    @abstractmethod
-    def trigger(self, **kwargs: Any) -> PaidJobTrigger:
-        """The trigger for this kind of job."""
-
-    @abstractmethod
-    def job_url(self, service: OpenAIService, job: Job) -> str:
-        """Where a person can look at the job."""
+        """Return the calls for this kind of job."""
+        return self.trigger_type.api_type(connect)
 
     @abstractmethod
     def result(self, context: Context, job: Job) -> Any:
-        """The task's output, of a job that succeeded."""
+        """Return the task's output, of a job that succeeded."""
 
     def execute(self, context: Context) -> Any:
         request = self.request()
@@ -121,7 +118,8 @@ class PaidJobOperator(BaseOperator):
         service = openai_service(self.conn_id)
         job = asyncio.run(self._with_api(lambda api: one_job(api, key, request)))
         self._job_id = job.id
-        ti, url = context["ti"], self.job_url(service, job)
+        page = f"https://platform.openai.com/{self.openai_page}" if service.is_openai else None
+        ti, url = context["ti"], f"{page or f'{service.public_url}/{self.service_path}'}/{job.id}"
         ti.xcom_push(key="job_id", value=job.id)
         ti.xcom_push(key="job_url", value=url)
         ti.xcom_push(key=JobLink().xcom_key, value=url)  # at once: Airflow itself does it when the task has ended
@@ -131,19 +129,19 @@ class PaidJobOperator(BaseOperator):
             return self._finish(context, Outcome(status="ended", job_id=job.id, job=job))
         now = time.time()
         deadline = job.created_at + self.timeout
-        wait: dict[str, Any] = {
-            "poke_interval": self.poke_interval,
-            "deadline": deadline if deadline > now else now + self.timeout,
-            "cancel_on_timeout": self.cancel_on_timeout,
-        }
+        deadline = deadline if deadline > now else now + self.timeout
         if self.deferrable:
-            self.defer(
-                trigger=self.trigger(conn_id=self.conn_id, job_id=job.id, cancel_on_kill=self.cancel_on_kill, **wait),
-                method_name="execute_complete",
-                timeout=timedelta(seconds=wait["deadline"] - now + GRACE_S),
+            trigger = self.trigger_type(
+                conn_id=self.conn_id,
+                job_id=job.id,
+                poke_interval=self.poke_interval,
+                deadline=deadline,
+                cancel_on_kill=self.cancel_on_kill,
+                cancel_on_timeout=self.cancel_on_timeout,
             )
-        outcome = asyncio.run(self._with_api(lambda api: wait_for_job(api, job.id, **wait)))
-        return self._finish(context, outcome)
+            time_left = timedelta(seconds=deadline - now + GRACE_S)
+            self.defer(trigger=trigger, method_name="execute_complete", timeout=time_left)
+        return self._wait(context, job.id, deadline)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """Go on when the trigger has sent its event.
@@ -167,18 +165,13 @@ class PaidJobOperator(BaseOperator):
             record = read_record(self.key(context["ti"]).value)
             if not record or not record.job_id:
                 raise
-            outcome = asyncio.run(
-                self._with_api(
-                    lambda api: wait_for_job(
-                        api,
-                        record.job_id,
-                        poke_interval=self.poke_interval,
-                        deadline=time.time(),
-                        cancel_on_timeout=self.cancel_on_timeout,
-                    )
-                )
-            )
-            return self._finish(context, outcome)
+            return self._wait(context, record.job_id, time.time())
+
+    def _wait(self, context: Context, job_id: str, deadline: float) -> Any:
+        """Wait in this process."""
+        wait: Any = {"poke_interval": self.poke_interval, "cancel_on_timeout": self.cancel_on_timeout}
+        work = self._with_api(lambda api: wait_for_job(api, job_id, deadline=deadline, **wait))
+        return self._finish(context, asyncio.run(work))
 
     def on_kill(self) -> None:
         """Cancel the job when this process is told to stop, also if the answer to its creation has not come yet."""

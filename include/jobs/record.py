@@ -21,7 +21,7 @@ class Record(BaseModel):
     """What this project remembers of a task instance's job.
 
     `max_tries` is Airflow's number for the task instance, which rises when somebody clears it, and not at a retry;
-    `killed` tells that the job was cancelled because the task's own process was.
+    `killed`: the job was cancelled because the task's own process was.
     """
 
     intent_at: float
@@ -49,23 +49,23 @@ class JobKey:
         self.value = hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def metadata(self, request: Mapping[str, Any]) -> dict[str, str]:
-        """What a job for this request carries."""
+        """Return the metadata of a job for this request."""
         names = {name: value[:500] for name, value in self.names.items()}
         return {**names, KEY: self.value, REQUEST: fingerprint(request)}
 
 
 def fingerprint(request: Mapping[str, Any]) -> str:
-    """The same for equal requests only."""
+    """Return a digest that is the same for equal requests only."""
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def record_path(key: str) -> ObjectStoragePath:
-    """Where the record of a task instance's job is."""
+    """Return where the record of a task instance's job is."""
     return storage_path("jobs", f"{key}.json")
 
 
 def read_record(key: str) -> Record | None:
-    """The record, or None if there is none.
+    """Read the record; None if there is none.
 
     :raises AirflowFailException: it cannot be understood, which is not the same: a job may be under way.
     """
@@ -82,7 +82,7 @@ def read_record(key: str) -> Record | None:
 
 
 def write_record(key: str, record: Record) -> None:
-    """Remember this from now on."""
+    """Write the record."""
     write_artifact(record_path(key), record.model_dump_json())
 
 

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 async def one_job(api: JobApi, key: JobKey, request: Mapping[str, Any]) -> Job:
-    """The task instance's job: the one that there is, or a new one.
+    """Return the task instance's job: the one that there is, or a new one.
 
     There is one if an earlier try has created it and the request is the same. One that failed or was cancelled is
     only followed by another when somebody clears the task.
@@ -80,7 +80,7 @@ async def _known_job(api: JobApi, service: OpenAIService, key: str, record: Reco
 
 
 def _first(jobs: list[Job]) -> Job:
-    """The one to keep: a job that goes on or succeeded before one that did not, then the oldest."""
+    """Return the one to keep: a job that goes on or succeeded before one that did not, then the oldest."""
     return min(jobs, key=lambda job: (job.has_no_result, job.created_at, job.id))
 
 
@@ -121,7 +121,7 @@ async def _create(api: JobApi, service: OpenAIService, key: JobKey, request: Map
 
 
 async def _started_since(api: JobApi, service: OpenAIService, key: str, started: float) -> list[Job]:
-    """The jobs of this key that began after the intent, as far as the provider can be asked."""
+    """Return the jobs of this key that began after the intent, as far as the provider can be asked."""
     try:
         found = await api.find(key, started - CLOCKS_DIFFER_S)
     except Exception as error:

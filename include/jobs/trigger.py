@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from abc import abstractmethod
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import suppress
-from typing import Any
+from typing import Any, ClassVar
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
@@ -28,10 +27,14 @@ class PaidJobTrigger(BaseTrigger):
     Airflow 3.3 through `on_kill`; on 3.1, which has none, the trigger looks at the task's state when it is cancelled.
     There, a task that is ended while no triggerer runs leaves its job going on.
 
+    A subclass sets `api_type`: the calls for its kind of job.
+
     :param job_id: the provider's id.
     :param poke_interval: seconds of the shortest pause between two looks.
     :param deadline: seconds since the epoch, so that it is the same in every process.
     """
+
+    api_type: ClassVar[type[JobApi]]
 
     def __init__(
         self,
@@ -51,16 +54,12 @@ class PaidJobTrigger(BaseTrigger):
         self.cancel_on_kill = cancel_on_kill
         self.cancel_on_timeout = cancel_on_timeout
 
-    @abstractmethod
-    def api(self) -> JobApi:
-        """The calls for this kind of job, with `self.connect`."""
-
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """The class path and the arguments of this trigger."""
         names = ("conn_id", "job_id", "poke_interval", "deadline", "cancel_on_kill", "cancel_on_timeout")
         return f"{type(self).__module__}.{type(self).__qualname__}", {name: getattr(self, name) for name in names}
 
-    async def connect(self) -> OpenAIService:
+    async def _connect(self) -> OpenAIService:
         """Read the connection, without holding up the other triggers."""
         from asgiref.sync import sync_to_async
 
@@ -68,7 +67,7 @@ class PaidJobTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and send the one event."""
-        api = self.api()
+        api = self.api_type(self._connect)
         try:
             outcome = await wait_for_job(
                 api,
@@ -97,7 +96,7 @@ class PaidJobTrigger(BaseTrigger):
             if state not in GIVEN_UP:
                 return
             self.log.info("The task is %s: cancelling job %s.", state, self.job_id)
-            api = self.api()
+            api = self.api_type(self._connect)
             await cancel(api, self.job_id)
             await api.close()
         except Exception as error:

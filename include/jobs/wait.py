@@ -11,7 +11,7 @@ from include.jobs.job import Job, JobApi, Outcome
 from include.jobs.service import describe, is_passing
 
 LONGEST_PAUSE_S = 60.0
-# Errors that time does not mend (a refused key, an unknown job) in a row, before waiting for the job is given up.
+# Non-retryable errors (a refused key, an unknown job) in a row, before waiting for the job is given up.
 MOST_REFUSALS = 5
 CANCEL_ATTEMPTS = 4
 
@@ -112,7 +112,7 @@ def _log_change(api: JobApi, before: Job | None, now: Job) -> None:
 
 
 def _retry_after(error: Exception) -> float:
-    """What the provider asks to wait, in seconds; 0 if it does not."""
+    """Return the seconds that the provider asks to wait; 0 if it does not."""
     headers = getattr(getattr(error, "response", None), "headers", {})
     try:
         return max(0.0, float(headers.get("retry-after", 0)))

@@ -1,0 +1,166 @@
+"""A run over a file of rows as a batch at the provider: the requests that go in, the report of what came back."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import AirflowFailException
+from pydantic import BaseModel, ValidationError
+
+from include.batch.report import Report
+from include.batch.rows import Result, Row, input_file, read_rows
+from include.batch_api.requests import LONGEST_LINE
+from include.common.json_lines import json_line, read_lines
+from include.common.prices import listed_cost, read_price
+from include.common.provider_http import is_refusal_status
+from include.common.storage import artifact_path, new_artifact, stored_file
+from include.common.text import clean_json
+from include.jobs.service import OpenAIService, openai_service
+
+if TYPE_CHECKING:
+    from airflow.sdk import ObjectStoragePath
+
+FOLDER = "batch_api"
+# What the provider takes off for the wait.
+DISCOUNT = 0.5
+ROWS_AT_ONCE = 500
+
+log = logging.getLogger(__name__)
+
+
+class BatchApiRun:
+    """A DAG run over a file of rows.
+
+    :param run_id: the run.
+    :param params: the run's params: `input`, `text_column`, `id_column`, `limit`, `allowed_failures`, `output_format`.
+    :param default_input: the file where `input` is empty.
+    :param conn_id: connection to the service, which names the model.
+    :param system_prompt: tells the model what to do with each row's text.
+    :param output_type: the form of an answer.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        params: Mapping[str, Any],
+        default_input: Path,
+        conn_id: str,
+        system_prompt: str,
+        output_type: type[BaseModel],
+    ) -> None:
+        self._params = params
+        self._default_input = default_input
+        self._service = openai_service(conn_id)
+        self._system_prompt = system_prompt
+        self._output_type = output_type
+        self._artifacts = artifact_path(FOLDER, run_id, "")
+
+    def write_requests(self) -> dict[str, str]:
+        """Write a request for each row that has something to ask.
+
+        Return `{"requests": URL, "answers": URL}`: where the requests are, and where the answers are to go.
+
+        :raises AirflowFailException: the file of rows is not as it should be, or the connection names no model or has
+            a price that is not valid.
+        """
+        read_price(self._service.conn_id, self._service.extra)  # before anything is paid
+        shared = {"model": self._service.base_model, "response_format": _response_format(self._output_type)}
+        path, asked = self._artifacts / "requests.jsonl", 0
+        with new_artifact(path) as file:
+            for row in self._rows():
+                if row.text is not None:
+                    messages = [
+                        {"role": "system", "content": self._system_prompt},
+                        {"role": "user", "content": row.text},
+                    ]
+                    request = {"custom_id": _custom_id(row), "body": {**shared, "messages": messages}}
+                    file.write(json_line(request))
+                    asked += 1
+        log.info("%d requests: %s", asked, path)
+        return {"requests": str(path), "answers": str(self._artifacts / "answers.jsonl")}
+
+    def report(self, answers: str) -> dict[str, str]:
+        """Check each answer, and write the results: see `Report`.
+
+        :param answers: URL of what `OpenAIBatchOperator` has left.
+        :raises AirflowFailException: more rows ended without a valid answer than is allowed.
+        """
+        report = Report(self._artifacts, self._output_type, self._params["output_format"])
+        results = self._results(stored_file(answers))
+        report.write(iter(lambda: list(islice(results, ROWS_AT_ONCE)), []))
+        advice = (
+            "Clear the task before this one to send those again that may get an answer; the others are not paid again."
+        )
+        return report.end(self._params["allowed_failures"], advice)
+
+    def _rows(self) -> Iterator[Row]:
+        path = input_file(self._params["input"], self._default_input)
+        return islice(read_rows(path, self._params["text_column"], self._params["id_column"]), self._params["limit"])
+
+    def _results(self, answers: ObjectStoragePath) -> Iterator[Result]:
+        """Yield each row's result; the answers are in the order of the rows, without those that were not asked."""
+        with answers.open("rb") as file:  # type: ignore[no-untyped-call]
+            lines = read_lines(file, LONGEST_LINE)
+            for row in self._rows():
+                if row.text is None:
+                    yield Result(row.number, row.id, error=row.error, error_class=row.error_class)
+                    continue
+                _, line = next(lines, (0, None))
+                answer = json.loads(clean_json((line or b"{}").decode()))
+                if answer.get("custom_id") != _custom_id(row):
+                    raise AirflowFailException(f"{answers} is not of these rows: clear the first task, and all after.")
+                yield self._result(row, answer)
+
+    def _result(self, row: Row, answer: dict[str, Any]) -> Result:
+        if error := answer["error"]:
+            text = ", ".join(str(value) for value in (error["status"], error["code"], error["message"]) if value)
+            error_class = "refused" if is_refusal_status(error["status"]) else "unanswered"
+            return Result(row.number, row.id, error=text, error_class=error_class)
+        from openai.types.chat import ChatCompletion
+
+        try:
+            reply = ChatCompletion.model_validate(answer["response"])
+            choice, usage = reply.choices[0], reply.usage
+        except (ValidationError, IndexError):
+            error = "the provider's answer has no choices"
+            return Result(row.number, row.id, error=error, error_class="invalid answer")
+        used: dict[str, Any] = {"calls": 1}
+        if usage:
+            cost = batch_cost(self._service, usage.prompt_tokens, usage.completion_tokens)
+            used |= {"input_tokens": usage.prompt_tokens, "output_tokens": usage.completion_tokens, "cost_usd": cost}
+        if choice.message.refusal:
+            return Result(row.number, row.id, error=choice.message.refusal, error_class="refused", **used)
+        try:
+            found = self._output_type.model_validate_json(clean_json(choice.message.content or ""))
+        except ValidationError:
+            error = f"the answer is not a {self._output_type.__name__} (finish_reason {choice.finish_reason})"
+            return Result(row.number, row.id, error=error, error_class="invalid answer", **used)
+        return Result(row.number, row.id, found.model_dump(mode="json"), **used)
+
+
+def _custom_id(row: Row) -> str:
+    return f"row-{row.number}"
+
+
+def _response_format(output_type: type[BaseModel]) -> dict[str, Any]:
+    from openai import pydantic_function_tool
+
+    schema = pydantic_function_tool(output_type)["function"]["parameters"]
+    return {"type": "json_schema", "json_schema": {"name": output_type.__name__, "strict": True, "schema": schema}}
+
+
+def batch_cost(service: OpenAIService, input_tokens: int, output_tokens: int) -> float | None:
+    """Return the price of an answer in US dollars, half that of a single call; None if it is not known.
+
+    :raises AirflowFailException: the price in the connection's extra is not valid.
+    """
+    price = read_price(service.conn_id, service.extra)
+    single = price.cost if price else partial(listed_cost, service.base_model)
+    cost = single(input_tokens, output_tokens)
+    return None if cost is None else cost * DISCOUNT
