@@ -28,6 +28,7 @@ from include.rag.ingestion import find_changes, finish_index, index_documents, r
 from include.rag.search import INDEX, search
 from include.rag.stores.base import SearchQuery
 from include.rag.stores.open import open_vector_store
+from include.sample.data import questions
 from tests.conftest import KEY, chat_requests, embedding_requests, model_connection
 from tests.storages import on_storage
 from tests.stores import delete_collections, each_store, read_documents
@@ -392,6 +393,18 @@ def test_a_search_leaves_out_near_duplicates_and_fills_up_with_others(index, kno
     assert len({hit.text.partition("\n")[2][-200:] for hit in hits}) == len(hits) == 2
 
 
+def test_a_text_that_several_queries_share_is_embedded_once(index, llm, knowledge_base):
+    refresh_index()
+    requests = len(embedding_requests(llm))
+    texts = ["reset link", "free trial"]
+    found = search([SearchQuery(text, 2, mode) for mode in ("keyword", "vector", "hybrid") for text in texts])
+
+    assert embedded(llm, requests) == texts
+    assert [hits[0].source for hits in found[:2]] == ["resetting-your-password.md", "free-trial.md"]
+    assert all(found)
+    assert len(found) == 6
+
+
 # ---- The DAG
 
 
@@ -592,6 +605,19 @@ def test_the_asset_says_what_changed_in_the_index_not_in_the_folder(run_dag, llm
 
     assert run.xcom("refresh_knowledge_base")["result"].startswith("documents: 0 added, 1 changed, 0 removed")
     assert run_dag("asset_producer").states()["refresh_knowledge_base"] == "skipped"
+
+
+def test_the_check_of_retrieval_is_skipped_without_an_index_and_then_names_what_it_misses(
+    run_dag, llm, storage, knowledge_base
+):
+    assert run_dag("asset_or_time").states()["check_retrieval"] == "skipped"
+    refresh_index()
+    run = run_dag("asset_or_time")
+
+    missed = json.loads(stored_file(run.xcom("check_retrieval")["missed"]).read_bytes())
+    kept = set(documents.document_names())
+    assert {each["document"] for each in missed} >= {each["document"] for each in questions()} - kept
+    assert f"{len(questions()) - len(missed)} of {len(questions())} questions" in run.xcom("check_retrieval")["result"]
 
 
 # ---- Hostile documents
