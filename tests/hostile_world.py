@@ -103,7 +103,7 @@ def rag_pipeline(world: World) -> Conf:
 def rag_evaluation(world: World) -> Conf:
     world.knowledge_base()
     world.always({"answer": ATTACK, "answered": True, "passages": [1]})
-    return {"stores": ["vector_store_default"], "min_recall": 0, "answers": 2}
+    return {"stores": ["vector_store_default"], "min_recall": 0, "answers": 2, "min_grounded": 0}
 
 
 def batch_inference(world: World) -> Conf:

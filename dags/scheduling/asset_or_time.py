@@ -37,6 +37,7 @@ PASSAGES = 3  # the right document must be among so many
 def asset_or_time():
     @task(pool=LLM_POOL)
     def check_retrieval():
+        # Here, as this imports the AI SDK, which costs seconds at each parse of a DAG that calls no language model.
         from include.rag.search import indexed_documents, search
 
         context = get_current_context()

@@ -31,6 +31,7 @@ from include.rag import updates
 def asset_producer():
     @task(outlets=[KNOWLEDGE_BASE], pool=LLM_POOL)
     def refresh_knowledge_base():
+        # Here, as these import the AI SDK, which costs seconds at each parse of a DAG that calls no language model.
         from include.rag.ingestion import refresh_index
         from include.rag.search import indexed_documents
 
