@@ -241,11 +241,14 @@ def _wait_for_end(stack: Stack, dag_id: str, run_id: str) -> None:
 def _search_function(environment: dict[str, str]) -> Callable[[str], Any]:
     """A search as a task does it, once the model and the store are open."""
     os.environ |= {name: value for name, value in environment.items() if name.startswith(("AIRFLOW", "GENAI"))}
-    from include.rag.search import search
+    from include.ai.embeddings import Embedder
+    from include.rag.search import INDEX, best_hits
     from include.rag.stores.base import SearchQuery
+    from include.rag.stores.open import open_vector_store
 
-    search([SearchQuery("to open all", 3, "hybrid")])
-    return lambda text: search([SearchQuery(text, 3, "hybrid")])
+    store, embedder = open_vector_store().__enter__(), Embedder()
+    collection = store.collection(store.active(INDEX) or "")
+    return lambda text: best_hits(collection, SearchQuery(text, 3, "hybrid"), embedder.embed_query(text), -1)
 
 
 def _seconds(work: Callable[[], Any]) -> float:

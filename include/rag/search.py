@@ -59,12 +59,14 @@ def search(
         texts = list(dict.fromkeys(query.text for query in queries))
         vectors = dict(zip(texts, embedder.embed_queries(texts), strict=True))
         collection = store.collection(active)
-        return [_best_hits(collection, query, vectors[query.text], min_score) for query in queries]
+        return [best_hits(collection, query, vectors[query.text], min_score) for query in queries]
 
 
-def _best_hits(
-    collection: VectorCollection, query: SearchQuery, vector: Sequence[float], min_score: float
-) -> list[Hit]:
+def best_hits(collection: VectorCollection, query: SearchQuery, vector: Sequence[float], min_score: float) -> list[Hit]:
+    """Find the query's hits in an open collection, as `search` does.
+
+    :param vector: the embedding of the query's text.
+    """
     kept: list[tuple[Hit, set[str]]] = []
     for hit in collection.search(replace(query, limit=SPARE_HITS * query.limit), vector):
         text = hit.text.partition("\n")[2] or hit.text  # without its headings, which copies need not share
