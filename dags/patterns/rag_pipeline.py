@@ -112,9 +112,8 @@ def rag_pipeline():
         return {**result, "artifact": str(path), "result": f"{result['answer']}{cited}"}
 
     changes = find_changes()
-    indexed = index_documents.partial(collection=changes["collection"]).expand(
-        documents=share_out(changes["documents"])
-    )
+    shares = share_out(changes["documents"])
+    indexed = index_documents.partial(collection=changes["collection"]).expand(documents=shares)
     finished = finish_index(changes["collection"], changes["gone"])
     passages = retrieve()
     indexed >> finished >> passages
