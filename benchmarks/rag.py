@@ -52,7 +52,7 @@ def task_per_document():
     @task
     def load(names: list[str], vectors: list):
         from include.rag.documents import read_document, split_document
-        from include.rag.stores import open_vector_store
+        from include.rag.stores.open import open_vector_store
         with open_vector_store() as store:
             collection = store.collection("TaskPerDocument")
             collection.create(len(vectors[0][0]))
@@ -118,11 +118,9 @@ print(json.dumps({"chunks": table.count_rows(), "queries": took}))
 
 PEAK_MEMORY = """
 import resource, sys
-from include.rag.documents import document_names
 from include.rag.ingestion import find_changes, index_documents
-from include.rag.search import COLLECTION
-collection = find_changes(COLLECTION).collection
-index_documents(COLLECTION, collection, document_names()[:int(sys.argv[1])])
+changes = find_changes()
+index_documents(changes["collection"], dict(list(changes["documents"].items())[:int(sys.argv[1])]))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
@@ -243,12 +241,14 @@ def _wait_for_end(stack: Stack, dag_id: str, run_id: str) -> None:
 def _search_function(environment: dict[str, str]) -> Callable[[str], Any]:
     """A search as a task does it, once the model and the store are open."""
     os.environ |= {name: value for name, value in environment.items() if name.startswith(("AIRFLOW", "GENAI"))}
-    from include.rag.search import COLLECTION, best_hits, open_index
-    from include.rag.stores import SearchQuery
+    from include.ai.embeddings import Embedder
+    from include.rag.search import INDEX, best_hits
+    from include.rag.stores.base import SearchQuery
+    from include.rag.stores.open import open_vector_store
 
-    index = open_index(COLLECTION).__enter__()
-    assert index
-    return lambda text: best_hits(index, SearchQuery(text, index.embedder.embed_query(text), 3, "hybrid"), -1)
+    store, embedder = open_vector_store().__enter__(), Embedder()
+    collection = store.collection(store.active(INDEX) or "")
+    return lambda text: best_hits(collection, SearchQuery(text, 3, "hybrid"), embedder.embed_query(text), -1)
 
 
 def _seconds(work: Callable[[], Any]) -> float:

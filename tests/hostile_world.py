@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +15,8 @@ from llmock.scenarios import Match, Reply, ToolCall
 
 from include.messages.contract import DEAD_LETTERS, STREAM_REQUESTS, new_request
 from include.messages.kafka.dead_letters import PREFIX
-from include.rag import changes as knowledge_changes
-from include.rag import documents, ingestion
-from include.rag.search import COLLECTION
+from include.rag.documents import knowledge_base
+from include.rag.ingestion import refresh_index
 from tests.emulator import Emulator
 from tests.template_attack import ATTACK
 from tests.test_chat_examples import conversation
@@ -53,12 +51,9 @@ class World:
         """A document whose name, title and text are the attack, and an honest one."""
         folder = self.storage.parent / "knowledge_base"
         folder.mkdir()
-        shutil.copy(documents.KNOWLEDGE_BASE / "free-trial.md", folder)
+        shutil.copy(knowledge_base() / "free-trial.md", folder)
         (folder / f"{ATTACK}.md").write_text(f"# {ATTACK}\n\nA reset link is valid for 60 minutes. {ATTACK}\n")
-        for function in ("document_names", "file_checksum", "read_document"):
-            self.patch.setattr(ingestion, function, partial(getattr(documents, function), folder=folder))
-        self.patch.setattr(knowledge_changes, "read_documents", partial(documents.read_documents, folder=folder))
-        self.patch.setattr(documents, "read_document", partial(documents.read_document, folder=folder))
+        self.patch.setenv("GENAI_KNOWLEDGE_BASE", str(folder))
 
     def events(self, *extras: dict[str, Any]) -> None:
         """Start each run by events that carry these."""
@@ -108,7 +103,7 @@ def rag_pipeline(world: World) -> Conf:
 def rag_evaluation(world: World) -> Conf:
     world.knowledge_base()
     world.always({"answer": ATTACK, "answered": True, "passages": [1]})
-    return {"stores": ["vector_store_default"], "min_recall": 0, "answers": 2}
+    return {"stores": ["vector_store_default"], "min_recall": 0, "answers": 2, "min_grounded": 0}
 
 
 def batch_inference(world: World) -> Conf:
@@ -221,7 +216,7 @@ def asset_consumer(world: World) -> Conf:
 
 def asset_or_time(world: World) -> Conf:
     world.knowledge_base()
-    ingestion.refresh_index(COLLECTION)
+    refresh_index()
     world.events({"changes": ATTACK})
     return {}
 

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from include.rag.documents import KNOWLEDGE_BASE, Chunk, Document, document_names, read_document
+from include.rag.documents import Chunk, Document, document_names, read_document
 
 SKIPPED = (
     "NOT RUN ON WEAVIATE: set WEAVIATE_URL and WEAVIATE_API_KEY (`astro dev start` has one at http://127.0.0.1:8081, "
@@ -64,9 +64,9 @@ def delete_collections(prefix: str) -> None:
     client.close()
 
 
-def read_documents(folder: Path = KNOWLEDGE_BASE) -> list[Document]:
-    """All documents of the folder, by name."""
-    return [read_document(name, folder) for name in document_names(folder)]
+def read_documents() -> list[Document]:
+    """All documents of the knowledge base, by name."""
+    return [read_document(name) for name in document_names()]
 
 
 def chunks(source: str, *texts: str, format: str = "markdown") -> list[Chunk]:

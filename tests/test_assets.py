@@ -8,13 +8,13 @@ import pytest
 
 from include.common.asset_events import files_of
 from include.common.storage import storage_path, stored_file, write_artifact
-from include.rag import changes as knowledge_changes
+from include.rag.updates import remember_update, update_of
 from include.sample.feedback import count_topics, read_texts, top_topics, topic_table
 from tests.storages import on_storage
 
 
 def changes(documents):
-    found = knowledge_changes.changes_since_last_update(documents)
+    found = update_of(documents)
     return found["added"], found["changed"], found["removed"]
 
 
@@ -24,7 +24,7 @@ def test_changes_are_counted_from_what_was_remembered_last(storage):
     assert changes(documents) == (["a.md", "b.md"], [], [])
     assert changes(documents) == (["a.md", "b.md"], [], [])  # an update that failed is repeated
 
-    knowledge_changes.remember(knowledge_changes.changes_since_last_update(documents))
+    remember_update(update_of(documents))
     assert changes(documents) == ([], [], [])
 
     documents = {"a.md": "another", "c.md": "checksum of b"}

@@ -52,7 +52,11 @@ KNOWLEDGE_AND_EVENTS: dict[str, tuple[dict[str, Any], str, str]] = {
         "publish_answer",
         r"mock-answer \[resetting-your-password.md\]",
     ),
-    "rag_evaluation": ({"min_recall": 0}, "report", r"recall@3: .*keyword 0.[89]\d.*; grounded answers: \d of 4"),
+    "rag_evaluation": (
+        {"min_recall": 0, "answers": 4, "min_grounded": 0},
+        "report",
+        r"recall@3: .*keyword 0.[89]\d.*; grounded answers: \d of 4",
+    ),
     "asset_producer": ({}, "refresh_knowledge_base", r"documents: \d\d added, 0 changed, 0 removed; \d+ chunks"),
     "asset_consumer": ({}, "write_news", r"\d\d changes in 1 update\(s\)"),
     "asset_or_time": ({}, "check_retrieval", r"because of a person: \d+ of \d+ questions find their document"),

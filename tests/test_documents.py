@@ -39,6 +39,13 @@ PAGE = """<!doctype html><html><head><title>Kestrel: tyres</title><style>p {colo
 <footer>Imprint</footer></body></html>"""
 
 
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty knowledge base."""
+    monkeypatch.setenv("GENAI_KNOWLEDGE_BASE", str(tmp_path))
+    return tmp_path
+
+
 def document(text: str, source: str = "a.md", format: str = "markdown") -> Document:
     return Document(source, "A", text, checksum="checksum of a", format=format)
 
@@ -95,25 +102,25 @@ def pdf_that_means(text: str) -> bytes:
     return file.getvalue()
 
 
-def test_documents_come_by_name_with_their_first_heading_as_title(tmp_path):
-    (tmp_path / "b.md").write_text("## Second *title*\n\nText.\n", encoding="utf-8")
-    (tmp_path / "a.md").write_text("\n# Gebühren & Preise\n\nText.\n", encoding="utf-8")
-    (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "c.md").write_text("\ufeff# With a byte order mark\r\n\r\nText.", encoding="utf-8")
-    (tmp_path / ".gitkeep").write_text("")
+def test_documents_come_by_name_with_their_first_heading_as_title(folder):
+    (folder / "b.md").write_text("## Second *title*\n\nText.\n", encoding="utf-8")
+    (folder / "a.md").write_text("\n# Gebühren & Preise\n\nText.\n", encoding="utf-8")
+    (folder / "old").mkdir()
+    (folder / "old" / "c.md").write_text("\ufeff# With a byte order mark\r\n\r\nText.", encoding="utf-8")
+    (folder / ".gitkeep").write_text("")
 
-    assert [(d.source, d.title) for d in read_documents(tmp_path)] == [
+    assert [(d.source, d.title) for d in read_documents()] == [
         ("a.md", "Gebühren & Preise"),
         ("b.md", "Second *title*"),
         ("old/c.md", "With a byte order mark"),
     ]
-    assert read_document("old/c.md", tmp_path).text == "# With a byte order mark\n\nText."
+    assert read_document("old/c.md").text == "# With a byte order mark\n\nText."
 
 
-def test_a_web_page_becomes_markdown_without_what_is_not_its_text(tmp_path):
-    (tmp_path / "tyres.html").write_text(PAGE, encoding="utf-8")
+def test_a_web_page_becomes_markdown_without_what_is_not_its_text(folder):
+    (folder / "tyres.html").write_text(PAGE, encoding="utf-8")
 
-    (page,) = read_documents(tmp_path)
+    (page,) = read_documents()
     assert (page.title, page.format) == ("Kestrel: tyres", "html")
     assert page.text.startswith("# Kestrel: tyres\n\n## Winter tyres\n\nFit them in **October**.")
     assert '| 16" | 80 EUR |' in page.text
@@ -121,26 +128,26 @@ def test_a_web_page_becomes_markdown_without_what_is_not_its_text(tmp_path):
     assert split_document(page)[0].headings == "Kestrel: tyres > Winter tyres"
 
 
-def test_a_web_page_may_declare_another_encoding(tmp_path):
+def test_a_web_page_may_declare_another_encoding(folder):
     page = '<html><head><meta charset="iso-8859-1"></head><body><h1>Gebühren</h1><p>10 Mark</p></body></html>'
-    (tmp_path / "a.htm").write_bytes(page.encode("latin-1"))
+    (folder / "a.htm").write_bytes(page.encode("latin-1"))
 
-    assert [d.title for d in read_documents(tmp_path)] == ["Gebühren"]
+    assert [d.title for d in read_documents()] == ["Gebühren"]
 
 
-def test_a_pdf_becomes_its_text_with_a_heading_per_page(tmp_path):
-    (tmp_path / "manual.pdf").write_bytes(pdf("Open the cover.\nPress the button.", "Close it.", title="The manual"))
+def test_a_pdf_becomes_its_text_with_a_heading_per_page(folder):
+    (folder / "manual.pdf").write_bytes(pdf("Open the cover.\nPress the button.", "Close it.", title="The manual"))
 
-    (manual,) = read_documents(tmp_path)
+    (manual,) = read_documents()
     assert (manual.title, manual.format) == ("The manual", "pdf")
     assert manual.text == "# The manual\n\n## Page 1\n\nOpen the cover.\nPress the button.\n\n## Page 2\n\nClose it."
     assert split_document(manual)[0].headings in ("The manual > Page 1", "The manual > Page 2")
 
 
-def test_plain_text_has_no_headings_whatever_it_looks_like(tmp_path):
-    (tmp_path / "notes.txt").write_text("Notes of May\n\n# not a heading\n\nText.")
+def test_plain_text_has_no_headings_whatever_it_looks_like(folder):
+    (folder / "notes.txt").write_text("Notes of May\n\n# not a heading\n\nText.")
 
-    (notes,) = read_documents(tmp_path)
+    (notes,) = read_documents()
     assert (notes.title, notes.format) == ("Notes of May", "text")
     assert {chunk.headings for chunk in split_document(notes)} == {"Notes of May"}
 
@@ -162,22 +169,22 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_file_that_cannot_be_used_is_named_with_the_reason(tmp_path, monkeypatch, name):
+def test_a_file_that_cannot_be_used_is_named_with_the_reason(folder, monkeypatch, name):
     content, complaint = BROKEN[name]
     content = {"scan.pdf": pdf(""), "secret.pdf": pdf("text", password="x")}.get(name, content)
     monkeypatch.setattr(document_formats, "MAX_BYTES", 1000 if name == "huge.md" else 1_000_000)
-    (tmp_path / name).write_bytes(content)
+    (folder / name).write_bytes(content)
 
     with pytest.raises(UnreadableDocument, match=f"^{re.escape(name)} .*{complaint}"):
-        read_document(name, tmp_path)
+        read_document(name)
 
 
-def test_a_document_of_too_much_text_is_not_read(tmp_path, monkeypatch):
+def test_a_document_of_too_much_text_is_not_read(folder, monkeypatch):
     monkeypatch.setattr(document_formats, "MAX_CHARACTERS", 100)
-    (tmp_path / "bomb.pdf").write_bytes(pdf(*["many words " * 5] * 5))
+    (folder / "bomb.pdf").write_bytes(pdf(*["many words " * 5] * 5))
 
     with pytest.raises(UnreadableDocument, match=r"bomb\.pdf holds more than 100 characters"):
-        read_document("bomb.pdf", tmp_path)
+        read_document("bomb.pdf")
 
 
 ODD_TEXTS = {  # as a file says it, and as it is indexed
@@ -190,11 +197,11 @@ ODD_TEXTS = {  # as a file says it, and as it is indexed
 
 @pytest.mark.parametrize("text", ODD_TEXTS, ids=ascii)
 @pytest.mark.parametrize("name", ["page.html", "page.pdf"])
-def test_half_characters_and_nulls_of_a_page_or_pdf_do_not_stop_it(tmp_path, name, text):
+def test_half_characters_and_nulls_of_a_page_or_pdf_do_not_stop_it(folder, name, text):
     page = b"<meta charset=utf-7><h1>" + text.encode("utf-7") + b"</h1>"
-    (tmp_path / name).write_bytes(page if name == "page.html" else pdf_that_means(text))
+    (folder / name).write_bytes(page if name == "page.html" else pdf_that_means(text))
 
-    found = read_document(name, tmp_path)
+    found = read_document(name)
     assert ODD_TEXTS[text] in found.text
     assert found.title == ODD_TEXTS[text]
     assert ODD_TEXTS[text] in split_document(found)[0].text
@@ -202,35 +209,37 @@ def test_half_characters_and_nulls_of_a_page_or_pdf_do_not_stop_it(tmp_path, nam
 
 @given(st.text(st.characters(categories=None), max_size=200))
 def test_any_text_of_a_page_can_be_cut_stored_and_compared(text):
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GENAI_KNOWLEDGE_BASE", folder)
         (Path(folder) / "page.html").write_bytes(
             b"<meta charset=utf-7><h1>Title</h1>" + f"<p>{text}</p>".encode("utf-7")
         )
-        found = split_document(read_document("page.html", Path(folder)))
+        found = split_document(read_document("page.html"))
 
     assert json.loads(json.dumps(found[0].text, ensure_ascii=False).encode()) == found[0].text
     assert not any("\0" in chunk.text for chunk in found)
 
 
-def test_a_file_whose_name_is_not_utf_8_is_named_and_left_out(tmp_path, caplog):
-    (tmp_path / "good.md").write_text("# Good")
-    (Path(os.fsdecode(os.fsencode(tmp_path) + b"/geb\xfchren.md"))).write_text("# Bad name")
+def test_a_file_whose_name_is_not_utf_8_is_named_and_left_out(folder, caplog):
+    (folder / "good.md").write_text("# Good")
+    (Path(os.fsdecode(os.fsencode(folder) + b"/geb\xfchren.md"))).write_text("# Bad name")
 
-    assert document_names(tmp_path) == ["good.md"]
+    assert document_names() == ["good.md"]
     assert r"b'geb\xfchren.md'" in caplog.text
 
 
-@pytest.mark.parametrize("folder", ["", "no-such-folder"])
-def test_a_folder_without_documents_is_an_error_that_names_it(tmp_path, folder):
-    with pytest.raises(ValueError, match=str(tmp_path / folder)):
-        document_names(tmp_path / folder)
+@pytest.mark.parametrize("name", ["", "no-such-folder"])
+def test_a_folder_without_documents_is_an_error_that_names_it(folder, monkeypatch, name):
+    monkeypatch.setenv("GENAI_KNOWLEDGE_BASE", str(folder / name))
+    with pytest.raises(ValueError, match=str(folder / name)):
+        document_names()
 
 
-def test_a_document_that_is_not_there_is_named_with_those_that_are(tmp_path):
-    (tmp_path / "good.md").write_text("# Good")
+def test_a_document_that_is_not_there_is_named_with_those_that_are(folder):
+    (folder / "good.md").write_text("# Good")
 
     with pytest.raises(AirflowFailException, match=r"'../good\.md'.*There are: good\.md"):
-        read_document("../good.md", tmp_path)
+        read_document("../good.md")
 
 
 @pytest.mark.parametrize("document", ALL, ids=lambda d: d.source)
@@ -282,14 +291,14 @@ def test_an_edited_document_keeps_its_chunk_ids_and_gets_other_checksums():
     assert old.checksum != new.checksum
 
 
-def test_a_files_checksum_changes_with_its_bytes_and_with_the_size_of_chunks(tmp_path, monkeypatch):
-    path: Path = tmp_path / "a.md"
+def test_a_files_checksum_changes_with_its_bytes_and_with_the_size_of_chunks(folder, monkeypatch):
+    path: Path = folder / "a.md"
     path.write_text("Text.")
-    before = file_checksum("a.md", tmp_path)
-    assert read_document("a.md", tmp_path).checksum == before
+    before = file_checksum("a.md")
+    assert read_document("a.md").checksum == before
 
     monkeypatch.setattr(documents, "CHUNK_CHARACTERS", 400)
-    smaller = file_checksum("a.md", tmp_path)
+    smaller = file_checksum("a.md")
     path.write_text("Text!")
-    assert len({before, smaller, file_checksum("a.md", tmp_path)}) == 3
-    assert document_names(tmp_path) == ["a.md"]
+    assert len({before, smaller, file_checksum("a.md")}) == 3
+    assert document_names() == ["a.md"]

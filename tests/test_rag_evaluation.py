@@ -84,7 +84,7 @@ def script_answers(llm: Any, number: int) -> None:
 
 def test_a_run_measures_every_mode_and_leaves_a_table_and_a_chart(run_dag, llm, storage):
     script_answers(llm, 4)
-    run = run_dag("rag_evaluation", {"min_recall": 0, "k": 5})
+    run = run_dag("rag_evaluation", {"min_recall": 0, "k": 5, "answers": 4, "min_grounded": 0})
 
     assert run.state == "success"
     scores = {score["mode"]: score for score in run.xcom("evaluate_retrieval")}
@@ -106,7 +106,7 @@ def test_a_run_measures_every_mode_and_leaves_a_table_and_a_chart(run_dag, llm, 
 
 def test_a_regression_fails_the_run_without_a_retry_and_leaves_the_report(run_dag, llm, storage, logged):
     script_answers(llm, 1)
-    run = run_dag("rag_evaluation", {"min_recall": 0.99, "mode": "vector", "answers": 1})
+    run = run_dag("rag_evaluation", {"min_recall": 0.99, "mode": "vector", "answers": 1, "min_grounded": 0})
 
     assert run.state == "failed"
     assert run.task_instance("check_thresholds").try_number == 1
@@ -118,7 +118,8 @@ def test_several_stores_are_measured_side_by_side(run_dag, llm, storage, monkeyp
     other = json.dumps({"conn_type": "lancedb", "host": str(tmp_path / "other")})
     monkeypatch.setenv("AIRFLOW_CONN_OTHER_STORE", other)
     script_answers(llm, 1)
-    run = run_dag("rag_evaluation", {"min_recall": 0, "answers": 1, "stores": ["vector_store_default", "other_store"]})
+    stores = ["vector_store_default", "other_store"]
+    run = run_dag("rag_evaluation", {"min_recall": 0, "answers": 1, "min_grounded": 0, "stores": stores})
 
     assert run.state == "success"
     by_store = Counter(score["store"] for score in run.xcom("evaluate_retrieval"))

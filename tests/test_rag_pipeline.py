@@ -11,7 +11,6 @@ import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,13 @@ from llmock.simulation import build_mock_embedding as vector_of
 
 from include.common.storage import stored_file
 from include.rag import documents, ingestion
-from include.rag import search as knowledge_index
+from include.rag import search as search_module
 from include.rag.answers import DONT_KNOW
-from include.rag.ingestion import find_changes, finish, in_parts, index_documents, refresh_index
-from include.rag.search import COLLECTION, search
-from include.rag.stores import SearchQuery, open_vector_store
+from include.rag.ingestion import find_changes, finish_index, index_documents, refresh_index, share_out
+from include.rag.search import INDEX, search
+from include.rag.stores.base import SearchQuery
+from include.rag.stores.open import open_vector_store
+from include.sample.data import questions
 from tests.conftest import KEY, chat_requests, embedding_requests, model_connection
 from tests.storages import on_storage
 from tests.stores import delete_collections, each_store, read_documents
@@ -41,9 +42,8 @@ def knowledge_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "knowledge_base"
     folder.mkdir()
     for name in ("free-trial.md", "geofences.md", "resetting-your-password.md"):
-        shutil.copy(documents.KNOWLEDGE_BASE / name, folder)
-    for function in ("document_names", "file_checksum", "read_document"):
-        monkeypatch.setattr(ingestion, function, partial(getattr(documents, function), folder=folder))
+        shutil.copy(documents.knowledge_base() / name, folder)
+    monkeypatch.setenv("GENAI_KNOWLEDGE_BASE", str(folder))
     return folder
 
 
@@ -53,6 +53,7 @@ def index(
 ) -> Iterator[str]:
     """The name of an index of this test's own, in each store in turn."""
     name = each_store(request, tmp_path, monkeypatch)
+    monkeypatch.setattr(search_module, "INDEX", name)
     yield name
     if request.param == "weaviate":
         delete_collections(name)
@@ -73,9 +74,9 @@ def stored(index: str) -> tuple[str | None, dict[str, str], int]:
         return active, collection.documents(), collection.count()
 
 
-def in_step(index: str, folder: Path) -> bool:
-    """Whether the index holds the documents of the folder, each whole and once, and nothing else."""
-    found = read_documents(folder)
+def in_step(index: str) -> bool:
+    """Whether the index holds the documents of the knowledge base, each whole and once, and nothing else."""
+    found = read_documents()
     chunks = [chunk for document in found for chunk in documents.split_document(document)]
     _, stored_documents, count = stored(index)
     return stored_documents == {d.source: d.checksum for d in found} and count == len(chunks)
@@ -95,12 +96,12 @@ def published(run: Any) -> dict[str, Any]:
 
 
 def test_a_second_run_over_unchanged_documents_embeds_nothing(index, llm, knowledge_base):
-    refresh_index(index)
-    assert in_step(index, knowledge_base)
+    refresh_index()
+    assert in_step(index)
     before, requests = stored(index), len(embedding_requests(llm))
 
-    assert not find_changes(index).documents
-    refresh_index(index)
+    assert not find_changes()["documents"]
+    refresh_index()
 
     assert stored(index) == before
     assert embedded(llm, requests) == []
@@ -109,62 +110,62 @@ def test_a_second_run_over_unchanged_documents_embeds_nothing(index, llm, knowle
 def test_changed_documents_are_shared_out_evenly_and_each_once(index, knowledge_base):
     for number in range(4):
         (knowledge_base / f"page-{number}.md").write_text(f"# Page {number}")
-    parts = in_parts(find_changes(index).documents, 5)
+    parts = share_out(find_changes()["documents"], 5)
     assert [len(part) for part in parts] == [4, 3]
-    assert [name for part in parts for name in part] == documents.document_names(knowledge_base)
-    assert in_parts({}, 5) == []
+    assert [name for part in parts for name in part] == documents.document_names()
+    assert share_out({}, 5) == []
 
 
 def test_only_the_changed_chunks_of_an_edited_document_are_embedded(index, llm, knowledge_base):
     sections = [f"## Section {n}\n\n{f'Sentence of section {n}. ' * 30}" for n in range(5)]
     (knowledge_base / "long.md").write_text("\n\n".join(["# Long", *sections]))
-    refresh_index(index)
+    refresh_index()
     requests = len(embedding_requests(llm))
     sections[2] = "## Section 2\n\nA new sentence."
     sections.insert(0, "## Section new\n\n" + "Something else to begin with. " * 24)  # moves all others
     (knowledge_base / "long.md").write_text("\n\n".join(["# Long", *sections]))
 
-    assert list(find_changes(index).documents) == ["long.md"]
-    refresh_index(index)
+    assert list(find_changes()["documents"]) == ["long.md"]
+    refresh_index()
 
     texts = embedded(llm, requests)
     assert 1 <= len(texts) <= 4
     assert any("A new sentence." in text for text in texts)
     assert not any("Sentence of section 4" in text for text in texts)
-    assert in_step(index, knowledge_base)
+    assert in_step(index)
 
 
 def test_a_shorter_version_and_a_removed_document_leave_nothing(index, knowledge_base):
-    refresh_index(index)
+    refresh_index()
     (knowledge_base / "geofences.md").write_text("# Geofences\n\nA new sentence.")
     (knowledge_base / "free-trial.md").unlink()
 
-    assert refresh_index(index)["removed"] == ["free-trial.md"]
-    assert in_step(index, knowledge_base)
+    assert refresh_index()["removed"] == ["free-trial.md"]
+    assert in_step(index)
 
 
 def test_a_run_that_dies_half_way_is_finished_by_the_next(index, llm, knowledge_base, monkeypatch):
     monkeypatch.setattr(ingestion, "CHUNKS_AT_ONCE", 1)  # each document is written on its own
-    changes = find_changes(index)
+    changes = find_changes()
     requests = len(embedding_requests(llm))
-    index_documents(index, changes.collection, in_parts(changes.documents, 1)[0])
+    index_documents(changes["collection"], share_out(changes["documents"], 1)[0])
     paid = len(embedded(llm, requests))
     with open_vector_store() as store:
         assert store.active(index) is None  # nobody searches a collection that is not full
 
-    refresh_index(index)
+    refresh_index()
 
-    chunks = [c for d in read_documents(knowledge_base) for c in documents.split_document(d)]
+    chunks = [c for d in read_documents() for c in documents.split_document(d)]
     assert paid > 0
     assert len(embedded(llm, requests)) == len(chunks)
-    assert in_step(index, knowledge_base)
+    assert in_step(index)
 
 
 def test_a_document_of_which_only_a_part_was_stored_is_completed(index, llm, knowledge_base):
-    refresh_index(index)
+    refresh_index()
     active, _, count = stored(index)
     requests = len(embedding_requests(llm))
-    first, *_ = documents.split_document(documents.read_document("geofences.md", knowledge_base))
+    first, *_ = documents.split_document(documents.read_document("geofences.md"))
     with open_vector_store() as store:
         collection = store.collection(active)
         vectors = collection.known_vectors([first.checksum])
@@ -172,9 +173,9 @@ def test_a_document_of_which_only_a_part_was_stored_is_completed(index, llm, kno
         collection.replace_documents([first], [vectors[first.checksum]])
     assert stored(index)[2] < count
 
-    refresh_index(index)
+    refresh_index()
 
-    assert in_step(index, knowledge_base)
+    assert in_step(index)
     assert first.text not in embedded(llm, requests)
 
 
@@ -184,21 +185,21 @@ def test_two_ingestions_at_once_do_no_harm(index, knowledge_base, monkeypatch):
 
     def ingest(_: int) -> None:
         barrier.wait(timeout=300)
-        refresh_index(index)
+        refresh_index()
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(ingest, range(2)))
 
-    assert in_step(index, knowledge_base)
+    assert in_step(index)
 
 
 @pytest.mark.parametrize("change", ["model", "dimension"])
 def test_another_model_or_dimension_fills_a_new_collection_and_then_takes_over(
     index, llm, knowledge_base, monkeypatch, change
 ):
-    refresh_index(index)
+    refresh_index()
     old, _, count = stored(index)
-    before = find_changes(index)
+    before = find_changes()
     if change == "model":
         other = model_connection(llm.base_url("openai"), "openai:text-embedding-3-large")
         monkeypatch.setenv("AIRFLOW_CONN_EMBEDDINGS_DEFAULT", other)
@@ -206,32 +207,32 @@ def test_another_model_or_dimension_fills_a_new_collection_and_then_takes_over(
         monkeypatch.setattr(llmock.routers.openai, "build_mock_embedding", lambda text, _: vector_of(text, 64))
 
     with pytest.raises(AirflowFailException, match="has changed since this run began"):
-        index_documents(index, before.collection, before.documents)
-    changes = find_changes(index)
-    index_documents(index, changes.collection, changes.documents)
+        index_documents(before["collection"], before["documents"])
+    changes = find_changes()
+    index_documents(changes["collection"], changes["documents"])
     assert stored(index)[0] == old
     with pytest.raises(AirflowFailException, match="holds vectors of another model"):
-        search(index, SearchQuery("reset link", [], 3))
-    finish(index, changes.collection, changes.gone)
+        search([SearchQuery("reset link", 3)])
+    finish_index(changes["collection"], changes["gone"])
 
     new, _, new_count = stored(index)
     assert new != old
     assert new_count == count
-    assert in_step(index, knowledge_base)
-    assert search(index, SearchQuery("reset link", [], 3))
+    assert in_step(index)
+    assert search([SearchQuery("reset link", 3)])[0]
     with open_vector_store() as store:
         assert store.collection(old).count() == 0
 
 
 def test_files_that_cannot_be_read_are_named_and_the_rest_goes_in(index, knowledge_base, caplog):
-    refresh_index(index)
+    refresh_index()
     before = stored(index)[1]["geofences.md"]
     (knowledge_base / "geofences.md").write_bytes(b"# Geb\xfchren")
     (knowledge_base / "empty.md").write_text(" ")
     (knowledge_base / "new.txt").write_text("Something new.")
-    changes = find_changes(index)
-    done = index_documents(index, changes.collection, changes.documents)
-    finish(index, changes.collection, changes.gone)
+    changes = find_changes()
+    done = index_documents(changes["collection"], changes["documents"])
+    finish_index(changes["collection"], changes["gone"])
 
     assert done["documents"] == 1
     assert done["unreadable"].keys() == {"empty.md", "geofences.md"}
@@ -252,8 +253,8 @@ def test_whatever_goes_wrong_with_one_document_it_is_named_and_the_rest_goes_in(
         return before(document)
 
     monkeypatch.setattr(ingestion, step, fails_for_geofences)
-    changes = find_changes(index)
-    done = index_documents(index, changes.collection, changes.documents)
+    changes = find_changes()
+    done = index_documents(changes["collection"], changes["documents"])
 
     assert done["documents"] == 2
     assert done["unreadable"] == {"geofences.md": "geofences.md cannot be used: RecursionError: too deep \ufffd"}
@@ -263,14 +264,14 @@ def test_whatever_goes_wrong_with_one_document_it_is_named_and_the_rest_goes_in(
 @pytest.mark.parametrize("indexed_before", [False, True])
 def test_where_no_document_can_be_read_the_index_stays_as_it_is(index, knowledge_base, indexed_before):
     if indexed_before:
-        refresh_index(index)
+        refresh_index()
         before = stored(index)
     for path in knowledge_base.iterdir():
         path.unlink()
     (knowledge_base / "other.md").write_text(" ")
 
     with pytest.raises(ValueError, match="No document could be indexed, so the index stays"):
-        refresh_index(index)
+        refresh_index()
     if indexed_before:
         assert stored(index) == before
     else:
@@ -283,7 +284,7 @@ def test_where_no_document_can_be_read_the_index_stays_as_it_is(index, knowledge
 
 @pytest.mark.parametrize("folder", ["missing", "empty", "only hidden files"])
 def test_a_folder_without_documents_deletes_nothing_and_is_named_with_what_to_set(index, knowledge_base, folder):
-    refresh_index(index)
+    refresh_index()
     before = stored(index)
     shutil.rmtree(knowledge_base)
     if folder != "missing":
@@ -292,13 +293,13 @@ def test_a_folder_without_documents_deletes_nothing_and_is_named_with_what_to_se
         (knowledge_base / ".gitkeep").touch()
 
     with pytest.raises(ValueError, match=f"no documents in {re.escape(str(knowledge_base))}.*set GENAI_KNOWLEDGE_BASE"):
-        refresh_index(index)
+        refresh_index()
     assert stored(index) == before
 
 
 @pytest.mark.parametrize("model_changed", [False, True])
 def test_a_folder_that_lacks_most_documents_deletes_nothing(index, llm, knowledge_base, monkeypatch, model_changed):
-    refresh_index(index)
+    refresh_index()
     before = stored(index)
     for name in ("geofences.md", "free-trial.md"):
         (knowledge_base / name).unlink()
@@ -307,103 +308,114 @@ def test_a_folder_that_lacks_most_documents_deletes_nothing(index, llm, knowledg
         monkeypatch.setenv("AIRFLOW_CONN_EMBEDDINGS_DEFAULT", other)
 
     with pytest.raises(ValueError, match=r"lacks 2 of the 3 documents of the index, among them free-trial\.md"):
-        refresh_index(index)
+        refresh_index()
     assert stored(index) == before
 
 
 def test_other_documents_take_the_place_of_all(index, knowledge_base):
-    refresh_index(index)
+    refresh_index()
     for path in knowledge_base.iterdir():
         path.unlink()
     (knowledge_base / "ours.md").write_text("# Ours")
 
-    assert len(refresh_index(index)["removed"]) == 3
-    assert in_step(index, knowledge_base)
+    assert len(refresh_index()["removed"]) == 3
+    assert in_step(index)
 
 
 def test_a_worker_with_an_older_folder_names_what_differs_and_indexes_nothing_of_it(index, knowledge_base, caplog):
-    refresh_index(index)
+    refresh_index()
     before = stored(index)
     (knowledge_base / "geofences.md").write_text("# Geofences\n\nNewer.")
     (knowledge_base / "new.md").write_text("# New")
     (knowledge_base / "same.md").write_text("# Same")
-    changes = find_changes(index)
+    changes = find_changes()
     (knowledge_base / "geofences.md").write_text("# Geofences\n\nOlder.")
     (knowledge_base / "new.md").unlink()
 
-    done = index_documents(index, changes.collection, changes.documents)
-    finish(index, changes.collection, changes.gone)
+    done = index_documents(changes["collection"], changes["documents"])
+    finish_index(changes["collection"], changes["gone"])
 
     assert done["differing"] == ["geofences.md", "new.md"]
     assert done["documents"] == 1
     assert "geofences.md is missing on this worker, or is not the version that was listed" in caplog.text
-    assert stored(index)[1] == before[1] | {"same.md": changes.documents["same.md"]}
+    assert stored(index)[1] == before[1] | {"same.md": changes["documents"]["same.md"]}
 
 
 def test_a_new_collection_without_documents_that_differ_does_not_replace_the_old_one(
     index, llm, knowledge_base, monkeypatch
 ):
-    refresh_index(index)
+    refresh_index()
     before = stored(index)
     other = model_connection(llm.base_url("openai"), "openai:text-embedding-3-large")
     monkeypatch.setenv("AIRFLOW_CONN_EMBEDDINGS_DEFAULT", other)
-    changes = find_changes(index)
+    changes = find_changes()
     text = (knowledge_base / "geofences.md").read_text()
     (knowledge_base / "geofences.md").write_text("Older.")
 
     with pytest.raises(
         AirflowException, match=r"1 documents, among them geofences\.md, are not as find_changes listed"
     ):
-        index_documents(index, changes.collection, changes.documents)
+        index_documents(changes["collection"], changes["documents"])
     assert stored(index) == before
     (knowledge_base / "geofences.md").write_text(text)  # the retry runs on another worker
-    index_documents(index, changes.collection, changes.documents)
-    finish(index, changes.collection, changes.gone)
+    index_documents(changes["collection"], changes["documents"])
+    finish_index(changes["collection"], changes["gone"])
     assert stored(index)[0] != before[0]
-    assert in_step(index, knowledge_base)
+    assert in_step(index)
 
 
 def test_what_another_run_has_indexed_since_the_list_was_made_stays(index, knowledge_base):
-    refresh_index(index)
+    refresh_index()
     text = (knowledge_base / "geofences.md").read_text()
     (knowledge_base / "geofences.md").unlink()
-    slow = find_changes(index)
+    slow = find_changes()
     (knowledge_base / "geofences.md").write_text(f"{text}\n\nNewer.")
     (knowledge_base / "new.md").write_text("# New")
-    refresh_index(index)
+    refresh_index()
 
-    assert finish(index, slow.collection, slow.gone)["removed"] == []
-    assert in_step(index, knowledge_base)
+    assert finish_index(slow["collection"], slow["gone"])["removed"] == []
+    assert in_step(index)
 
 
 def test_a_search_before_the_first_run_says_what_to_run(index):
     with pytest.raises(AirflowFailException, match="run rag_pipeline"):
-        search(index, SearchQuery("reset link", [], 3))
+        search([SearchQuery("reset link", 3)])
 
 
 def test_a_search_leaves_out_near_duplicates_and_fills_up_with_others(index, knowledge_base):
     text = (knowledge_base / "geofences.md").read_text()
     for n in range(2):
         (knowledge_base / f"copy-{n}.md").write_text(text.replace("Geofences", f"Geofences {n}", 1))
-    refresh_index(index)
+    refresh_index()
 
-    hits = search(index, SearchQuery("geofence polygon circle", [], 2, mode="keyword"))
+    (hits,) = search([SearchQuery("geofence polygon circle", 2, mode="keyword")])
 
     assert len({hit.text.partition("\n")[2][-200:] for hit in hits}) == len(hits) == 2
+
+
+def test_a_text_that_several_queries_share_is_embedded_once(index, llm, knowledge_base):
+    refresh_index()
+    requests = len(embedding_requests(llm))
+    texts = ["reset link", "free trial"]
+    found = search([SearchQuery(text, 2, mode) for mode in ("keyword", "vector", "hybrid") for text in texts])
+
+    assert embedded(llm, requests) == texts
+    assert [hits[0].source for hits in found[:2]] == ["resetting-your-password.md", "free-trial.md"]
+    assert all(found)
+    assert len(found) == 6
 
 
 # ---- The DAG
 
 
 def test_the_dag_answers_on_every_store(run_dag, llm, index, knowledge_base, monkeypatch):
-    monkeypatch.setattr(knowledge_index, "COLLECTION", index)
     for mode in ("vector", "keyword", "hybrid"):
         answer(llm, [1])
         run = run_dag("rag_pipeline", {**ANYTHING, "query": "the free trial", "mode": mode})
 
         assert run.state == "success"
         assert published(run)["chunks"] == [run.xcom("retrieve")[0]["id"]]
-    assert in_step(index, knowledge_base)
+    assert in_step(index)
 
 
 def test_the_first_run_indexes_every_document_in_a_few_requests(run_dag, llm, storage):
@@ -413,7 +425,7 @@ def test_the_first_run_indexes_every_document_in_a_few_requests(run_dag, llm, st
     assert run.state == "success"
     names = documents.document_names()
     assert len(names) == 30
-    assert in_step(COLLECTION, documents.KNOWLEDGE_BASE)
+    assert in_step(INDEX)
     assert len([request for request in embedding_requests(llm) if request["input"] != ["length"]]) == 2
     assert run.task_instance("index_documents", 0).rendered_map_index == f"{names[0]} to {names[-1]}"
     assert run.xcom("index_documents", map_index=0)["documents"] == 30
@@ -445,17 +457,16 @@ def test_a_last_task_on_a_worker_with_another_folder_removes_what_was_listed_as_
 
     def finish_elsewhere(*args: Any) -> Any:
         with monkeypatch.context() as patch:
-            for name in ("document_names", "file_checksum", "read_document"):
-                patch.setattr(ingestion, name, partial(getattr(documents, name), folder=other))
-            return finish(*args)
+            patch.setenv("GENAI_KNOWLEDGE_BASE", str(other))
+            return finish_index(*args)
 
-    monkeypatch.setattr(ingestion, "finish", finish_elsewhere)
+    monkeypatch.setattr(ingestion, "finish_index", finish_elsewhere)
     answer(llm, [1])
     run = run_dag("rag_pipeline", ANYTHING)
 
     assert run.state == "success"
     assert run.xcom("finish_index")["removed"] == ["free-trial.md"]
-    assert in_step(COLLECTION, knowledge_base)
+    assert in_step(INDEX)
 
 
 def test_a_worker_whose_folder_was_emptied_after_the_listing_indexes_nothing_and_deletes_nothing(
@@ -463,7 +474,7 @@ def test_a_worker_whose_folder_was_emptied_after_the_listing_indexes_nothing_and
 ):
     answer(llm, [1])
     run_dag("rag_pipeline", ANYTHING)
-    before = stored(COLLECTION)
+    before = stored(INDEX)
     (knowledge_base / "new.md").write_text("# New")
 
     def then_empty(*args: Any) -> Any:
@@ -478,20 +489,20 @@ def test_a_worker_whose_folder_was_emptied_after_the_listing_indexes_nothing_and
 
     assert run.state == "success"
     assert run.xcom("index_documents", map_index=0)["differing"] == ["new.md"]
-    assert stored(COLLECTION) == before
+    assert stored(INDEX) == before
 
 
 def test_a_run_over_an_empty_folder_fails_and_the_index_stays(run_dag, llm, storage, knowledge_base, logged):
     answer(llm, [1])
     run_dag("rag_pipeline", ANYTHING)
-    before = stored(COLLECTION)
+    before = stored(INDEX)
     for path in knowledge_base.iterdir():
         path.unlink()
     run = run_dag("rag_pipeline", ANYTHING)
 
     assert run.states()["find_changes"] == "failed"
     assert f"There are no documents in {knowledge_base}" in logged()
-    assert stored(COLLECTION) == before
+    assert stored(INDEX) == before
 
 
 @on_storage("s3")
@@ -594,6 +605,19 @@ def test_the_asset_says_what_changed_in_the_index_not_in_the_folder(run_dag, llm
 
     assert run.xcom("refresh_knowledge_base")["result"].startswith("documents: 0 added, 1 changed, 0 removed")
     assert run_dag("asset_producer").states()["refresh_knowledge_base"] == "skipped"
+
+
+def test_the_check_of_retrieval_is_skipped_without_an_index_and_then_names_what_it_misses(
+    run_dag, llm, storage, knowledge_base
+):
+    assert run_dag("asset_or_time").states()["check_retrieval"] == "skipped"
+    refresh_index()
+    run = run_dag("asset_or_time")
+
+    missed = json.loads(stored_file(run.xcom("check_retrieval")["missed"]).read_bytes())
+    kept = set(documents.document_names())
+    assert {each["document"] for each in missed} >= {each["document"] for each in questions()} - kept
+    assert f"{len(questions()) - len(missed)} of {len(questions())} questions" in run.xcom("check_retrieval")["result"]
 
 
 # ---- Hostile documents

@@ -36,7 +36,7 @@ def embedder(model_path, monkeypatch):
 
 
 def test_texts_of_one_meaning_are_nearer_than_others(embedder):
-    from include.rag.stores import cosine
+    from include.ai.embeddings import cosine
 
     question, same, other = embedder.embed_documents(TEXTS)
 
@@ -68,10 +68,11 @@ def test_the_model_is_loaded_once_whatever_a_task_does_with_it(embedder, storage
 def filled_and_searched():
     from include.rag.ingestion import refresh_index
     from include.rag.search import search
-    from include.rag.stores import SearchQuery
+    from include.rag.stores.base import SearchQuery
 
-    refresh_index("Help")
-    return search("Help", SearchQuery("I forgot my password", [], 3))
+    refresh_index()
+    (hits,) = search([SearchQuery("I forgot my password", 3)])
+    return hits
 
 
 @pytest.mark.skipif(active_sdk() != AIRFLOW_AI_SDK, reason="common-ai has no @task.embed")

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from include.rag.stores import SearchQuery, open_vector_store
+from include.rag.stores.base import SearchQuery
+from include.rag.stores.open import open_vector_store
 from tests.stores import chunks, delete_collections, each_store
 
 pytestmark = pytest.mark.one_stack
@@ -48,7 +49,7 @@ def put(collection: Any, source: str, *texts: str, vector: list[float] = EAST, f
 
 
 def found(collection: Any, text: str = "", vector: list[float] = EAST, limit: int = 10, **query: Any) -> list[str]:
-    return [hit.source for hit in collection.search(SearchQuery(text, vector, limit, **query))]
+    return [hit.source for hit in collection.search(SearchQuery(text, limit, **query), vector)]
 
 
 def test_a_collection_that_does_not_exist_reads_as_an_empty_one(store, prefix):
@@ -77,14 +78,14 @@ def test_a_vector_search_finds_best_first_and_tells_all_of_a_chunk(collection):
     put(collection, "north.md", "to the north", vector=NORTH)
     put(collection, "up.md", "up", vector=UP)
 
-    first, second = collection.search(SearchQuery("", [0.8, 0.6, 0.0], limit=2))
+    first, second = collection.search(SearchQuery("", limit=2), [0.8, 0.6, 0.0])
 
     (chunk,) = chunks("east.md", "to the east")
     names = ("id", "source", "title", "headings", "position", "text")
     assert {name: getattr(first, name) for name in names} == {name: getattr(chunk, name) for name in names}
     assert second.source == "north.md"
     assert [first.score, second.score] == pytest.approx([0.8, 0.6], abs=1e-5)
-    assert collection.search(SearchQuery("", [-1.0, 0.0, 0.0], 3))[-1].score == pytest.approx(-1, abs=1e-5)
+    assert collection.search(SearchQuery("", 3), [-1.0, 0.0, 0.0])[-1].score == pytest.approx(-1, abs=1e-5)
 
 
 def test_a_keyword_search_finds_words_whatever_their_vector_and_case(collection):
@@ -107,7 +108,7 @@ def test_the_score_is_the_cosine_in_every_mode(collection):
     put(collection, "code.md", "Fault F3", vector=[0.6, 0.8, 0.0])
 
     for mode in ("vector", "keyword", "hybrid"):
-        (hit,) = collection.search(SearchQuery("F3", EAST, limit=3, mode=mode))
+        (hit,) = collection.search(SearchQuery("F3", limit=3, mode=mode), EAST)
         assert hit.score == pytest.approx(0.6, abs=1e-5)
 
 
@@ -151,11 +152,11 @@ def test_any_text_can_be_searched_for(collection, mode, text):
 
 def test_an_unknown_mode_or_filter_or_no_words_are_named():
     with pytest.raises(ValueError, match=r"'fuzzy'.*vector, keyword or hybrid"):
-        SearchQuery("", EAST, 1, mode="fuzzy")  # type: ignore[arg-type]
+        SearchQuery("", 1, mode="fuzzy")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="A hybrid search needs words"):
-        SearchQuery("  ", EAST, 1, mode="hybrid")
+        SearchQuery("  ", 1, mode="hybrid")
     with pytest.raises(ValueError, match=r"author.*source, title, format"):
-        SearchQuery("", EAST, 1, filters={"author": ["x"]})
+        SearchQuery("", 1, filters={"author": ["x"]})
 
 
 def test_storing_the_same_document_again_changes_nothing(collection):
@@ -171,7 +172,7 @@ def test_a_new_version_leaves_nothing_of_the_old_one_and_other_documents_alone(c
     put(collection, "b.md", "other")
     put(collection, "a.md", "new")
 
-    assert {hit.text for hit in collection.search(SearchQuery("", EAST, 10))} == {"new", "other"}
+    assert {hit.text for hit in collection.search(SearchQuery("", 10), EAST)} == {"new", "other"}
     assert collection.documents() == {"a.md": "new", "b.md": "other"}
     assert found(collection, "three", mode="keyword") == []
     assert found(collection, "new", mode="keyword") == ["a.md"]

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException
 
-from include.rag.stores import SearchQuery, open_vector_store
 from include.rag.stores import weaviate_store as weaviate
+from include.rag.stores.base import SearchQuery
+from include.rag.stores.open import open_vector_store
 from local.processes import free_ports
 from tests.stores import chunks
 
@@ -33,8 +34,8 @@ class FakeCollection:
         self.searches: list[tuple[str, dict[str, Any]]] = []
         self.data = SimpleNamespace(insert_many=self.insert_many, delete_many=self.delete_many)
         self.query = SimpleNamespace(
-            bm25=lambda text, **more: self.search("bm25", query=text, **more),
-            hybrid=lambda text, **more: self.search("hybrid", query=text, **more),
+            bm25=lambda **more: self.search("bm25", **more),
+            hybrid=lambda **more: self.search("hybrid", **more),
             near_vector=lambda vector, **more: self.search("near_vector", near_vector=vector, **more),
         )
 
@@ -136,7 +137,7 @@ def test_every_property_of_a_chunk_is_declared_and_only_its_text_is_searched_by_
 @pytest.mark.parametrize(("mode", "kind"), [("vector", "near_vector"), ("keyword", "bm25"), ("hybrid", "hybrid")])
 def test_each_mode_is_one_request_with_limit_and_filters(mode, kind):
     fake = FakeCollection()
-    collection(fake).search(SearchQuery("words", [1.0, 0.0], 7, mode=mode, filters={"format": ["pdf"]}))
+    collection(fake).search(SearchQuery("words", 7, mode=mode, filters={"format": ["pdf"]}), [1.0, 0.0])
 
     ((asked, arguments),) = fake.searches
     assert asked == kind

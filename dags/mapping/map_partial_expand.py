@@ -11,7 +11,9 @@ A document that fails does not stop the others: the report is made from the rest
 from airflow.sdk import Param, dag, get_current_context, task
 
 from include.ai import llm_kwargs, untrusted
+from include.common.mapping import mappable, mapped_results
 from include.common.task_defaults import DEFAULT_ARGS
+from include.rag.documents import read_document
 
 SUMMARY_PROMPT = "Say in one short sentence what the reader learns from the text."
 
@@ -43,8 +45,6 @@ SUMMARY_PROMPT = "Say in one short sentence what the reader learns from the text
 def map_partial_expand():
     @task
     def get_documents() -> list[str]:
-        from include.common.mapping import mappable
-
         return mappable(get_current_context()["params"]["documents"])
 
     @task
@@ -53,16 +53,12 @@ def map_partial_expand():
 
     @task.llm(**llm_kwargs(), system_prompt=SUMMARY_PROMPT, map_index_template="{{ title }}")
     def summarize(document: str, audience: str):
-        from include.rag.documents import read_document
-
         found = read_document(document)
         get_current_context()["title"] = found.title
         return untrusted(f"For {audience}:\n\n{found.text[:1000]}")
 
     @task(trigger_rule="all_done")
     def report(documents: list[str]):
-        from include.common.mapping import mapped_results
-
         summaries = dict(zip(documents, mapped_results("summarize", documents), strict=True))
         failed = [name for name, summary in summaries.items() if summary is None]
         named = f"; failed: {', '.join(failed)}" if failed else ""

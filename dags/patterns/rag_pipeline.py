@@ -11,12 +11,19 @@ retrieved is refused, and the model asked again. The store is that of the connec
 Weaviate. See docs/rag.md.
 """
 
+import json
+from dataclasses import asdict
+
 from airflow.providers.common.compat.sdk import AirflowSkipException
 from airflow.sdk import Param, dag, get_current_context, task
 
 from include.ai import llm_kwargs
+from include.common.storage import artifact_path, write_artifact
 from include.common.task_defaults import DEFAULT_ARGS, LLM_POOL
-from include.rag.answers import ANSWER_PROMPT, MOST_PASSAGES, Answer, answer_prompt
+from include.rag import ingestion
+from include.rag.answers import ANSWER_PROMPT, MOST_PASSAGES, Answer, answer_prompt, published_answer
+from include.rag.search import search
+from include.rag.stores.base import FILTER_FIELDS, SearchQuery
 
 DOCUMENTS_PER_TASK = 1000
 
@@ -57,7 +64,7 @@ DOCUMENTS_PER_TASK = 1000
         "filters": Param(
             {},
             type="object",
-            properties={name: {"type": "array", "items": {"type": "string"}} for name in ("source", "title", "format")},
+            properties={name: {"type": "array", "items": {"type": "string"}} for name in FILTER_FIELDS},
             additionalProperties=False,
             title="Filters",
             description='Only passages with one of these values, as in {"format": ["pdf", "html"]}.',
@@ -65,42 +72,29 @@ DOCUMENTS_PER_TASK = 1000
     },
 )
 def rag_pipeline():
-    @task
-    def find_changes() -> list[dict[str, str]]:
-        from include.rag.ingestion import find_changes, in_parts
-        from include.rag.search import COLLECTION
+    @task(multiple_outputs=True)
+    def find_changes():
+        return ingestion.find_changes()
 
-        changes = find_changes(COLLECTION)
-        ti = get_current_context()["ti"]
-        ti.xcom_push(key="collection", value=changes.collection)
-        ti.xcom_push(key="gone", value=changes.gone)
-        return in_parts(changes.documents, DOCUMENTS_PER_TASK)
+    @task
+    def share_out(documents: dict[str, str]):
+        return ingestion.share_out(documents, DOCUMENTS_PER_TASK)
 
     @task(map_index_template="{{ names }}", pool=LLM_POOL)
     def index_documents(collection: str, documents: dict[str, str]):
-        from include.rag.ingestion import index_documents
-        from include.rag.search import COLLECTION
-
         get_current_context()["names"] = f"{min(documents)} to {max(documents)}"
-        return index_documents(COLLECTION, collection, documents)
+        return ingestion.index_documents(collection, documents)
 
     @task(trigger_rule="none_failed")
     def finish_index(collection: str, gone: dict[str, str]):
-        from include.rag.ingestion import finish
-        from include.rag.search import COLLECTION
-
-        return finish(COLLECTION, collection, gone)
+        return ingestion.finish_index(collection, gone)
 
     @task
-    def retrieve() -> list[dict]:
-        from dataclasses import asdict
-
-        from include.rag.search import COLLECTION, search
-        from include.rag.stores import SearchQuery
-
+    def retrieve():
         params = get_current_context()["params"]
-        query = SearchQuery(params["query"], [], params["k"], params["mode"], params["filters"])
-        return [asdict(hit) for hit in search(COLLECTION, query, params["min_score"])]
+        query = SearchQuery(params["query"], params["k"], params["mode"], params["filters"])
+        (hits,) = search([query], params["min_score"])
+        return [asdict(hit) for hit in hits]
 
     @task.llm(**llm_kwargs(), system_prompt=ANSWER_PROMPT, output_type=Answer)
     def generate_answer(passages: list[dict]):
@@ -109,25 +103,21 @@ def rag_pipeline():
         return answer_prompt(get_current_context()["params"]["query"], passages)
 
     @task(trigger_rule="none_failed")
-    def publish_answer(passages: list[dict]):
-        import json
-
-        from include.common.storage import artifact_path, write_artifact
-        from include.rag.answers import published_answer
-
+    def publish_answer(answer: dict | None, passages: list[dict]):
         context = get_current_context()
-        answer = context["ti"].xcom_pull(task_ids="generate_answer") if passages else None
         result = {"question": context["params"]["query"], **published_answer(answer, passages)}
         path = artifact_path("answers", context["run_id"], "answer.json")
         write_artifact(path, json.dumps(result, indent=2, ensure_ascii=False))
         cited = f" [{', '.join(result['sources'])}]" if result["sources"] else ""
         return {**result, "artifact": str(path), "result": f"{result['answer']}{cited}"}
 
-    found = find_changes()
-    indexed = index_documents.partial(collection=found["collection"]).expand(documents=found)
+    changes = find_changes()
+    shares = share_out(changes["documents"])
+    indexed = index_documents.partial(collection=changes["collection"]).expand(documents=shares)
+    finished = finish_index(changes["collection"], changes["gone"])
     passages = retrieve()
-    indexed >> finish_index(found["collection"], found["gone"]) >> passages
-    generate_answer(passages) >> publish_answer(passages)
+    indexed >> finished >> passages
+    publish_answer(generate_answer(passages), passages)
 
 
 rag_pipeline()

@@ -1,18 +1,22 @@
 """
-### Asset producer: keeps the knowledge base fresh, and tells everybody who waits for it
+### Asset producer: keep the knowledge base fresh, and start every DAG that waits for it
 
 Every hour it embeds the documents that changed, then updates the asset `knowledge_base`. DAGs scheduled on that asset
-run because of it. **Without a change there is no update**: the task is skipped, and nobody is woken for nothing.
+run because of it. **Without a change there is no update**: the task is skipped, and no DAG is started for nothing.
 
 The update carries numbers and the URL of a file, not the data: an event is a row in Airflow's database. What was
 published is remembered only after the update is stored, so a crash in between repeats an update and never loses one.
 """
 
+import json
+
 from airflow.providers.common.compat.sdk import AirflowSkipException
 from airflow.sdk import dag, get_current_context, task
 
 from include.common.assets import KNOWLEDGE_BASE
+from include.common.storage import artifact_path, stored_file, write_artifact
 from include.common.task_defaults import DEFAULT_ARGS, LLM_POOL
+from include.rag import updates
 
 
 @dag(
@@ -27,33 +31,25 @@ from include.common.task_defaults import DEFAULT_ARGS, LLM_POOL
 def asset_producer():
     @task(outlets=[KNOWLEDGE_BASE], pool=LLM_POOL)
     def refresh_knowledge_base():
-        import json
-
-        from include.common.storage import artifact_path, write_artifact
-        from include.rag.changes import changes_since_last_update
+        # Here, as these import the AI SDK, which costs seconds at each parse of a DAG that calls no language model.
         from include.rag.ingestion import refresh_index
-        from include.rag.search import COLLECTION, indexed_documents
+        from include.rag.search import indexed_documents
 
-        chunks = refresh_index(COLLECTION)["chunks"]
-        changes = changes_since_last_update(indexed_documents(COLLECTION))
-        numbers = {kind: len(changes[kind]) for kind in ("added", "changed", "removed")}
+        chunks = refresh_index()["chunks"]
+        update = updates.update_of(indexed_documents())
+        numbers = {kind: len(update[kind]) for kind in ("added", "changed", "removed")}
         if not any(numbers.values()):
             raise AirflowSkipException("No document has changed since the last update of the asset.")
         context = get_current_context()
         path = artifact_path("knowledge_base", context["run_id"], "changes.json")
-        write_artifact(path, json.dumps(changes, indent=2))
+        write_artifact(path, json.dumps(update, indent=2))
         context["outlet_events"][KNOWLEDGE_BASE].extra = {**numbers, "chunks": chunks, "changes": str(path)}
-        told = ", ".join(f"{number} {kind}" for kind, number in numbers.items())
-        return {"changes": str(path), "result": f"documents: {told}; {chunks} chunks"}
+        counted = ", ".join(f"{number} {kind}" for kind, number in numbers.items())
+        return {"changes": str(path), "result": f"documents: {counted}; {chunks} chunks"}
 
     @task
-    def remember_update(update: dict):
-        import json
-
-        from include.common.storage import stored_file
-        from include.rag.changes import remember
-
-        remember(json.loads(stored_file(update["changes"]).read_bytes()))
+    def remember_update(refreshed: dict):
+        updates.remember_update(json.loads(stored_file(refreshed["changes"]).read_bytes()))
 
     remember_update(refresh_knowledge_base())
 

@@ -67,13 +67,10 @@ class Embedder:
 
     def nearest_label(self, texts: Sequence[str], labels: Mapping[str, str]) -> list[str]:
         """Return for each text the label whose description is most similar to it (cosine)."""
-        described = [_unit(vector) for vector in self.embed_documents(list(labels.values()))]
-        names = list(labels)
-        nearest = []
-        for vector in map(_unit, self.embed_documents(texts)):
-            similar = [sum(a * b for a, b in zip(vector, other, strict=True)) for other in described]
-            nearest.append(names[similar.index(max(similar))])
-        return nearest
+        described = dict(zip(labels, self.embed_documents(list(labels.values())), strict=True))
+        return [
+            max(described, key=lambda label: cosine(vector, described[label])) for vector in self.embed_documents(texts)
+        ]
 
     def _embed_all(self, texts: Sequence[str], *, query: bool) -> list[list[float]]:
         vectors: list[list[float]] = []
@@ -99,6 +96,7 @@ class Embedder:
             ) from None
 
 
-def _unit(vector: Sequence[float]) -> list[float]:
-    length = math.sqrt(sum(x * x for x in vector)) or 1.0
-    return [x / length for x in vector]
+def cosine(a: Sequence[float], b: Sequence[float]) -> float:
+    """Compute the cosine similarity of two vectors, from -1 to 1; 0 if one of them is zero."""
+    lengths = math.hypot(*a) * math.hypot(*b)
+    return sum(x * y for x, y in zip(a, b, strict=True)) / lengths if lengths else 0.0

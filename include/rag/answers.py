@@ -44,7 +44,7 @@ class Answer(BaseModel):
 
 
 def answer_prompt(question: str, passages: Sequence[Mapping[str, Any]]) -> Any:
-    """The prompt for these passages (dicts of `include.rag.stores.Hit`), best first; the best comes last.
+    """Build the prompt from passages (dicts of `include.rag.stores.base.Hit`), best first; the best comes last.
 
     No text of a document can end its fence: every tag of that name is made harmless.
     """
@@ -54,11 +54,12 @@ def answer_prompt(question: str, passages: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def published_answer(answer: Mapping[str, Any] | None, passages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The answer with the ids and documents of the chunks that it cites, or that nothing is known.
+    """Return the answer with the ids and documents of the chunks that it cites, or that nothing is known.
 
     An answer counts if the model says that the passages hold it, and cites at least one.
 
     :param answer: `Answer` as XCom has it; None if no model was asked.
+    :return: `answer`, `answered`, `chunks` (ids) and `sources` (names of documents).
     """
     cited = [passages[number - 1] for number in dict.fromkeys(answer["passages"])] if answer else []
     if not answer or not answer["answered"] or not cited:

@@ -10,19 +10,14 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 from uuid import NAMESPACE_URL, uuid5
 
 from airflow.providers.common.compat.sdk import AirflowFailException
+from markdown_it import MarkdownIt
+from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
 from include.common.text import whole_characters
 from include.rag.formats import TEXT, read_text
-
-if TYPE_CHECKING:
-    from markdown_it import MarkdownIt
-
-# A folder that every worker sees.
-KNOWLEDGE_BASE = Path(os.environ.get("GENAI_KNOWLEDGE_BASE") or Path(__file__).parents[1] / "knowledge_base")
 
 CHUNK_CHARACTERS = 800  # about 200 tokens: one or two sections of a help page
 CHUNK_OVERLAP = 100
@@ -35,14 +30,14 @@ log = logging.getLogger(__name__)
 class Document:
     """One file: its name below the knowledge base, its title (the first line), its whole text, and its format.
 
-    `checksum` is `file_checksum` of the file.
+    `checksum` changes with the bytes of the file, and with how documents are cut.
     """
 
     source: str
     title: str
     text: str
     checksum: str
-    format: str = "markdown"
+    format: str
 
 
 @dataclass(frozen=True)
@@ -51,7 +46,7 @@ class Chunk:
 
     `text` is what is embedded, searched and shown to a model: the path of headings that lead to the piece, such as
     "Webhooks > Retries", as the first line, and the piece below it. `checksum` is that of `text`: two chunks that share
-    it share their vector. `document_checksum` and `document_chunks` tell whether a document is stored completely.
+    it share their vector. `document_checksum` and `document_chunks` show whether a document is stored completely.
     """
 
     id: str
@@ -66,13 +61,19 @@ class Chunk:
     document_chunks: int
 
 
-def document_names(folder: Path = KNOWLEDGE_BASE) -> list[str]:
-    """The names of all files in `folder` and below, readable or not, except hidden ones (.gitkeep).
+def knowledge_base() -> Path:
+    """Return the folder of the documents: GENAI_KNOWLEDGE_BASE, which every worker must see, or that of the project."""
+    return Path(os.environ.get("GENAI_KNOWLEDGE_BASE") or Path(__file__).parents[1] / "knowledge_base")
+
+
+def document_names() -> list[str]:
+    """List all files in the knowledge base and below, readable or not, except hidden ones (.gitkeep).
 
     A file whose name is not UTF-8 is left out, with an error in the log: no database takes its name.
 
     :raises ValueError: there are none, as in a folder that was not deployed.
     """
+    folder = knowledge_base()
     paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     found = sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
     names = [name for name in found if name == whole_characters(name)]
@@ -86,34 +87,31 @@ def document_names(folder: Path = KNOWLEDGE_BASE) -> list[str]:
     return names
 
 
-def file_checksum(name: str, folder: Path = KNOWLEDGE_BASE) -> str:
-    """Changes with the bytes of the file, and with how documents are cut."""
+def file_checksum(name: str) -> str:
+    """Compute the `Document.checksum` of a file without parsing it; another one if it cannot be read."""
     try:
-        with (folder / name).open("rb") as file:
+        with (knowledge_base() / name).open("rb") as file:
             return _document_checksum(hashlib.file_digest(file, "sha256").hexdigest())
     except OSError:
         return _document_checksum("unreadable")  # `read_document` says why
 
 
-def read_document(name: str, folder: Path = KNOWLEDGE_BASE) -> Document:
-    """The document of this name.
+def read_document(name: str) -> Document:
+    """Read the document of this name.
 
     :raises AirflowFailException: there is none; the message lists those that there are.
     :raises include.rag.formats.UnreadableDocument: it cannot be used.
     """
-    path = Path(name)
-    if path.is_absolute() or ".." in path.parts or not (folder / path).is_file():
-        names = ", ".join(document_names(folder))
-        raise AirflowFailException(f"There is no document {name!r}. There are: {names}.")
-    file = read_text(folder / path, name)
+    path = knowledge_base() / name
+    if Path(name).is_absolute() or ".." in path.parts or not path.is_file():
+        raise AirflowFailException(f"There is no document {name!r}. There are: {', '.join(document_names())}.")
+    file = read_text(path, name)
     title = file.text.split("\n", 1)[0].lstrip("# ")[:LONGEST_TITLE]
     return Document(name, title, file.text, _document_checksum(file.sha256), file.format)
 
 
 def split_document(document: Document) -> list[Chunk]:
     """Cut a document along its structure into overlapping chunks of at most CHUNK_CHARACTERS, headings not counted."""
-    from semantic_text_splitter import MarkdownSplitter, TextSplitter
-
     splitter = TextSplitter if document.format == TEXT else MarkdownSplitter
     pieces = splitter(CHUNK_CHARACTERS, overlap=CHUNK_OVERLAP).chunk_indices(document.text)
     starts, paths = ([], []) if document.format == TEXT else _headings(document.text)
@@ -141,7 +139,7 @@ def split_document(document: Document) -> list[Chunk]:
 
 
 def _headings(text: str) -> tuple[list[int], list[str]]:
-    """Where each Markdown heading starts, as a number of characters, and the path of headings down to it."""
+    """Find where each Markdown heading starts, in characters, and the path of headings down to it."""
     line_starts = [0, *accumulate(len(line) + 1 for line in text.split("\n"))]
     tokens = _block_parser().parse(text)
     starts, paths = [], []
@@ -157,9 +155,7 @@ def _headings(text: str) -> tuple[list[int], list[str]]:
 
 @cache
 def _block_parser() -> MarkdownIt:
-    """A parser of Markdown's blocks, which are all that is needed. Making it takes longer than most documents do."""
-    from markdown_it import MarkdownIt
-
+    """Make a parser of Markdown's blocks, all that is needed. Making it takes longer than most documents do."""
     return MarkdownIt("commonmark").disable(["inline", "text_join"])
 
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from statistics import mean
-from typing import Any, TypedDict
+from typing import Any, TypedDict, get_args
 
 from include.common.charts import grouped_bar_chart
 from include.common.grading import word_recall
 from include.common.storage import artifact_path, write_artifact
 from include.rag.answers import published_answer
-from include.rag.search import best_hits, open_index
-from include.rag.stores import SearchMode, SearchQuery
-
-MODES: tuple[SearchMode, ...] = ("vector", "keyword", "hybrid")
+from include.rag.search import search
+from include.rag.stores.base import SearchMode, SearchQuery
 
 # An answer stands in its passages if they hold this share of its words, and all of its numbers.
 GROUNDED_WORDS = 0.8
@@ -33,51 +31,47 @@ class Score(TypedDict):
     missed: list[str]
 
 
-def evaluate_retrieval(name: str, questions: Sequence[Mapping[str, Any]], k: int, conn_id: str) -> list[Score]:
-    """The scores of each mode on the questions that have a document, in the index `name` of the store `conn_id`."""
+def score_retrieval(questions: Sequence[Mapping[str, Any]], k: int, conn_id: str) -> list[Score]:
+    """Score each search mode in the store `conn_id`, on the questions that have a document.
+
+    :raises AirflowFailException: the store has no index, or one of another embedding model.
+    """
     asked = [each for each in questions if each["document"]]
+    modes: tuple[SearchMode, ...] = get_args(SearchMode)
+    hits = iter(search([SearchQuery(each["question"], k, mode) for mode in modes for each in asked], conn_id=conn_id))
     scores = []
-    with open_index(name, conn_id) as index:
-        if index is None:
-            raise ValueError(f"There is no index {name!r} in the store {conn_id!r}.")
-        vectors = index.embedder.embed_queries([each["question"] for each in asked])
-        for mode in MODES:
-            ranks = []
-            for each, vector in zip(asked, vectors, strict=True):
-                hits = best_hits(index, SearchQuery(each["question"], vector, k, mode), min_score=-1)
-                ranks.append(_rank(each["document"], [hit.source for hit in hits]))
-            scores.append(
-                Score(
-                    store=conn_id,
-                    mode=mode,
-                    recall=mean(rank > 0 for rank in ranks),
-                    mrr=mean(1 / rank if rank else 0 for rank in ranks),
-                    missed=[each["question"] for each, rank in zip(asked, ranks, strict=True) if not rank],
-                )
+    for mode in modes:
+        ranks = {each["question"]: _rank(each["document"], [hit.source for hit in next(hits)]) for each in asked}
+        scores.append(
+            Score(
+                store=conn_id,
+                mode=mode,
+                recall=mean(rank > 0 for rank in ranks.values()),
+                mrr=mean(1 / rank if rank else 0 for rank in ranks.values()),
+                missed=[question for question, rank in ranks.items() if not rank],
             )
+        )
     return scores
 
 
 def spread_sample(questions: Sequence[Mapping[str, Any]], size: int) -> list[Mapping[str, Any]]:
-    """`size` of the questions, the same at every run, evenly from the whole list."""
+    """Take `size` of the questions, the same at every run, evenly from the whole list."""
     size = min(size, len(questions))
     return [questions[(2 * n + 1) * len(questions) // (2 * size)] for n in range(size)]
 
 
 def is_grounded(question: Mapping[str, Any], passages: Sequence[Mapping[str, Any]], answer: Mapping[str, Any]) -> bool:
-    """Whether the answer stands in the passages that it cites; or says "I don't know" where no document answers.
+    """Judge whether the answer stands in the passages that it cites; or says "I don't know" where no document answers.
 
     :param answer: `include.rag.answers.Answer`, as XCom has it.
     """
     published = published_answer(answer, passages)
-    if not published["answered"]:
-        return question["document"] is None
+    if not published["answered"] or question["document"] is None:
+        return not published["answered"] and question["document"] is None
     cited = "\n".join(passage["text"] for passage in passages if passage["id"] in published["chunks"])
     numbers = set(re.findall(r"\d+", published["answer"]))
-    words = re.search(r"\w", published["answer"])
     return (
-        question["document"] is not None
-        and words is not None
+        re.search(r"\w", published["answer"]) is not None
         and numbers <= set(re.findall(r"\d+", cited))
         and word_recall(cited, published["answer"]) >= GROUNDED_WORDS
     )
@@ -109,7 +103,7 @@ def write_report(run_id: str, k: int, scores: Sequence[Score], grounded: Mapping
 def regressions(
     scores: Sequence[Score], mode: str, min_recall: float, grounded: Mapping[str, bool], min_grounded: float
 ) -> list[str]:
-    """What is below its threshold: recall in this mode, in each store, and the share of grounded answers."""
+    """Name what is below its threshold: recall in this mode, in each store, and the share of grounded answers."""
     found = [
         f"recall of {score['mode']} search in {score['store']} is {score['recall']:.2f}, below {min_recall:.2f}"
         for score in scores
@@ -121,5 +115,5 @@ def regressions(
 
 
 def _rank(document: str, sources: Sequence[str]) -> int:
-    """The place of the document among the sources, from 1; 0 if it is not there."""
+    """Find the place of the document among the sources, from 1; 0 if it is not there."""
     return sources.index(document) + 1 if document in sources else 0

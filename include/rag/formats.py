@@ -57,7 +57,7 @@ def read_text(path: Path, name: str) -> FileText:
         raise UnreadableDocument(f"{name} is wrongly encoded (expected is UTF-8): {error}") from error
     except OSError as error:
         raise UnreadableDocument(f"{name} cannot be read: {error.strerror}") from error
-    except Exception as error:  # whatever a parser makes of a broken file concerns this file only
+    except Exception as error:  # parsers raise all kinds of errors on a broken file
         raise UnreadableDocument(f"{name} is broken: {type(error).__name__}: {error}") from error
     if parse is _plain and "\0" in text:
         raise UnreadableDocument(f"{name} is not text: it contains null characters.")
@@ -92,7 +92,7 @@ def _html(data: bytes) -> str:
 def _pdf(data: bytes) -> str:
     from pypdf import PdfReader
 
-    logging.getLogger("pypdf").setLevel(logging.ERROR)  # it warns of each small flaw that it mends
+    logging.getLogger("pypdf").setLevel(logging.ERROR)  # it warns of each small flaw that it repairs
     reader = PdfReader(io.BytesIO(data))
     if reader.is_encrypted:
         raise ValueError("it is protected by a password")

@@ -1,26 +1,30 @@
-"""LanceDB: embedded, in a folder or a bucket, safe for several writers at once."""
+"""LanceDB: embedded, in a folder or a bucket, safe for several writers at once.
+
+Only `open_vector_store` imports this module, inside a task: LanceDB takes more than a second to import.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import lancedb  # noqa: TID253
+import pyarrow as pa  # noqa: TID253
+from lancedb.db import DBConnection  # noqa: TID253
+from lancedb.index import FTS  # noqa: TID253
+from lancedb.table import Table  # noqa: TID253
 from tenacity import retry, retry_if_exception_message, stop_after_attempt, wait_random
 
+from include.ai.embeddings import cosine
 from include.rag.documents import Chunk
-from include.rag.stores import Hit, SearchQuery, complete_documents, cosine
-
-if TYPE_CHECKING:
-    from lancedb.db import DBConnection
-    from lancedb.table import Table
+from include.rag.stores.base import HIT_FIELDS, Hit, SearchQuery, complete_documents
 
 ALIASES = "_aliases"
 
 TEXT_COLUMNS = ("source", "title", "headings", "text", "format", "checksum", "document_checksum")
 NUMBER_COLUMNS = ("position", "document_chunks")
-HIT_COLUMNS = ("id", "source", "title", "headings", "position", "text")
 
 # How LanceDB says that somebody else's commit came first: a RuntimeError, with one of these texts.
 LOST_RACE = r"(?is).*(commit conflict|incompatible transaction|concurrent writers|contention)"
@@ -39,9 +43,7 @@ class LanceDBStore:
     :param storage_options: credentials and endpoint of the object storage, as LanceDB takes them.
     """
 
-    def __init__(self, uri: str, storage_options: dict[str, str] | None = None) -> None:
-        import lancedb
-
+    def __init__(self, uri: str, storage_options: dict[str, str]) -> None:
         self._db = lancedb.connect(uri, storage_options=storage_options or None)
 
     def collection(self, name: str) -> LanceDBCollection:
@@ -49,15 +51,11 @@ class LanceDBStore:
 
     def active(self, alias: str) -> str | None:
         aliases = _table(self._db, ALIASES)
-        if aliases is None:
-            return None
-        rows = aliases.search().where(_one_of("alias", [alias])).to_list()
+        rows = [] if aliases is None else aliases.search().where(_one_of("alias", [alias])).to_list()
         return str(rows[0]["collection"]) if rows else None
 
     @_again_after_a_lost_race
     def activate(self, alias: str, name: str) -> None:
-        import pyarrow as pa
-
         before = self.active(alias)
         schema = pa.schema([_key("alias"), pa.field("collection", pa.string())])
         row = pa.Table.from_pylist([{"alias": alias, "collection": name}], schema=schema)
@@ -68,7 +66,7 @@ class LanceDBStore:
                 self._db.drop_table(before)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """LanceDB holds nothing open."""
 
 
 class LanceDBCollection:
@@ -80,9 +78,6 @@ class LanceDBCollection:
 
     @_again_after_a_lost_race
     def create(self, dimension: int) -> None:
-        import pyarrow as pa
-        from lancedb.index import FTS
-
         table = _table(self._db, self._name)
         if table is None:
             fields: list[Any] = [
@@ -112,15 +107,8 @@ class LanceDBCollection:
 
     @_again_after_a_lost_race
     def replace_documents(self, chunks: Sequence[Chunk], vectors: Sequence[Sequence[float]]) -> None:
-        if not chunks:
-            return
-        import pyarrow as pa
-
         table = self._db.open_table(self._name)
-        rows = [
-            {name: getattr(chunk, name) for name in ("id", *TEXT_COLUMNS, *NUMBER_COLUMNS)} | {"vector": vector}
-            for chunk, vector in zip(chunks, vectors, strict=True)
-        ]
+        rows = [vars(chunk) | {"vector": vector} for chunk, vector in zip(chunks, vectors, strict=True)]
         # One commit: readers see either the old chunks of these documents or the new ones.
         (
             table.merge_insert("id")
@@ -140,7 +128,7 @@ class LanceDBCollection:
         table = _table(self._db, self._name)
         return 0 if table is None else int(table.count_rows())
 
-    def search(self, query: SearchQuery) -> list[Hit]:
+    def search(self, query: SearchQuery, vector: Sequence[float]) -> list[Hit]:
         table = _table(self._db, self._name)
         if table is None:
             return []
@@ -148,23 +136,24 @@ class LanceDBCollection:
         if query.mode == "keyword":
             found = table.search(query.text, query_type="fts", fts_columns="text")
         elif query.mode == "hybrid":
-            found = table.search(query_type="hybrid", fts_columns="text").vector(list(query.vector)).text(query.text)
+            found = table.search(query_type="hybrid", fts_columns="text").vector(list(vector)).text(query.text)
         else:
-            found = table.search(list(query.vector))
+            found = table.search(list(vector))
         if query.mode != "keyword":
             found = found.distance_type("cosine")
         if query.filters:
             found = found.where(_matches(query.filters), prefilter=True)
         rows = found.limit(query.limit).to_list()
         return [
-            Hit(**{name: row[name] for name in HIT_COLUMNS}, score=cosine(query.vector, row["vector"])) for row in rows
+            Hit(id=row["id"], score=cosine(vector, row["vector"]), **{name: row[name] for name in HIT_FIELDS})
+            for row in rows
         ]
 
     def optimize(self) -> None:
         try:
             self._db.open_table(self._name).optimize()
         except RuntimeError as error:
-            if not re.match(LOST_RACE, str(error)):  # else somebody does the same right now, which is as good
+            if not re.match(LOST_RACE, str(error)):  # else another writer does the same right now, which is as good
                 raise
 
 
@@ -176,9 +165,7 @@ def _table(db: DBConnection, name: str) -> Table | None:
 
 
 def _key(name: str) -> Any:
-    """A column that LanceDB knows as the table's key, which keeps two writers from both inserting the same row."""
-    import pyarrow as pa
-
+    """Define a column as the table's key, which keeps two writers from both inserting the same row."""
     return pa.field(name, pa.string(), nullable=False, metadata={"lance-schema:unenforced-primary-key": "true"})
 
 

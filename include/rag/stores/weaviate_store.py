@@ -1,21 +1,35 @@
-"""Weaviate, through the provider's `WeaviateHook` (connection type `weaviate`)."""
+"""Weaviate, through the provider's `WeaviateHook` (connection type `weaviate`).
+
+Only `open_vector_store` imports this module, inside a task: Weaviate's client takes more than a second to import.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+from airflow.providers.weaviate.hooks.weaviate import WeaviateHook
+from weaviate import WeaviateClient  # noqa: TID253
+from weaviate.classes.config import Configure, DataType, Property, Tokenization, VectorDistances  # noqa: TID253
+from weaviate.classes.data import DataObject  # noqa: TID253
+from weaviate.classes.query import Filter, HybridFusion  # noqa: TID253
+from weaviate.collections import Collection  # noqa: TID253
+from weaviate.exceptions import (  # noqa: TID253
+    AuthenticationFailedError,
+    InsufficientPermissionsError,
+    UnexpectedStatusCodeError,
+    WeaviateBaseError,
+    WeaviateBatchError,
+    WeaviateInsertManyAllFailedError,
+)
 
+from include.ai.embeddings import cosine
 from include.common.shown import shown_text
 from include.rag.documents import Chunk
-from include.rag.stores import Hit, SearchQuery, complete_documents, cosine
-
-if TYPE_CHECKING:
-    from weaviate import WeaviateClient
-    from weaviate.collections import Collection
+from include.rag.stores.base import HIT_FIELDS, Hit, SearchQuery, complete_documents
 
 # How long a server that starts, or restarts, is waited for.
 READY_TIMEOUT_S = 60.0
@@ -31,24 +45,18 @@ FIRST_PAUSE_S = 0.5
 MAXIMUM_RESULTS = 10_000
 
 VECTOR = "default"
+TEXT_PROPERTIES = ("source", "title", "format", "checksum", "document_checksum")  # compared as a whole
+NUMBER_PROPERTIES = ("position", "document_chunks")
 
 log = logging.getLogger(__name__)
 
 
 def connect(conn_id: str) -> WeaviateClient:
-    """A connected client of the server, once that is ready.
+    """Connect to the server, once that is ready.
 
     :raises AirflowFailException: the key is refused.
     :raises AirflowException: the server is not ready in time.
     """
-    from airflow.providers.weaviate.hooks.weaviate import WeaviateHook
-    from weaviate.exceptions import (
-        AuthenticationFailedError,
-        InsufficientPermissionsError,
-        UnexpectedStatusCodeError,
-        WeaviateBaseError,
-    )
-
     deadline = time.monotonic() + READY_TIMEOUT_S
     while True:
         client = None
@@ -93,8 +101,6 @@ class WeaviateStore:
         return found.collection if found else None
 
     def activate(self, alias: str, name: str) -> None:
-        from weaviate.exceptions import UnexpectedStatusCodeError
-
         before = self.active(alias)
         if before is None:
             try:
@@ -120,8 +126,6 @@ class WeaviateCollection:
         self._collection: Collection[Any, Any] = client.collections.get(name)
 
     def create(self, dimension: int) -> None:
-        from weaviate.exceptions import UnexpectedStatusCodeError
-
         if self._exists():
             return
         try:
@@ -138,30 +142,25 @@ class WeaviateCollection:
         return complete_documents(tuple(obj.properties[name] for name in names) for obj in found)
 
     def known_vectors(self, checksums: Sequence[str]) -> dict[str, list[float]]:
-        from weaviate.classes.query import Filter
-
         known: dict[str, list[float]] = {}
         for group in _groups(list(dict.fromkeys(checksums)), BATCH_OBJECTS):
-            found = self._collection.query.fetch_objects(
-                filters=Filter.by_property("checksum").contains_any(group),
+            found: Any = self._collection.query.fetch_objects(
+                filters=_matches({"checksum": group}),
                 limit=2 * BATCH_OBJECTS,
                 return_properties=["checksum"],
                 include_vector=True,
             )
-            known |= {str(obj.properties["checksum"]): _vector(obj) for obj in found.objects}
+            known |= {str(obj.properties["checksum"]): list(obj.vector[VECTOR]) for obj in found.objects}
         return known
 
     def replace_documents(self, chunks: Sequence[Chunk], vectors: Sequence[Sequence[float]]) -> None:
-        from weaviate.classes.data import DataObject
-        from weaviate.classes.query import Filter
-
         for group in _groups(list(zip(chunks, vectors, strict=True)), BATCH_OBJECTS):
             objects = [
                 DataObject(uuid=chunk.id, properties=_properties(chunk), vector={VECTOR: list(vector)})
                 for chunk, vector in group
             ]
             insert_all(self._collection, objects)
-        # Ids stand for positions: what is left of the earlier versions are positions that there are no more.
+        # Ids stand for positions: what is left of the earlier versions are positions that no longer exist.
         versions: dict[str, set[str]] = {}
         for chunk in chunks:
             versions.setdefault(chunk.source, set()).add(chunk.document_checksum)
@@ -174,11 +173,9 @@ class WeaviateCollection:
             self._delete(Filter.any_of(earlier_versions))
 
     def delete_documents(self, sources: Sequence[str]) -> None:
-        from weaviate.classes.query import Filter
-
         if self._exists():
             for group in _groups(sorted(sources), BATCH_OBJECTS):
-                self._delete(Filter.by_property("source").contains_any(group))
+                self._delete(_matches({"source": group}))
 
     def _delete(self, condition: Any) -> None:
         while True:
@@ -191,37 +188,29 @@ class WeaviateCollection:
     def count(self) -> int:
         return int(self._collection.aggregate.over_all().total_count or 0) if self._exists() else 0
 
-    def search(self, query: SearchQuery) -> list[Hit]:
-        from weaviate.classes.query import HybridFusion
-
+    def search(self, query: SearchQuery, vector: Sequence[float]) -> list[Hit]:
         if not self._exists():
             return []
         find = self._collection.query
-        names = ["source", "title", "headings", "position", "text"]
+        by_words: dict[str, Any] = {"query": query.text, "query_properties": ["text"]}
         shared: dict[str, Any] = {
             "limit": query.limit,
             "filters": _matches(query.filters),
-            "return_properties": names,
+            "return_properties": list(HIT_FIELDS),
             "include_vector": True,
         }
         if query.mode == "keyword":
-            found = find.bm25(query.text, query_properties=["text"], **shared)
+            found = find.bm25(**by_words, **shared)
         elif query.mode == "hybrid":
-            found = find.hybrid(
-                query.text,
-                vector=list(query.vector),
-                query_properties=["text"],
-                alpha=0.5,
-                fusion_type=HybridFusion.RANKED,
-                **shared,
-            )
+            fusion = HybridFusion.RANKED
+            found = find.hybrid(**by_words, vector=list(vector), alpha=0.5, fusion_type=fusion, **shared)
         else:
-            found = find.near_vector(list(query.vector), **shared)
+            found = find.near_vector(list(vector), **shared)
         return [
             Hit(
                 id=str(obj.uuid),
-                score=cosine(query.vector, _vector(obj)),
-                **{name: obj.properties[name] for name in names},
+                score=cosine(vector, obj.vector[VECTOR]),
+                **{name: obj.properties[name] for name in HIT_FIELDS},
             )
             for obj in found.objects
         ]
@@ -234,21 +223,15 @@ class WeaviateCollection:
 
 
 def schema() -> dict[str, Any]:
-    """What a collection is created with: its properties, and how they and the vectors are indexed."""
-    from weaviate.classes.config import Configure, DataType, Property, Tokenization, VectorDistances
-
-    def exact(name: str) -> Property:
-        return Property(name=name, data_type=DataType.TEXT, tokenization=Tokenization.FIELD, index_searchable=False)
-
-    def number(name: str) -> Property:
-        return Property(name=name, data_type=DataType.INT, index_filterable=False)
-
+    """Return what a collection is created with: its properties, and how they and the vectors are indexed."""
+    text, number = DataType.TEXT, DataType.INT
+    whole: dict[str, Any] = {"data_type": text, "tokenization": Tokenization.FIELD, "index_searchable": False}
     return {
         "properties": [
-            *map(exact, ("source", "title", "format", "checksum", "document_checksum")),
-            Property(name="headings", data_type=DataType.TEXT, index_filterable=False, index_searchable=False),
-            Property(name="text", data_type=DataType.TEXT, tokenization=Tokenization.WORD, index_filterable=False),
-            *map(number, ("position", "document_chunks")),
+            *(Property(name=name, **whole) for name in TEXT_PROPERTIES),
+            Property(name="headings", data_type=text, index_filterable=False, index_searchable=False),
+            Property(name="text", data_type=text, tokenization=Tokenization.WORD, index_filterable=False),
+            *(Property(name=name, data_type=number, index_filterable=False) for name in NUMBER_PROPERTIES),
         ],
         "vector_config": Configure.Vectors.self_provided(
             vector_index_config=Configure.VectorIndex.hnsw(distance_metric=VectorDistances.COSINE)
@@ -263,8 +246,6 @@ def insert_all(collection: Collection[Any, Any], objects: Sequence[Any]) -> None
 
     :raises AirflowException: some fail again and again; the message names them, with what the server says.
     """
-    from weaviate.exceptions import WeaviateBatchError, WeaviateInsertManyAllFailedError
-
     left, pause = list(objects), FIRST_PAUSE_S
     for tries_left in reversed(range(BATCH_TRIES)):
         try:
@@ -290,16 +271,10 @@ def _properties(chunk: Chunk) -> dict[str, Any]:
     return {name: value for name, value in vars(chunk).items() if name != "id"}
 
 
-def _vector(obj: Any) -> list[float]:
-    return list(obj.vector[VECTOR])
-
-
 def _matches(filters: Mapping[str, Sequence[str]]) -> Any:
-    from weaviate.classes.query import Filter
-
-    if not filters:
-        return None
-    return Filter.all_of([Filter.by_property(name).contains_any(list(values)) for name, values in filters.items()])
+    """A condition that each of these properties has one of its values; None if there are no filters."""
+    conditions = [Filter.by_property(name).contains_any(list(values)) for name, values in filters.items()]
+    return Filter.all_of(conditions) if conditions else None
 
 
 def _groups(items: Sequence[Any], size: int) -> Iterator[list[Any]]:

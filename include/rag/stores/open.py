@@ -1,0 +1,41 @@
+"""Opens the vector store of a connection, whose type chooses it: LanceDB or Weaviate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.sdk import Connection
+
+from include.rag.stores.base import VectorStore
+
+VECTOR_STORE_CONN_ID = "vector_store_default"
+
+
+@contextmanager
+def open_vector_store(conn_id: str = VECTOR_STORE_CONN_ID) -> Iterator[VectorStore]:
+    """Open the store of the connection `conn_id`, and close it at the end of the block.
+
+    :raises AirflowFailException: the connection's type is none of the supported stores, or its key is refused.
+    :raises AirflowException: the store does not answer.
+    """
+    conn = Connection.get(conn_id)
+    store: VectorStore
+    if conn.conn_type == "lancedb":
+        from include.rag.stores.lancedb_store import LanceDBStore
+
+        store = LanceDBStore(conn.host, conn.extra_dejson)
+    elif conn.conn_type == "weaviate":
+        from include.rag.stores.weaviate_store import WeaviateStore
+
+        store = WeaviateStore(conn_id)
+    else:
+        raise AirflowFailException(
+            f"Connection {conn_id!r} has the type {conn.conn_type!r}; supported are 'lancedb' "
+            "(host = a folder or an s3:// URL) and 'weaviate' (see .env.example)."
+        )
+    try:
+        yield store
+    finally:
+        store.close()

@@ -1,0 +1,43 @@
+"""Updates of the asset `knowledge_base`: what changed in the index since the last one."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, TypedDict
+
+from include.common.storage import storage_path, write_artifact
+
+if TYPE_CHECKING:
+    from airflow.sdk import ObjectStoragePath
+
+
+class Update(TypedDict):
+    """Names of documents; `documents` is the state after the update, as checksum by name."""
+
+    added: list[str]
+    changed: list[str]
+    removed: list[str]
+    documents: dict[str, str]
+
+
+def update_of(documents: dict[str, str]) -> Update:
+    """Compare these documents with those of the update that was remembered last. At first, all of them are new.
+
+    :param documents: the checksum of each document by name, as `indexed_documents` returns them.
+    """
+    before: dict[str, str] = json.loads(_remembered().read_bytes()) if _remembered().exists() else {}
+    return {
+        "added": sorted(documents.keys() - before.keys()),
+        "changed": sorted(name for name in documents.keys() & before.keys() if documents[name] != before[name]),
+        "removed": sorted(before.keys() - documents.keys()),
+        "documents": documents,
+    }
+
+
+def remember_update(update: Update) -> None:
+    """Count the next update from this one. Call it once the asset's event is in the database."""
+    write_artifact(_remembered(), json.dumps(update["documents"]))
+
+
+def _remembered() -> ObjectStoragePath:
+    return storage_path("knowledge_base", "published.json")
