@@ -12,10 +12,10 @@ from uuid import uuid4
 import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
+from include.triggers import kafka_doorbell
 
 from include.messages.kafka.clients import KafkaClients
 from include.messages.kafka.doorbell import KafkaDoorbellTrigger
-from include.triggers import kafka_doorbell
 from tests.kafka import Broker
 from tests.stack import wait_until
 
