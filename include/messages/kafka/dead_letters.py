@@ -108,8 +108,15 @@ def replay(topic: str) -> Replayed:
                 except (ValueError, Refused) as why:
                     log.warning("The dead letter at %d of %r stays: %s", offset, topic, why)
                     kept[str(why)] += 1
-                    again = {"key": message.key(), "value": message.value(), "headers": message.headers()}
-                    sent = sender.send({"topic": topic, "partition": partition, **again})
+                    again = {
+                        "topic": topic,
+                        "key": message.key(),
+                        "value": message.value(),
+                        "headers": message.headers(),
+                    }
+                    if message.error():
+                        again = dead_letter(topic, message, str(why))
+                    sent = sender.send({**again, "partition": partition})
                     put_at_end.add(place(sent.result()))
                 reader.commit({partition: offset + 1})
     return Replayed(back, kept)
@@ -121,6 +128,8 @@ def _original(message: Message) -> dict[str, Any]:
     :raises ValueError: it is on storage and cannot be read there, never was readable, or does not say where it came
         from.
     """
+    if error := message.error():
+        raise ValueError(f"it cannot be decompressed: {error.name()}")
     own = _own(message)
     if "topic" not in own:
         raise ValueError("it does not say which topic it came from")

@@ -124,7 +124,8 @@ class KafkaDoorbellTrigger(BaseEventTrigger):
 
         from include.messages.kafka.clients import METADATA_TIMEOUT_S
 
-        for partition, committed in clients.committed(consumer, self.topic, list(seen)).items():
+        found = clients.committed(consumer, self.topic, list(seen)) if seen else {}
+        for partition, committed in found.items():
             if seen[partition] > committed:
                 with clients.failing("asking for the oldest message"):
                     place = TopicPartition(self.topic, partition)

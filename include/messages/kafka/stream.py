@@ -77,7 +77,7 @@ class Topics:
     def read(self, message: Message) -> tuple[Request | None, str | None]:
         """Read the request."""
         if error := message.error():
-            return None, f"it cannot be decompressed: {error.str()}"
+            return None, f"it cannot be decompressed: {error.name()}"
         return read_request(message.value())
 
     async def reply(self, message: Message, reply: Reply) -> None:
