@@ -34,7 +34,7 @@ NOT_A_REQUEST = b'{"text": "I forgot the other fields."}'
 
 
 def client_settings(stack: Stack) -> dict[str, Any]:
-    """Return the settings for the broker of the stack: the embedded one, or that of the user's connection `kafka_default`.
+    """Return settings for the broker of the stack: the embedded one, or that of the user's connection `kafka_default`.
 
     :raises StackError: the connection is not written as JSON.
     """

@@ -25,7 +25,7 @@ def queue_url(port: int) -> str:
 
 
 def sqs_connection(url: str) -> str:
-    """Return a connection as JSON, for AIRFLOW_CONN_*, in which SQS alone has the server of this queue as its endpoint."""
+    """Return a connection as JSON, for AIRFLOW_CONN_*, that sends SQS alone to the server of this queue."""
     extra = {"region_name": REGION, "service_config": {"sqs": {"endpoint_url": _endpoint(url)}}}
     return json.dumps({"conn_type": "aws", "login": "local", "password": "local", "extra": extra})
 
