@@ -89,9 +89,11 @@ class Reader:
 
     def _read(self, most: int) -> list[Message]:
         first = self._consumer.poll(0.2)
+        if first is None:  # a message without a value is false, too
+            return []
         found = []
         unreadable: dict[int, Message] = {}
-        for message in [first, *self._consumer.consume(most - 1, 0.05)] if first else []:
+        for message in [first, *self._consumer.consume(most - 1, 0.05)]:
             error = message.error()
             if error is None:
                 found.append(message)
