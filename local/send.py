@@ -34,7 +34,7 @@ NOT_A_REQUEST = b'{"text": "I forgot the other fields."}'
 
 
 def client_settings(stack: Stack) -> dict[str, Any]:
-    """How to reach the broker of the stack: the embedded one, or that of the user's connection `kafka_default`.
+    """Return settings for the broker of the stack: the embedded one, or that of the user's connection `kafka_default`.
 
     :raises StackError: the connection is not written as JSON.
     """
@@ -50,7 +50,7 @@ def client_settings(stack: Stack) -> dict[str, Any]:
 
 
 def queue_of(stack: Stack) -> str:
-    """The URL of the queue of requests on the embedded fake of Amazon SQS.
+    """Return the URL of the queue of requests on the embedded fake of Amazon SQS.
 
     :raises StackError: the stack reads another queue.
     """
@@ -62,12 +62,12 @@ def queue_of(stack: Stack) -> str:
 
 
 def sample_requests(number: int) -> list[Request]:
-    """Requests with texts of the sample tickets."""
+    """Return requests with texts of the sample tickets."""
     return [new_request(ticket["text"]) for ticket in itertools.islice(itertools.cycle(tickets()), number)]
 
 
 def send(settings: dict[str, Any], topic: str, number: int, malformed: int = 0) -> list[str]:
-    """Send sample requests, and some messages that are no requests, to a topic; return the requests' ids.
+    """Send sample requests, and some messages that are not requests, to a topic; return the requests' ids.
 
     :raises StackError: the broker does not take them.
     """
@@ -91,7 +91,7 @@ def send(settings: dict[str, Any], topic: str, number: int, malformed: int = 0) 
 
 
 def send_to_queue(queue: str, number: int, malformed: int = 0) -> list[str]:
-    """The same, to a queue of the embedded fake of Amazon SQS."""
+    """Send the same to a queue of the embedded fake of Amazon SQS."""
     requests = sample_requests(number)
     client = sqs_client(queue)
     for body in [*(request.model_dump_json() for request in requests), *[NOT_A_REQUEST.decode()] * malformed]:
@@ -101,13 +101,13 @@ def send_to_queue(queue: str, number: int, malformed: int = 0) -> list[str]:
 
 
 def send_to(stack: Stack, dag_id: str, number: int, malformed: int = 0) -> list[str]:
-    """The same, to where this DAG waits for messages."""
+    """Send the same to where this DAG waits for messages."""
     if dag_id == SQS_DAG:
         return send_to_queue(queue_of(stack), number, malformed)
     return send(client_settings(stack), TOPICS[dag_id], number, malformed)
 
 
-# New replies, as they come; None means that there is none now. The first None comes when it is there to see them.
+# New replies, as they come; None where there is none yet. After the first None, no new reply is missed.
 Replies = Iterator[dict[str, Any] | None]
 
 

@@ -1,6 +1,6 @@
 """The embedded queue: moto's server, which is a FAKE of Amazon SQS, in memory, behind SQS's own API.
 
-It is no AWS: no permissions, no limits of an account. What is on a queue is gone when the stack stops.
+It has no permissions and no account limits. What is on a queue is gone when the stack stops.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ NAME = "inference-requests"
 
 
 def sqs_command(port: int) -> list[str]:
-    """The command that runs the server on this port of 127.0.0.1."""
+    """Return the command that runs the server on this port of 127.0.0.1."""
     return [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(port)]
 
 
 def queue_url(port: int) -> str:
-    """The URL of the queue of requests; those of replies and dead letters start with it."""
+    """Return the URL of the queue of requests; those of replies and dead letters start with it."""
     return f"http://127.0.0.1:{port}/{ACCOUNT}/{NAME}"
 
 
 def sqs_connection(url: str) -> str:
-    """A connection as JSON, for AIRFLOW_CONN_*, of which only SQS is led to the server of this queue."""
+    """Return a connection as JSON, for AIRFLOW_CONN_*, that sends SQS alone to the server of this queue."""
     extra = {"region_name": REGION, "service_config": {"sqs": {"endpoint_url": _endpoint(url)}}}
     return json.dumps({"conn_type": "aws", "login": "local", "password": "local", "extra": extra})
 
 
 def sqs_client(url: str) -> Any:
-    """A client of the server of this queue."""
+    """Return a client of the server of this queue."""
     import boto3
     from botocore.config import Config
 
@@ -46,7 +46,7 @@ def sqs_client(url: str) -> Any:
 
 
 def create_queues(url: str) -> bool:
-    """Create what queues are missing; False if the server does not answer yet."""
+    """Create the queues that are missing; return False if the server does not answer yet."""
     from botocore.exceptions import BotoCoreError
 
     client = sqs_client(url)

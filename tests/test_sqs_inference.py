@@ -14,9 +14,9 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 from pydantic import BaseModel
 
 from include.messages import sqs as sqs_inference
-from include.messages.answerer import Answerer
-from include.messages.contract import new_request
-from include.messages.sqs import QueueRun, Queues, messages_of
+from include.messages.contract import Refused, new_request
+from include.messages.model import PromptedModel
+from include.messages.sqs import Queues, answer_messages, messages_of
 from include.messages.stored import fetch
 from local.processes import free_ports
 from local.sqs_server import queue_url, sqs_client, sqs_connection
@@ -91,7 +91,8 @@ class Queue:
     def run(self, events: list[Any] | None = None, backlog: bool = False) -> dict[str, int]:
         """The numbers that a run tells."""
         messages = messages_of(self.events() if events is None else events)
-        done = asyncio.run(QueueRun(self.url, self.folder, Answerer("Sort it.", Triage, 16)).run(messages))
+        model = PromptedModel("Sort it.", Triage, 16)
+        done = asyncio.run(answer_messages(self.url, self.folder, model, messages))
         assert done.pop("backlog") is backlog
         return done
 
@@ -206,7 +207,7 @@ def test_a_body_that_another_server_lets_through_harms_nobody(body):
     text = body.decode("utf-8", "surrogateescape")
     (message,) = messages_of([event({"MessageId": "m", "ReceiptHandle": "r", "Body": text})])
 
-    request, reason = sqs_inference.read_request(message.body.encode("utf-8", "surrogatepass"))
+    request, reason = sqs_inference.read_request(message.content)
     assert request is None
     assert reason
 
@@ -279,7 +280,7 @@ def test_a_refused_key_fails_the_run_and_leaves_every_message_on_the_queue(queue
     assert queue.run() == {"answered": 2}
 
 
-@pytest.mark.parametrize("method", ["reply", "delete"])
+@pytest.mark.parametrize("method", ["reply", "settle"])
 def test_a_run_that_fails_before_its_delete_leaves_the_message_and_the_next_pays_nothing(
     queue, model, monkeypatch, method
 ):
@@ -355,7 +356,7 @@ def test_a_dead_letter_that_is_refused_stays_and_the_others_are_done(queue, monk
 
         def refuse(queues, ending, body, attributes):
             if body == "x":
-                raise sqs_inference.QueueRefusal("not this one")
+                raise Refused("not this one")
             send(queues, ending, body, attributes)
 
         patch.setattr(Queues, "_send", refuse)

@@ -18,8 +18,11 @@ from airflow.sdk import Asset, AssetWatcher, dag, get_current_context, task
 from pydantic import Field
 
 from include.ai import BaseModel, llm_kwargs, untrusted
+from include.common.asset_events import triggering_events
+from include.common.mapping import mappable, mapped_results
 from include.common.task_defaults import DEFAULT_ARGS
 from include.messages.contract import EVENT_REQUESTS
+from include.messages.kafka.events import requests_of, send_replies
 
 CONNECTION = "kafka_default"
 TRIAGE_PROMPT = "Sort a customer's message to a fleet-tracking product."
@@ -61,10 +64,6 @@ class Triage(BaseModel):
 def event_driven_inference():
     @task
     def read_requests():
-        from include.common.asset_events import triggering_events
-        from include.common.mapping import mappable
-        from include.messages.kafka.events import requests_of
-
         requests = requests_of(triggering_events(INFERENCE_REQUEST))
         if not requests:
             raise AirflowSkipException("No message that can be answered has started this run.")
@@ -77,9 +76,6 @@ def event_driven_inference():
 
     @task(trigger_rule="all_done")
     def reply(requests: list[dict]):
-        from include.common.mapping import mapped_results
-        from include.messages.kafka.events import send_replies
-
         if requests is None:
             raise AirflowSkipException("There is nothing to reply to.")
         answered, failed = send_replies(CONNECTION, requests, mapped_results("answer", requests))

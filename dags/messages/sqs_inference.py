@@ -14,6 +14,7 @@ Without `GENAI_SQS_QUEUE` nothing is watched, and no AWS account is needed. Set 
 triggerer and workers, and create the three queues and the connection `aws_default`: docs/event-driven-inference.md.
 """
 
+import asyncio
 import os
 from datetime import timedelta
 from typing import Literal
@@ -24,7 +25,10 @@ from airflow.sdk import Asset, AssetWatcher, dag, task
 from pydantic import Field
 
 from include.ai import BaseModel
+from include.common.asset_events import triggering_events
 from include.common.task_defaults import DEFAULT_ARGS, LLM_TASK
+from include.messages import sqs
+from include.messages.model import PromptedModel
 
 QUEUE = os.environ.get("GENAI_SQS_QUEUE", "")
 TRIAGE_PROMPT = "Sort a customer's message to a fleet-tracking product."
@@ -73,19 +77,13 @@ class Triage(BaseModel):
 def sqs_inference():
     @task(**{**LLM_TASK, "execution_timeout": VISIBILITY / 2})
     def answer_messages():
-        import asyncio
-
-        from include.common.asset_events import triggering_events
-        from include.messages.answerer import Answerer
-        from include.messages.sqs import QueueRun, messages_of
-
-        messages = messages_of(triggering_events(SQS_REQUEST))
+        messages = sqs.messages_of(triggering_events(SQS_REQUEST))
         if not messages:
             raise AirflowSkipException("No message has started this run.")
-        run = QueueRun(QUEUE, "sqs_inference", Answerer(TRIAGE_PROMPT, Triage, IN_FLIGHT))
-        done = asyncio.run(run.run(messages))
-        told = ", ".join(f"{number} {outcome}" for outcome, number in done.items() if outcome != "backlog")
-        return {**done, "result": told}
+        model = PromptedModel(TRIAGE_PROMPT, Triage, IN_FLIGHT)
+        done = asyncio.run(sqs.answer_messages(QUEUE, "sqs_inference", model, messages))
+        numbers = [f"{number} {outcome}" for outcome, number in done.items() if outcome != "backlog"]
+        return {**done, "result": ", ".join(numbers)}
 
     # Airflow leaves an event that comes right after another without a run, until there is a next one: here it is.
     @task(outlets=[SQS_REQUEST])

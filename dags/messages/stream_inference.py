@@ -4,14 +4,15 @@
 A message only **rings the bell**: the run itself reads the topic from where the last one has committed, answers many
 messages at once, stores each answer, sends the replies, and only then commits. So a killed worker, triggerer,
 scheduler or broker loses nothing. A message that is read again finds its stored answer and is not paid again; its
-sender sees one reply per request id.
+reply may be sent again, and is the same.
 
 What cannot be read, or never gets an answer, goes to the topic `inference_dead_letters` as it came, with the reason
 (`dead_letters` replays it). A refused key or a broker that is down is not the message's fault: the run fails with one
-message, commits nothing further, and a later run goes on. A clock sweeps up what no bell rang for.
+message, commits nothing further, and a later run goes on. Every ten minutes a run starts without a ring.
 docs/event-driven-inference.md has the numbers.
 """
 
+import asyncio
 from datetime import timedelta
 from typing import Literal
 
@@ -25,10 +26,13 @@ from include.ai import BaseModel
 from include.common.task_defaults import DEFAULT_ARGS, LLM_TASK
 from include.messages.contract import STREAM_REQUESTS
 from include.messages.kafka.doorbell import KafkaDoorbellTrigger
+from include.messages.model import PromptedModel
 
 # The consumer group, whose committed offset is all that a run needs to know of the ones before it.
 GROUP = "stream_inference"
 TRIAGE_PROMPT = "Sort a customer's message to a fleet-tracking product."
+# How many messages the model is asked about at the same time.
+IN_FLIGHT = 16
 
 DOORBELL = Asset(
     name="stream_doorbell",
@@ -67,29 +71,18 @@ class Triage(BaseModel):
             title="Time budget",
             description="Seconds after which a run with a backlog lets its successor go on.",
         ),
-        "in_flight": Param(
-            16,
-            type="integer",
-            minimum=1,
-            maximum=256,
-            title="In flight",
-            description="How many messages the model is asked about at the same time.",
-        ),
     },
 )
 def stream_inference():
     @task(**{**LLM_TASK, "execution_timeout": timedelta(minutes=50)})
     def answer_messages():
-        import asyncio
+        from include.messages.kafka.stream import answer_topic
 
-        from include.messages.answerer import Answerer
-        from include.messages.kafka.stream import Stream
-
-        params = get_current_context()["params"]
-        stream = Stream(STREAM_REQUESTS, GROUP, Answerer(TRIAGE_PROMPT, Triage, params["in_flight"]))
-        done = asyncio.run(stream.run(params["budget_s"]))
-        told = ", ".join(f"{done.get(outcome, 0)} {outcome}" for outcome in ("answered", "repeated", "dead-lettered"))
-        return {**done, "result": told}
+        model = PromptedModel(TRIAGE_PROMPT, Triage, IN_FLIGHT)
+        budget_s = get_current_context()["params"]["budget_s"]
+        done = asyncio.run(answer_topic(STREAM_REQUESTS, GROUP, model, budget_s))
+        numbers = [f"{done.get(outcome, 0)} {outcome}" for outcome in ("answered", "repeated", "dead-lettered")]
+        return {**done, "result": ", ".join(numbers)}
 
     @task(outlets=[DOORBELL])
     def call_successor(done: dict):

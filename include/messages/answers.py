@@ -1,28 +1,128 @@
-"""Answers to requests on the project's storage, by request id: a request that comes again is not paid again."""
+"""Answer messages so that none is lost and none is paid twice, whatever they come from.
+
+A message is handled at least once. Its answer is stored by request id before its reply is sent, and the message is
+settled (committed, deleted) only after the reply or the dead letter has arrived. So a message that comes again finds
+its answer: it is not paid again, and its reply is the same.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import defaultdict
+import logging
+import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 from pydantic import BaseModel, ValidationError
 
 from include.common.storage import storage_path, write_artifact
-from include.messages.answerer import Answerer, Unanswerable
-from include.messages.contract import Reply
+from include.messages.contract import Refused, Reply, Request, TooLarge
+from include.messages.model import PromptedModel, Unanswerable
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
-    from include.messages.contract import Request
+Message = TypeVar("Message", contravariant=True)
+
+log = logging.getLogger(__name__)
+
+
+class Mailbox(Protocol[Message]):
+    """Where messages come from, and their replies and dead letters go to."""
+
+    def name(self, message: Message) -> str:
+        """Return a name that no other message of this mailbox has, and that is the same when it comes again."""
+
+    def read(self, message: Message) -> tuple[Request | None, str | None]:
+        """Return the message's request, or what is wrong with it."""
+
+    async def reply(self, message: Message, reply: Reply) -> None:
+        """Send a reply; return when it has arrived.
+
+        :raises TooLarge: there is no place for a reply of this size.
+        """
+
+    async def bury(self, message: Message, reason: str) -> None:
+        """Make the message a dead letter; return when it has arrived."""
+
+    async def settle(self, message: Message) -> None:
+        """See that the message does not come again."""
+
+
+async def answer_all(
+    messages: Sequence[Message], mailbox: Mailbox[Message], model: PromptedModel, folder: str, seconds: float
+) -> Counter[str]:
+    """Answer messages, `model.in_flight` of them at a time.
+
+    What fails for one message (`Refused`) keeps no other from being answered. After any other failure none is begun.
+
+    :param folder: on the project's storage, where the answers are.
+    :param seconds: after this time no message is begun.
+    :return: the number of messages that were `answered`, `repeated` and `dead-lettered`, and those `left` for lack of
+        time.
+    :raises Refused: a reply or dead letter was refused. Its message is not settled.
+    :raises AirflowFailException: the account or a connection is at fault; no retry helps.
+    :raises AirflowException: the model, the storage or the mailbox fails now. What was done by then is settled.
+    """
+    answers = RequestAnswers(folder, model)
+    free = asyncio.Semaphore(model.in_flight)
+    ends = time.monotonic() + seconds
+    counts: Counter[str] = Counter()
+    problems: list[Exception] = []
+    refusals: list[Exception] = []
+
+    async def handle(message: Message) -> None:
+        async with free:
+            if problems:
+                return
+            if time.monotonic() > ends:
+                counts["left"] += 1
+                return
+            try:
+                outcome = await _answer(message, mailbox, answers)
+                await mailbox.settle(message)
+                counts[outcome] += 1
+            except Refused as refusal:
+                refusals.append(refusal)
+            except Exception as problem:
+                problems.append(problem)
+
+    try:
+        await asyncio.gather(*map(handle, messages))
+    finally:
+        model.usage.publish()
+    for failure in problems + refusals:
+        raise failure
+    return counts
+
+
+async def _answer(message: Message, mailbox: Mailbox[Message], answers: RequestAnswers) -> str:
+    """Send the reply or the dead letter; return what the message is counted as."""
+    request, reason = mailbox.read(message)
+    if request is not None:
+        try:
+            reply = await answers.reply(request, mailbox.name(message))
+            if reply is None:
+                return "repeated"
+            if request.reply.wanted:
+                await mailbox.reply(message, reply)
+            return "answered"
+        except Unanswerable as problem:
+            reason = str(problem)
+        except TooLarge as refusal:
+            stored_at = await answers.release(request.request_id)
+            reason = f"its reply is too large: {refusal} The answer is stored: {stored_at}"
+    log.warning("The message %s is a dead letter: %s", mailbox.name(message), reason)
+    await mailbox.bury(message, reason or "")
+    return "dead-lettered"
 
 
 class StoredAnswer(BaseModel):
-    """An answer, and the message that it was given to, by a name that only this message has on its queue.
+    """An answer, and the name of the message that it was given to.
 
     `message` is empty where the reply could not be sent: the next message with this id gets it.
     """
@@ -38,20 +138,20 @@ class RequestAnswers:
     """Answers requests, each id once.
 
     :param folder: where the answers are stored.
-    :param answerer: asks the model.
+    :param model: gives the answers.
     """
 
-    def __init__(self, folder: str, answerer: Answerer) -> None:
+    def __init__(self, folder: str, model: PromptedModel) -> None:
         self._folder = folder
-        self._answerer = answerer
+        self._model = model
         self._of_id: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def reply(self, request: Request, message: str) -> Reply | None:
-        """The reply to a request that came as this message, with the stored answer if it has come before.
+        """Return the reply to a request that came as this message, with the stored answer if there is one.
 
         :return: None if another message with this id gets the reply.
         :raises Unanswerable: the model never answers this text, or the id was used for another text.
-        :raises AirflowException: what is in the way of all requests: see `Answerer.answer`.
+        :raises AirflowException: see `PromptedModel.ask`.
         """
         async with self._of_id[request.request_id]:
             stored = await asyncio.to_thread(read_answer, self._folder, request.request_id)
@@ -60,7 +160,7 @@ class RequestAnswers:
                     request_id=request.request_id,
                     fingerprint=request.fingerprint(),
                     message="",
-                    answer=await self._answerer.answer(request.text),
+                    answer=await self._model.ask(request.text),
                     answered_at=datetime.now(UTC),
                 )
             if stored.fingerprint != request.fingerprint():
@@ -78,7 +178,7 @@ class RequestAnswers:
         )
 
     async def release(self, request_id: str) -> str:
-        """Let the next message with this id have the stored answer, as this one's reply cannot be sent.
+        """Let the next message with this id have the stored answer, as the reply to this one cannot be sent.
 
         :return: the URL of the answer.
         """
@@ -91,15 +191,15 @@ class RequestAnswers:
 
 
 def answer_path(folder: str, request_id: str) -> ObjectStoragePath:
-    """Where the answer is: ids can be anything, so that the name is a hash, spread over 256 folders."""
+    """Return where the answer is. An id can be anything: the name is a hash, spread over 256 folders."""
     name = hashlib.sha256(request_id.encode()).hexdigest()
     return storage_path(folder, "answers", name[:2], f"{name}.json")
 
 
 def read_answer(folder: str, request_id: str) -> StoredAnswer | None:
-    """The stored answer, or None.
+    """Read the stored answer; return None if there is none.
 
-    :raises AirflowFailException: it cannot be understood, which is not the same.
+    :raises AirflowFailException: there is one that cannot be read.
     """
     path = answer_path(folder, request_id)
     try:
@@ -113,5 +213,5 @@ def read_answer(folder: str, request_id: str) -> StoredAnswer | None:
 
 
 def write_answer(folder: str, answer: StoredAnswer) -> None:
-    """Store it whole, or not at all."""
+    """Write the answer, whole or not at all."""
     write_artifact(answer_path(folder, answer.request_id), answer.model_dump_json())

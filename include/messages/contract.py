@@ -1,10 +1,10 @@
-"""The messages of the event-driven DAGs: what senders put on Kafka, what comes back, and how a message is read.
+"""The messages of the event-driven DAGs: what senders put on a topic or queue, what comes back, how a message is read.
 
 A request is one JSON object, `Request`. Whoever sends from another language needs its fields and nothing else:
 
     {"version": 1, "request_id": "ticket-4711", "text": "My tracker is offline.", "sent_at": "2026-11-24T08:30:00Z"}
 
-A change that old readers cannot live with gets a new version; new optional fields do not, as unknown ones are ignored.
+An incompatible change gets a new version. New optional fields do not: readers ignore fields that they do not know.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import uuid4
 
+from airflow.providers.common.compat.sdk import AirflowException
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
 LARGEST_BYTES = 256 * 1024
@@ -25,12 +26,18 @@ REPLIES = "inference_replies"
 DEAD_LETTERS = "inference_dead_letters"
 
 
+class Refused(AirflowException):
+    """A topic or queue does not take this message. It may take others, and later this one."""
+
+
+class TooLarge(Refused):
+    """The message is larger than its topic or queue allows."""
+
+
 class ReplyOptions(BaseModel):
     """What the sender wants to get back."""
 
-    wanted: bool = Field(
-        default=True, description="Whether the answer goes to the topic of replies. It is stored anyway."
-    )
+    wanted: bool = Field(default=True, description="Whether a reply is sent. The answer is stored anyway.")
     echo: str = Field(default="", max_length=500, description="Comes back as it is, for the sender's own use.")
 
 
@@ -67,12 +74,12 @@ class Request(BaseModel):
         return reply
 
     def fingerprint(self) -> str:
-        """The same for the same text only."""
+        """Return a hash of the text."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
 class Reply(BaseModel):
-    """The answer to a request. Kafka delivers it at least once: a reader drops a `request_id` that it has seen."""
+    """The answer to a request. It is sent at least once: a reader drops a `request_id` that it has seen."""
 
     version: Literal[1] = Field(default=1, description="Version of this contract.")
     request_id: str = Field(description="That of the request.")
@@ -82,9 +89,9 @@ class Reply(BaseModel):
 
 
 class Received(dict[str, Any]):
-    """A message as its reader sees it: `topic`, `partition`, `offset`, and either `request` or `error` is not None.
+    """A message as an event: `topic`, `partition`, `offset`, and either `request` or `error` is not None.
 
-    Airflow logs every event of a trigger: of this one only where it stands, and not what it says.
+    Airflow logs every event of a trigger: of this one only its position, not its text.
     """
 
     def __repr__(self) -> str:
@@ -94,8 +101,8 @@ class Received(dict[str, Any]):
 def parse_message(*args: Any) -> Received:
     """Read a message of Kafka, given as the last argument (a `confluent_kafka.Message`).
 
-    This never raises and never returns anything falsy: Airflow's trigger calls it, and would end up in a crash loop,
-    or skip the message in silence. What it returns is plain JSON that every database can store.
+    Airflow's trigger calls this. It never raises (that would be a crash loop) and never returns anything falsy (that
+    would skip the message in silence). What it returns is plain JSON that every database can store.
     """
     message = args[-1]
     try:
@@ -112,7 +119,7 @@ def parse_message(*args: Any) -> Received:
 
 
 def read_request(value: bytes | None) -> tuple[Request | None, str | None]:
-    """The request in these bytes, or what is wrong with them; the reason quotes nothing of them."""
+    """Read the request in these bytes; return it, or else what is wrong with them without quoting them."""
     if value is None:
         return None, "it has no value (a tombstone)"
     if not value:
@@ -128,9 +135,9 @@ def read_request(value: bytes | None) -> tuple[Request | None, str | None]:
 
 
 def new_request(text: str, request_id: str = "", echo: str = "", wanted: bool = True) -> Request:
-    """A request of now, with an id of its own unless one is given.
+    """Make a request that is sent now, with a new id unless one is given.
 
-    :raises pydantic.ValidationError: a field is not as the contract wants it.
+    :raises pydantic.ValidationError: a field breaks the contract.
     """
     return Request(
         version=1,

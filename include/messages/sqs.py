@@ -1,8 +1,7 @@
 """Answer messages of an Amazon SQS queue, each of which stays there until its reply is sent.
 
 A message that is received is not gone: it comes back after the visibility timeout, unless it is deleted. It is deleted
-here when its reply (or its dead letter) is on its queue. So it is handled at least once. A repeat finds the stored
-answer: it is not paid again, and its reply is the same.
+here when its reply (or its dead letter) is on its queue. include/messages/answers.py says what follows from this.
 """
 
 from __future__ import annotations
@@ -10,51 +9,45 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import time
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from airflow.providers.amazon.aws.hooks.sqs import SqsHook
-from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+from airflow.providers.common.compat.sdk import AirflowFailException
 from pydantic import BaseModel, Field
 
 from include.common.shown import shown_text, shown_url
-from include.messages.answerer import Answerer, Unanswerable
-from include.messages.answers import RequestAnswers
-from include.messages.contract import Reply, read_request
+from include.messages.answers import answer_all
+from include.messages.contract import Refused, Reply, Request, TooLarge, read_request
+from include.messages.model import PromptedModel
 from include.messages.stored import StoredMessage, store
 
 AWS_CONN_ID = "aws_default"
-# No answer is begun later than this in a run: what is left then comes back to the next one.
+# No answer is begun later than this in a run: what is left comes back to the next one.
 BUDGET_S = 240.0
-# What SQS says to a receipt that is no longer good: the message has come back since, with another.
+# What SQS says to a receipt that is no longer valid: the message has come back since, with another.
 OLD_RECEIPT = ("ReceiptHandleIsInvalid", "InvalidParameterValue")
 
 log = logging.getLogger(__name__)
 
 
 class Message(BaseModel):
-    """A message as SQS gives it out. The receipt is what deletes it."""
+    """A message as SQS gives it out. The receipt is needed to delete it."""
 
     message_id: str = Field(alias="MessageId", min_length=1, max_length=200)
     receipt: str = Field(alias="ReceiptHandle", min_length=1)
     body: str = Field(alias="Body")
 
-
-class QueueRefusal(AirflowException):
-    """A queue does not do what it is asked to; the next try may succeed."""
-
-
-class TooLarge(QueueRefusal):
-    """A message is larger than its queue allows."""
+    @property
+    def content(self) -> bytes:
+        """The body's bytes, also where it is not valid Unicode."""
+        return self.body.encode("utf-8", "surrogatepass")
 
 
 def messages_of(events: Iterable[Any]) -> list[Message]:
-    """The messages in these events (oldest first), each once, with its newest receipt.
+    """Return the messages in these events (oldest first), each once, with its newest receipt.
 
-    An event that is none of the watcher's is left out with an error in the log (anybody who may call the REST API can
-    create one).
+    An event that does not come from the watcher is left out with an error in the log (anybody who may call the REST
+    API can create one).
     """
     found = {}
     for event in events:
@@ -69,12 +62,26 @@ def messages_of(events: Iterable[Any]) -> list[Message]:
     return list(found.values())
 
 
+async def answer_messages(url: str, folder: str, model: PromptedModel, messages: Sequence[Message]) -> dict[str, Any]:
+    """Answer messages that came from the queue `url`, and delete them.
+
+    :param folder: where the answers are stored.
+    :return: the counts of `answer_all`, and whether there is a `backlog`: other messages, in events that no run has
+        read, or that another run is at work on.
+    :raises AirflowException: see `answer_all` and `Queues`.
+    """
+    queues = await asyncio.to_thread(Queues, url)
+    counts = await answer_all(messages, queues, model, folder, BUDGET_S)
+    hidden = await asyncio.to_thread(queues.hidden)
+    return {**counts, "backlog": hidden > counts["left"]}
+
+
 class Queues:
-    """The queue of requests, with `<its URL>-replies` and `<its URL>-dead-letters`.
+    """The queue of requests, with `<its URL>-replies` and `<its URL>-dead-letters`: a `Mailbox`.
 
     :param url: of the queue of requests.
     :raises AirflowFailException: there is no URL.
-    :raises QueueRefusal: the connection `aws_default` is not complete, or a queue cannot be used.
+    :raises Refused: the connection `aws_default` is not complete, or a queue cannot be used.
     """
 
     def __init__(self, url: str) -> None:
@@ -88,30 +95,42 @@ class Queues:
             self._largest[each] = int(found["Attributes"]["MaximumMessageSize"])
 
     def hidden(self) -> int:
-        """About how many messages were given out and are not deleted."""
+        """Return about how many messages were given out and are not deleted."""
         name = "ApproximateNumberOfMessagesNotVisible"
         return int(self._call("get_queue_attributes", self.url, AttributeNames=[name])["Attributes"][name])
 
-    def reply(self, reply: Reply) -> None:
-        """Send a reply; it is on the queue when this returns.
+    def name(self, message: Message) -> str:
+        """Return SQS's id of the message."""
+        return message.message_id
+
+    def read(self, message: Message) -> tuple[Request | None, str | None]:
+        """Read the request."""
+        return read_request(message.content)
+
+    async def reply(self, message: Message, reply: Reply) -> None:
+        """Send a reply.
 
         :raises TooLarge: the queue does not take a reply of this size.
         """
         # ASCII, as SQS refuses some characters that JSON may hold.
-        self._send("-replies", json.dumps(reply.model_dump(mode="json")), {})
+        await asyncio.to_thread(self._send, "-replies", json.dumps(reply.model_dump(mode="json")), {})
 
-    def bury(self, message: Message, reason: str) -> None:
+    async def bury(self, message: Message, reason: str) -> None:
         """Send a message to the dead letters as it came, with the reason as an attribute.
 
         One that is too large with it goes to the project's storage, and the dead letter points to it.
         """
         own = {"reason": reason[:1000], "message_id": message.message_id}
         try:
-            self._send("-dead-letters", message.body, own)
+            await asyncio.to_thread(self._send, "-dead-letters", message.body, own)
         except TooLarge:
-            whole = StoredMessage(value=message.body.encode("utf-8", "surrogatepass"))
-            pointer = store(self.url.rpartition("/")[2], whole)
-            self._send("-dead-letters", pointer.model_dump_json(), {**own, "stored": "yes"})
+            whole = StoredMessage(value=message.content)
+            pointer = await asyncio.to_thread(store, self.url.rpartition("/")[2], whole)
+            await asyncio.to_thread(self._send, "-dead-letters", pointer.model_dump_json(), {**own, "stored": "yes"})
+
+    async def settle(self, message: Message) -> None:
+        """Delete the message."""
+        await asyncio.to_thread(self._call, "delete_message", self.url, ReceiptHandle=message.receipt)
 
     def _send(self, ending: str, body: str, attributes: dict[str, str]) -> None:
         typed = {name: {"DataType": "String", "StringValue": value} for name, value in attributes.items()}
@@ -123,103 +142,23 @@ class Queues:
             )
         self._call("send_message", self.url + ending, MessageBody=body, MessageAttributes=typed)
 
-    def delete(self, message: Message) -> None:
-        """Tell SQS that the message is done."""
-        self._call("delete_message", self.url, ReceiptHandle=message.receipt)
-
     def _call(self, operation: str, url: str, **arguments: Any) -> Any:
+        # boto takes a second to import, too long for a DAG file.
+        from airflow.providers.amazon.aws.hooks.sqs import SqsHook
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
             self._client = self._client or SqsHook(aws_conn_id=AWS_CONN_ID).get_conn()
             return getattr(self._client, operation)(QueueUrl=url, **arguments)
         except (BotoCoreError, ClientError) as error:
-            if operation == "delete_message" and _code(error) in OLD_RECEIPT:
+            code = getattr(error, "response", {}).get("Error", {}).get("Code")
+            if operation == "delete_message" and code in OLD_RECEIPT:
                 log.warning(
                     "A message of %s was not deleted, as it has come back since; it is a repeat then.", shown_url(url)
                 )
                 return None
-            raise QueueRefusal(
+            raise Refused(
                 f"Connection {AWS_CONN_ID!r}, queue {shown_url(url)}: {operation} failed: {shown_text(error)}. Does "
                 "the queue exist, in the connection's region, and may this role use it? Nothing is lost: what is not "
                 "deleted comes back."
             ) from None
-
-
-def _code(error: Any) -> str:
-    return str(getattr(error, "response", {}).get("Error", {}).get("Code", ""))
-
-
-class QueueRun:
-    """One run's work on the messages that it was started by.
-
-    :param url: of the queue of requests.
-    :param folder: where the answers are stored.
-    :param answerer: asks the model.
-    """
-
-    def __init__(self, url: str, folder: str, answerer: Answerer) -> None:
-        self._queues = Queues(url)
-        self._answerer = answerer
-        self._answers = RequestAnswers(folder, answerer)
-        self._free = asyncio.Semaphore(answerer.in_flight)
-        self._ends = time.monotonic() + BUDGET_S
-        self._problem: Exception | None = None
-        self._refusal: QueueRefusal | None = None
-        self._counts: Counter[str] = Counter()
-
-    async def run(self, messages: Sequence[Message]) -> dict[str, Any]:
-        """Answer the messages side by side.
-
-        :return: numbers of messages: `answered`, `repeated`, `dead-lettered`, and those `left` for want of time; and
-            whether there is a `backlog` of others, in events that no run has read, or that another one is at work on.
-        :raises AirflowFailException: the account or a connection is at fault; no retry mends it.
-        :raises AirflowException: a queue or the model fails; what is done by then is deleted, the rest stays.
-        """
-        try:
-            await asyncio.gather(*(self._handle_one(message) for message in messages))
-        finally:
-            self._answerer.usage.publish()
-        if problem := self._problem or self._refusal:
-            raise problem
-        hidden = await asyncio.to_thread(self._queues.hidden)
-        return {**self._counts, "backlog": hidden > self._counts["left"]}
-
-    async def _handle_one(self, message: Message) -> None:
-        """Do what is to be done with a message, unless something is in the way of all."""
-        async with self._free:
-            if self._problem:
-                return
-            if time.monotonic() > self._ends:
-                self._counts["left"] += 1
-                return
-            try:
-                outcome = await self._handle(message)
-                await asyncio.to_thread(self._queues.delete, message)
-            except QueueRefusal as refusal:  # perhaps of this message alone, which may be too large
-                self._refusal = self._refusal or refusal
-            except Exception as error:
-                self._problem = self._problem or error
-            else:
-                self._counts[outcome] += 1
-
-    async def _handle(self, message: Message) -> str:
-        request, reason = read_request(message.body.encode("utf-8", "surrogatepass"))
-        if request is not None:
-            try:
-                reply = await self._answers.reply(request, message.message_id)
-            except Unanswerable as problem:
-                reason = str(problem)
-            else:
-                if reply is None:
-                    return "repeated"  # the first message with this id gets the reply
-                try:
-                    if request.reply.wanted:
-                        await asyncio.to_thread(self._queues.reply, reply)
-                    return "answered"
-                except TooLarge as refusal:
-                    stored_at = await self._answers.release(reply.request_id)
-                    reason = f"its reply is too large: {refusal} The answer is stored: {stored_at}"
-        log.warning("The message %s is a dead letter: %s", message.message_id, reason)
-        await asyncio.to_thread(self._queues.bury, message, reason or "")
-        return "dead-lettered"

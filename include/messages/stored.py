@@ -1,4 +1,4 @@
-"""Messages that their dead letters have no room for, whole, on the project's storage."""
+"""Messages that are too large for a dead letter, whole, on the project's storage."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def store(source: str, message: StoredMessage) -> Pointer:
 
 
 def fetch(pointer: str | bytes) -> StoredMessage:
-    """The message that a pointer, as JSON, points to.
+    """Read the message that a pointer, as JSON, points to.
 
     :raises ValueError: it points to no message on this project's storage, or the file was changed or deleted.
     """

@@ -1,29 +1,30 @@
 """Kafka as an Airflow connection: clients with its settings, and errors that say what to do.
 
 The connection's extra holds librdkafka's settings (`bootstrap.servers`, TLS, SASL, ...). What makes a reader or writer
-safe is set here and cannot be forgotten there: no automatic commits, no topics made by a typing error, acknowledged
+safe is set here and cannot be forgotten there: no automatic commits, no topics created by a typing error, acknowledged
 writes.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from airflow.providers.apache.kafka.hooks.base import KafkaBaseHook
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowNotFoundException
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 from include.common.shown import shown_url
-
-if TYPE_CHECKING:
-    from confluent_kafka import Consumer, KafkaException, Producer
 
 KAFKA_CONN_ID = "kafka_default"
 METADATA_TIMEOUT_S = 10.0
 DELIVERY_TIMEOUT_S = 30.0
 # The partitions of a consumer that was killed go to another after this time, unless the connection sets another.
 SESSION_TIMEOUT_MS = 10_000
+# A consumer cannot decompress more than `receive.message.max.bytes`, which is 100,000,000 unless set otherwise.
+LARGEST_RECORD = 99_000_000
 
 log = logging.getLogger(__name__)
 
@@ -53,16 +54,14 @@ class KafkaClients:
             ) from None
         except ValueError as error:
             raise AirflowFailException(f"Connection {conn_id!r}: {error} Set it in the connection's extra.") from None
-        # Kept apart from what is a task's own log; what matters of it, the errors here say.
+        # librdkafka's own log goes nowhere else: what matters of it, the errors here say.
         self._config = {"log_level": 0, "error_cb": _note, **config}
 
     def __str__(self) -> str:
         return f"Connection {self.conn_id!r} (broker {shown_url(self._config['bootstrap.servers'])})"
 
-    def consumer(self, group: str, settings: Mapping[str, Any] | None = None) -> Consumer:
-        """A consumer of this group that commits what it is told to, and starts with the oldest message."""
-        from confluent_kafka import Consumer
-
+    def consumer(self, group: str, settings: Mapping[str, Any]) -> Consumer:
+        """Make a consumer of this group that starts with the oldest message and commits only what it is asked to."""
         own = {
             "group.id": group,
             "enable.auto.commit": False,
@@ -70,12 +69,10 @@ class KafkaClients:
             "auto.offset.reset": "earliest",
             "allow.auto.create.topics": False,
         }
-        return Consumer({"session.timeout.ms": SESSION_TIMEOUT_MS, **self._config, **own, **(settings or {})})
+        return Consumer({"session.timeout.ms": SESSION_TIMEOUT_MS, **self._config, **own, **settings})
 
-    def producer(self) -> Producer:
-        """A producer whose messages all in-sync replicas have acknowledged when they count as delivered."""
-        from confluent_kafka import Producer
-
+    def producer(self, settings: Mapping[str, Any]) -> Producer:
+        """Make a producer that reports a message as delivered when all in-sync replicas have it."""
         of_consumers = ("group.", "session.", "heartbeat.", "max.poll.", "auto.", "fetch.", "enable.auto.")
         config = {key: value for key, value in self._config.items() if not key.startswith(of_consumers)}
         own = {
@@ -84,24 +81,20 @@ class KafkaClients:
             "allow.auto.create.topics": False,
             "delivery.timeout.ms": int(DELIVERY_TIMEOUT_S * 1000),
             # The topic's own limit is the one that counts. It is for compressed records, and this one for others.
-            "message.max.bytes": 100 * 2**20,
+            "message.max.bytes": LARGEST_RECORD,
         }
-        # What came compressed would be too large for its topic otherwise when it is sent on.
-        return Producer({"compression.type": "zstd", **config, **own})
+        # A message that came compressed would otherwise be too large for its topic when it is sent on.
+        return Producer({"compression.type": "zstd", **config, **own, **settings})
 
     def partitions(self, client: Consumer | Producer, *topics: str) -> dict[str, int]:
-        """The number of partitions by topic.
+        """Return the number of partitions by topic.
 
         :raises AirflowException: the broker cannot be reached, or a topic does not exist.
         """
-        from confluent_kafka import KafkaException
-
         counts = {}
         for topic in topics:
-            try:
+            with self.failing("asking for its topics"):
                 found = client.list_topics(topic, timeout=METADATA_TIMEOUT_S).topics[topic]
-            except KafkaException as error:
-                raise self.failure("asking for its topics", error) from None
             if found.error is not None:
                 raise AirflowException(
                     f"{self}: the topic {topic!r} cannot be used ({found.error.str()}). Create it, or allow this "
@@ -110,11 +103,27 @@ class KafkaClients:
             counts[topic] = len(found.partitions)
         return counts
 
-    def failure(self, doing: str, error: KafkaException) -> AirflowException:
-        """What to raise when the broker fails; the next try may succeed."""
-        reason = error.args[0]
+    def committed(self, consumer: Consumer, topic: str, partitions: Sequence[int]) -> dict[int, int]:
+        """Return the offset that the consumer's group has committed, by partition; negative where there is none.
+
+        :raises AirflowException: the broker cannot be reached.
+        """
+        wanted = [TopicPartition(topic, partition) for partition in partitions]
+        with self.failing("asking for the committed offsets"):
+            return {each.partition: each.offset for each in consumer.committed(wanted, METADATA_TIMEOUT_S)}
+
+    @contextmanager
+    def failing(self, doing: str) -> Iterator[None]:
+        """Raise `failure` for an error of the client."""
+        try:
+            yield
+        except KafkaException as error:
+            raise self.failure(doing, error.args[0]) from None
+
+    def failure(self, doing: str, error: Any) -> AirflowException:
+        """Return what to raise when the broker fails (a `KafkaError`); the next try may succeed."""
         return AirflowException(
-            f"{self}: {doing} failed: {reason.str()}. Is it running, and are host and login right? Nothing was lost: "
+            f"{self}: {doing} failed: {error.str()}. Is it running, and are host and login right? Nothing was lost: "
             "what is not committed is read again."
         )
 

@@ -7,34 +7,23 @@ it.
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter
-from collections.abc import Iterator, Set
-from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from airflow.providers.common.compat.sdk import AirflowException
+from confluent_kafka import Message
 
+from include.messages.contract import Refused
 from include.messages.kafka.clients import KafkaClients
-from include.messages.kafka.sender import Sender, is_of_the_record
+from include.messages.kafka.reader import Place, place, reading
+from include.messages.kafka.sender import Sender
 from include.messages.stored import StoredMessage, fetch, store
 
-if TYPE_CHECKING:
-    from confluent_kafka import Consumer, Message
-
 PREFIX = "dead-letter."
-STORED = PREFIX + "stored"
 GROUP = "dead_letters"
-SILENCE_S = 60.0
-
-Place = tuple[int | None, int | None]
+BATCH = 200
 
 log = logging.getLogger(__name__)
-
-
-class CannotGoBack(Exception):
-    """A dead letter cannot be what it was, or its topic does not take it."""
 
 
 class Replayed(NamedTuple):
@@ -45,32 +34,32 @@ class Replayed(NamedTuple):
 
 
 def dead_letter(topic: str, message: Message, reason: str) -> dict[str, Any]:
-    """Arguments for `Producer.produce`: the message as it came, with the reason and its position as headers."""
-    headers = [*_headers(message), *_position_headers(message, reason)]
-    return {"topic": topic, "key": message.key(), "value": message.value(), "headers": headers}
+    """Return arguments for `Producer.produce`: the message as it came, with the reason and its position as headers."""
+    own = _position_headers(message, reason, **({"unreadable": "yes"} if message.error() else {}))
+    return {"topic": topic, "key": message.key(), "value": message.value(), "headers": [*_headers(message), *own]}
 
 
 def stored_dead_letter(topic: str, message: Message, reason: str) -> dict[str, Any]:
-    """As `dead_letter`, for a message that is too large for the topic: its value points to the message on storage."""
+    """Return the same for a message that is too large for the topic: its value points to the message on storage."""
     whole = StoredMessage(value=message.value(), key=message.key(), headers=_headers(message))
-    pointer = store(str(message.topic()), whole)
-    headers = [*_position_headers(message, reason), (STORED, b"yes")]
-    return {"topic": topic, "value": pointer.model_dump_json().encode(), "headers": headers}
+    pointer = store(str(message.topic()), whole).model_dump_json().encode()
+    return {"topic": topic, "value": pointer, "headers": _position_headers(message, reason, stored="yes")}
 
 
-def _position_headers(message: Message, reason: str) -> list[tuple[str, bytes]]:
+def _position_headers(message: Message, reason: str, **more: str) -> list[tuple[str, bytes]]:
     own = {
         "reason": reason[:1000],
         "topic": message.topic(),
         "partition": message.partition(),
         "offset": message.offset(),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        **more,
     }
     return [(PREFIX + name, str(value).encode()) for name, value in own.items()]
 
 
 def position(message: Message) -> tuple[str, int, int]:
-    """Where a dead letter came from: topic, partition and offset of the original.
+    """Return where a dead letter came from: topic, partition and offset of the original.
 
     :raises KeyError: it does not say so, as one that something else has put on the topic.
     """
@@ -79,14 +68,17 @@ def position(message: Message) -> tuple[str, int, int]:
 
 
 def reason(message: Message) -> str:
-    """Why it is a dead letter."""
+    """Return why it is a dead letter."""
     return _own(message).get("reason", "it gives no reason")
 
 
 def count(topic: str) -> Counter[str]:
-    """How many dead letters, by reason, nobody has replayed."""
-    with _reader(topic) as consumer:
-        return Counter(reason(message) for message in _all(consumer, set()))
+    """Count the dead letters that nobody has replayed, by reason."""
+    reasons: Counter[str] = Counter()
+    with reading(KafkaClients(), topic, GROUP) as reader:
+        while batch := reader.next(BATCH):
+            reasons.update(map(reason, batch))
+    return reasons
 
 
 def replay(topic: str) -> Replayed:
@@ -99,104 +91,58 @@ def replay(topic: str) -> Replayed:
     :raises AirflowException: the broker fails.
     """
     clients = KafkaClients()
-    sender = Sender(clients)
     back, kept = 0, Counter[str]()
     put_at_end: set[Place] = set()
-    with _reader(topic) as consumer:
-        for message in _all(consumer, put_at_end):
-            try:
-                _put(sender, clients, _original(message))
-                back += 1
-            except CannotGoBack as why:
-                log.warning("The dead letter at %s of %r stays: %s.", message.offset(), topic, why)
-                kept[str(why)] += 1
-                again = {"key": message.key(), "value": message.value(), "headers": message.headers()}
-                put_at_end.add(_put(sender, clients, {"topic": topic, "partition": message.partition(), **again}))
-            consumer.commit(message=message, asynchronous=False)
+    ended: set[int] = set()  # the partitions of which only those are left that this replay has put there
+    with Sender(clients) as sender, reading(clients, topic, GROUP) as reader:
+        while batch := reader.next(BATCH):
+            for message in batch:
+                partition, offset = place(message)
+                if (partition, offset) in put_at_end:
+                    ended.add(partition)
+                if partition in ended:
+                    continue
+                try:
+                    sender.send(_original(message)).result()
+                    back += 1
+                except (ValueError, Refused) as why:
+                    log.warning("The dead letter at %d of %r stays: %s", offset, topic, why)
+                    kept[str(why)] += 1
+                    again = {
+                        "topic": topic,
+                        "key": message.key(),
+                        "value": message.value(),
+                        "headers": message.headers(),
+                    }
+                    if message.error():
+                        again = dead_letter(topic, message, str(why))
+                    sent = sender.send({**again, "partition": partition})
+                    put_at_end.add(place(sent.result()))
+                reader.commit({partition: offset + 1})
     return Replayed(back, kept)
 
 
 def _original(message: Message) -> dict[str, Any]:
-    """Arguments for `Producer.produce` that make it what it was.
+    """Return arguments for `Producer.produce` that make it what it was.
 
-    :raises CannotGoBack: it is on storage and cannot be read there, or does not say where it came from.
+    :raises ValueError: it is on storage and cannot be read there, never was readable, or does not say where it came
+        from.
     """
+    if error := message.error():
+        raise ValueError(f"it cannot be decompressed: {error.name()}")
     own = _own(message)
     if "topic" not in own:
-        raise CannotGoBack("it does not say which topic it came from")
+        raise ValueError("it does not say which topic it came from")
+    if "unreadable" in own:
+        raise ValueError("its content could not be read; it is on its topic only")
     if "stored" not in own:
         return {"topic": own["topic"], "key": message.key(), "value": message.value(), "headers": _headers(message)}
-    try:
-        whole = fetch(message.value() or b"")
-    except ValueError as error:
-        raise CannotGoBack(str(error)) from None
+    whole = fetch(message.value() or b"")
     return {"topic": own["topic"], "key": whole.key, "value": whole.value, "headers": whole.headers}
 
 
-def _put(sender: Sender, clients: KafkaClients, record: dict[str, Any]) -> Place:
-    """Put a record on its topic; return where it is then.
-
-    :raises CannotGoBack: the broker takes others, but not this one.
-    """
-    from confluent_kafka import KafkaError, KafkaException
-
-    delivered: list[tuple[Any, Any]] = []
-    sender.send(record, lambda *how: delivered.append(how))
-    sender.flush()
-    ((error, message),) = delivered or [(KafkaError(KafkaError._MSG_TIMED_OUT), None)]
-    if error is None:
-        return message.partition(), message.offset()
-    if is_of_the_record(error):
-        raise CannotGoBack(f"the topic {record['topic']!r} does not take it ({error.str()})")
-    raise clients.failure("putting a dead letter back", KafkaException(error))
-
-
-@contextmanager
-def _reader(topic: str) -> Iterator[Consumer]:
-    clients = KafkaClients()
-    consumer = clients.consumer(GROUP, {"enable.partition.eof": True})
-    try:
-        clients.partitions(consumer, topic)
-        consumer.subscribe([topic])
-        yield consumer
-    finally:
-        consumer.close()
-
-
-def _all(consumer: Consumer, end: Set[Place]) -> Iterator[Message]:
-    """What there is, in each partition up to its end or to a message at one of these places.
-
-    :raises AirflowException: the broker does not give it out in time.
-    """
-    from confluent_kafka import KafkaError
-
-    at_end: set[int | None] = set()
-    ended: set[int | None] = set()
-    deadline = time.monotonic() + SILENCE_S
-    while time.monotonic() < deadline:
-        message = consumer.poll(0.2)
-        if message is None:
-            mine = {each.partition for each in consumer.assignment()}
-            if mine and mine <= at_end:
-                return
-        elif message.error() is None:
-            if (message.partition(), message.offset()) in end:
-                ended.add(message.partition())
-            if message.partition() in ended:
-                at_end.add(message.partition())
-                continue
-            at_end.discard(message.partition())
-            deadline = time.monotonic() + SILENCE_S
-            yield message
-        elif (error := message.error()) and error.code() == KafkaError._PARTITION_EOF:
-            at_end.add(message.partition())
-    raise AirflowException(
-        f"The broker has given out no dead letters for {SILENCE_S:.0f} s. Does another run read them?"
-    )
-
-
 def _headers(message: Message) -> list[Any]:
-    """The sender's own headers: one that looks like ours would be believed."""
+    """Return the sender's own headers, without those that look like ours, which would be believed."""
     return [each for each in message.headers() or [] if not each[0].startswith(PREFIX)]
 
 

@@ -27,9 +27,8 @@ TROUBLE_PAUSE_S = 5.0
 class KafkaDoorbellTrigger(BaseEventTrigger):
     """Ring for messages of `topic` after the offset that `group` has committed.
 
-    It looks at the group's offsets and is no member of it: it commits nothing, so that it can lose nothing, and two of
-    them only ring twice. It never ends. A broker that is down, and a topic that is missing, is said once and waited
-    out.
+    It only looks at the group's offsets, as no member of it: it commits nothing, so that it can lose nothing, and two
+    of them only ring twice. It never ends. It logs once that a broker is down or a topic missing, and waits.
 
     :param topic: to watch.
     :param group: the consumer group of the runs that the bell is for.
@@ -43,7 +42,7 @@ class KafkaDoorbellTrigger(BaseEventTrigger):
         self.kafka_config_id = kafka_config_id
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """The class path and the arguments of this trigger."""
+        """Return the class path and the arguments of this trigger."""
         names = ("topic", "group", "kafka_config_id")
         return f"{type(self).__module__}.{type(self).__qualname__}", {name: getattr(self, name) for name in names}
 
@@ -62,7 +61,13 @@ class KafkaDoorbellTrigger(BaseEventTrigger):
                 await asyncio.sleep(TROUBLE_PAUSE_S)
 
     async def _rings(self) -> AsyncIterator[TriggerEvent]:
+        """Ring until the number of partitions changes.
+
+        :raises AirflowException: the broker fails, or a message cannot be read.
+        """
+        # librdkafka is a library of C: the triggerer loads it here, the DAG file does not.
         from asgiref.sync import sync_to_async
+        from confluent_kafka import KafkaError
 
         from include.messages.kafka.clients import KafkaClients
 
@@ -76,13 +81,18 @@ class KafkaDoorbellTrigger(BaseEventTrigger):
             seen: dict[int, int] = {}
             while True:
                 for message in await watch.call(lambda: consumer.consume(500, 0.25)):
-                    if not message.error():
+                    error = message.error()
+                    if not error:
                         waiting = True
                         seen[message.partition() or 0] = (message.offset() or 0) + 1
+                    elif error.code() == KafkaError._BAD_COMPRESSION:
+                        # This consumer cannot get past it; one that starts after the next commit can.
+                        yield TriggerEvent({"topic": self.topic})
+                        raise clients.failure("reading a message", error)
                 now = time.monotonic()
                 if now - checked_at > RING_AGAIN_S:
                     checked_at = now
-                    waiting = waiting or await watch.call(lambda: self._is_behind(clients, consumer, count, seen))
+                    waiting = waiting or await watch.call(lambda: self._is_behind(clients, consumer, seen))
                     if count != await watch.call(lambda: clients.partitions(consumer, self.topic)[self.topic]):
                         return
                 if waiting and now - rang_at > PAUSE_S:
@@ -94,7 +104,7 @@ class KafkaDoorbellTrigger(BaseEventTrigger):
         from confluent_kafka import OFFSET_BEGINNING, TopicPartition
 
         count = clients.partitions(consumer, self.topic)[self.topic]
-        committed = self._committed(clients, consumer, count)
+        committed = clients.committed(consumer, self.topic, range(count))
         consumer.assign(
             [
                 TopicPartition(self.topic, partition, offset if offset >= 0 else OFFSET_BEGINNING)
@@ -103,38 +113,26 @@ class KafkaDoorbellTrigger(BaseEventTrigger):
         )
         return count
 
-    def _is_behind(self, clients: KafkaClients, consumer: Consumer, count: int, seen: Mapping[int, int]) -> bool:
-        """Whether a run would be given a message: one that was seen here, is not committed and still exists.
+    def _is_behind(self, clients: KafkaClients, consumer: Consumer, seen: Mapping[int, int]) -> bool:
+        """Return whether a run would get a message: one that was seen here, is not committed and still exists.
 
-        What an offset alone counts is no such message: a transaction's marker, or one that the broker has deleted.
+        Offsets alone do not say so: some are of a transaction's markers, or of messages that the broker has deleted.
 
         :param seen: by partition the offset after the last message that this consumer was given.
         """
-        committed = self._committed(clients, consumer, count)
-        behind = [partition for partition, offset in seen.items() if offset > committed.get(partition, 0)]
-        return any(seen[partition] > self._oldest(clients, consumer, partition) for partition in behind)
-
-    def _oldest(self, clients: KafkaClients, consumer: Consumer, partition: int) -> int:
-        from confluent_kafka import KafkaException, TopicPartition
+        from confluent_kafka import TopicPartition
 
         from include.messages.kafka.clients import METADATA_TIMEOUT_S
 
-        try:
-            return consumer.get_watermark_offsets(TopicPartition(self.topic, partition), METADATA_TIMEOUT_S)[0]
-        except KafkaException as error:
-            raise clients.failure("asking for the oldest message", error) from None
-
-    def _committed(self, clients: KafkaClients, consumer: Consumer, count: int) -> dict[int, int]:
-        """The group's offset by partition; negative where it has none."""
-        from confluent_kafka import KafkaException, TopicPartition
-
-        from include.messages.kafka.clients import METADATA_TIMEOUT_S
-
-        partitions = [TopicPartition(self.topic, partition) for partition in range(count)]
-        try:
-            return {each.partition: each.offset for each in consumer.committed(partitions, METADATA_TIMEOUT_S)}
-        except KafkaException as error:
-            raise clients.failure("asking for the committed offsets", error) from None
+        found = clients.committed(consumer, self.topic, list(seen)) if seen else {}
+        for partition, committed in found.items():
+            if seen[partition] > committed:
+                with clients.failing("asking for the oldest message"):
+                    place = TopicPartition(self.topic, partition)
+                    oldest, _ = consumer.get_watermark_offsets(place, METADATA_TIMEOUT_S)
+                if seen[partition] > oldest:
+                    return True
+        return False
 
 
 class _Watch:

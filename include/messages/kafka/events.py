@@ -1,27 +1,24 @@
-"""The messages in events of a Kafka watcher, and the replies to them."""
+"""Read the messages in events of a Kafka watcher, and send the replies to them."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException
-
-from include.messages.contract import REPLIES, Reply, Request
+from include.messages.contract import REPLIES, Reply, Request, TooLarge
 from include.messages.kafka.clients import KafkaClients
-from include.messages.kafka.sender import Sender, is_too_large
+from include.messages.kafka.sender import Sender
 
 log = logging.getLogger(__name__)
 
 
 def requests_of(events: Sequence[Any]) -> list[dict[str, Any]]:
-    """The requests in these events, each id once.
+    """Return the requests in these events as JSON, each id once.
 
-    An event whose message cannot be answered, or that is none of the watcher's (anybody who may call the REST API can
-    create one), is left out with an error in the log that names the message's position.
+    An event whose message cannot be answered, or that does not come from the watcher (anybody who may call the REST
+    API can create one), is left out with an error in the log that names the message's position.
     """
     requests: dict[str, dict[str, Any]] = {}
     for event in events:
@@ -40,39 +37,35 @@ def requests_of(events: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def send_replies(conn_id: str, requests: Sequence[dict[str, Any]], answers: Sequence[Any]) -> tuple[int, list[str]]:
-    """Send a reply for each answer that there is; return their number, and the ids of the requests without one.
+    """Send a reply for each answer; return the number of answers, and the ids of the requests without one.
 
-    A reply that is too large for its topic is left out, with an error in the log that names the request.
+    A reply that is too large for its topic counts as none, with an error in the log that names the request.
 
+    :param answers: in the order of the requests; None where there is none.
     :raises AirflowException: the broker did not take all of them; the next try sends them again.
     """
-    clients = KafkaClients(conn_id)
-    sender = Sender(clients)
-    clients.partitions(sender.producer, REPLIES)
-    refused: list[KafkaError] = []
     failed: list[str] = []
-
-    def outcome(request_id: str, error: KafkaError | None, _: Any) -> None:
-        if error and is_too_large(error):
-            log.error("The reply to %r is too large for the topic %r; it is left out.", request_id, REPLIES)
-            failed.append(request_id)
-        elif error:
-            refused.append(error)
-
-    for fields, answer in zip(requests, answers, strict=True):
-        request = Request.model_validate(fields)
-        if answer is None:
-            failed.append(request.request_id)
-        elif request.reply.wanted:
-            reply = Reply(
-                request_id=request.request_id,
-                answer=answer,
-                echo=request.reply.echo,
-                answered_at=datetime.now(UTC),
-            )
-            record = {"topic": REPLIES, "key": request.request_id, "value": reply.model_dump_json().encode()}
-            sender.send(record, partial(outcome, request.request_id))
-    sender.flush()
-    if refused:
-        raise clients.failure("sending the replies", KafkaException(*refused[:1]))
+    sent = {}
+    clients = KafkaClients(conn_id)
+    with Sender(clients) as sender:
+        clients.partitions(sender.producer, REPLIES)
+        for fields, answer in zip(requests, answers, strict=True):
+            request = Request.model_validate(fields)
+            if answer is None:
+                failed.append(request.request_id)
+            elif request.reply.wanted:
+                reply = Reply(
+                    request_id=request.request_id,
+                    answer=answer,
+                    echo=request.reply.echo,
+                    answered_at=datetime.now(UTC),
+                )
+                value = reply.model_dump_json().encode()
+                sent[request.request_id] = sender.send({"topic": REPLIES, "key": request.request_id, "value": value})
+        for request_id, delivery in sent.items():
+            try:
+                delivery.result()
+            except TooLarge as refusal:
+                log.error("The reply to %r is left out. %s", request_id, refusal)
+                failed.append(request_id)
     return len(requests) - len(failed), failed

@@ -1,78 +1,77 @@
-"""Send records to Kafka and learn of each what became of it.
-
-A topic's limit is that of a batch of records as the producer happens to pack them. So a record counts as too large
-only after the broker has refused it in a batch of its own.
-"""
+"""Send records to Kafka and learn of each what became of it."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import threading
+from concurrent.futures import Future
+from typing import Any
 
-from include.messages.kafka.clients import DELIVERY_TIMEOUT_S, KafkaClients
+from confluent_kafka import KafkaError, KafkaException, Message
 
-if TYPE_CHECKING:
-    from confluent_kafka import KafkaError, Message
+from include.messages.contract import Refused, TooLarge
+from include.messages.kafka.clients import KafkaClients
 
-    Done = Callable[[KafkaError | None, Message | None], None]
+TOO_LARGE = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE)
+# Other records may be taken, but this one, or its topic, will not be.
+REFUSED = (
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError._UNKNOWN_TOPIC,
+    KafkaError.TOPIC_EXCEPTION,
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.INVALID_RECORD,
+    KafkaError._INVALID_ARG,
+)
 
 
 class Sender:
-    """Sends records, and calls back with an error (or None), each time once, at the latest in `flush`."""
+    """Sends records while it is open, each in a batch of its own, as a topic's limit is that of a batch."""
 
     def __init__(self, clients: KafkaClients) -> None:
-        self.producer = clients.producer()
-        self._waiting: deque[tuple[dict[str, Any], Done]] = deque()
+        self._clients = clients
+        self.producer = clients.producer({"batch.num.messages": 1})
+        self._closed = threading.Event()
 
-    def send(self, record: dict[str, Any], done: Done) -> None:
+    def __enter__(self) -> Sender:
+        threading.Thread(target=self._serve, name="kafka-sender", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed.set()
+
+    def _serve(self) -> None:
+        while not self._closed.is_set():
+            self.producer.poll(0.1)
+
+    def send(self, record: dict[str, Any]) -> Future[Message]:
         """Begin to send a record (arguments of `Producer.produce`).
 
-        :param done: gets the broker's error, or None and the record with its place. It must not raise.
+        :return: its place, when the broker has it. Or it raises `TooLarge`; `Refused`, where the broker may take other
+            records; `AirflowException`, where the broker fails.
         """
-        self._send(record, done, alone=False)
+        sent: Future[Message] = Future()
+        sent.set_running_or_notify_cancel()  # from here on nobody who waits can cancel it
 
-    def flush(self) -> None:
-        """Wait until it is known of each record whether the broker has it."""
-        self.producer.flush(DELIVERY_TIMEOUT_S + 5)
-        while self._waiting:
-            self._send(*self._waiting.popleft(), alone=True)
-            self.producer.flush(DELIVERY_TIMEOUT_S + 5)
-
-    def _send(self, record: dict[str, Any], done: Done, *, alone: bool) -> None:
-        from confluent_kafka import KafkaException
-
-        def delivered(error: KafkaError | None, message: Message | None) -> None:
-            if error is not None and is_too_large(error) and not alone:
-                self._waiting.append((record, done))
+        def delivered(error: KafkaError | None, message: Message) -> None:
+            if error is None:
+                sent.set_result(message)
             else:
-                done(error, message)
+                sent.set_exception(self._failure(record["topic"], error))
 
-        try:
-            self.producer.produce(**record, on_delivery=delivered)
-        except BufferError:  # too much on its way at the same time
-            self._waiting.append((record, done))
-        except KafkaException as error:
-            delivered(error.args[0], None)
-        else:
-            self.producer.poll(0)
+        while True:
+            try:
+                self.producer.produce(**record, on_delivery=delivered)
+            except BufferError:  # too much is on its way
+                self.producer.poll(0.1)
+            except KafkaException as error:
+                delivered(error.args[0], Message())
+                return sent
+            else:
+                return sent
 
-
-def is_too_large(error: KafkaError) -> bool:
-    """Whether the record is larger than its topic, the broker or the client allows."""
-    from confluent_kafka import KafkaError
-
-    return error.code() in (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE)
-
-
-def is_of_the_record(error: KafkaError) -> bool:
-    """Whether other records may be taken, but this one, or its topic, will not be."""
-    from confluent_kafka import KafkaError
-
-    return is_too_large(error) or error.code() in (
-        KafkaError.UNKNOWN_TOPIC_OR_PART,
-        KafkaError._UNKNOWN_TOPIC,
-        KafkaError.TOPIC_EXCEPTION,
-        KafkaError.TOPIC_AUTHORIZATION_FAILED,
-        KafkaError.INVALID_RECORD,
-    )
+    def _failure(self, topic: str, error: KafkaError) -> Exception:
+        if error.code() not in (*TOO_LARGE, *REFUSED):
+            return self._clients.failure(f"sending to the topic {topic!r}", error)
+        kind = TooLarge if error.code() in TOO_LARGE else Refused
+        return kind(
+            f"{self._clients}: the topic {topic!r} did not take a message: {error.str()}. It stays where it was."
+        )

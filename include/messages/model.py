@@ -1,4 +1,4 @@
-"""Many texts to one model at once, and whose fault it is if one gets no answer."""
+"""Ask a model about many texts at once, and find out whose fault it is when one gets no answer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
+from airflow.sdk import get_current_context
 from pydantic_ai import Agent
 from pydantic_ai.exceptions import ModelHTTPError, ModelServerError, ModelTimeoutError, UnexpectedModelBehavior
 
@@ -19,16 +20,16 @@ if TYPE_CHECKING:
     from include.ai import BaseModel
 
 TRIES = 3
-# Something that every model can answer: if it does not, the fault is the account's, the connection's or the provider's.
+# Every model can answer this: if it does not, the fault is with the account, the connection or the provider.
 HARMLESS = "Hello, is the app down for everybody?"
 
 
 class Unanswerable(Exception):
-    """The model answers others, but never this text."""
+    """The model answers other texts, but never this one."""
 
 
-class StreamUsage(UsageRecorder):
-    """Adds up a run's calls, and tells XCom when it is asked to: for each call it would be slow."""
+class RunUsage(UsageRecorder):
+    """Adds up a run's calls. They reach XCom when asked to: at every call it would be slow."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,9 +40,7 @@ class StreamUsage(UsageRecorder):
         self._total = sum_usage(self._total, call)
 
     def publish(self) -> None:
-        """Bring the XCom `llm_usage` up to date; outside a task nothing happens."""
-        from airflow.sdk import get_current_context
-
+        """Update the XCom `llm_usage`. Outside a task, do nothing."""
         try:
             ti = get_current_context()["ti"]
         except RuntimeError:
@@ -50,29 +49,29 @@ class StreamUsage(UsageRecorder):
             ti.xcom_push(key=USAGE_XCOM_KEY, value=self._total)
 
 
-class Answerer:
+class PromptedModel:
     """The model of the connection `pydanticai_default`, with a prompt.
 
     :param system_prompt: what to do with the texts.
-    :param output_type: what the answers are like.
+    :param output_type: the form of the answers.
     :param in_flight: how many texts the model is asked about at the same time.
     """
 
     def __init__(self, system_prompt: str, output_type: type[BaseModel], in_flight: int) -> None:
         self.in_flight = in_flight
-        self.usage = StreamUsage()
+        self.usage = RunUsage()
         model = LimitedModel(LLM_CONN_ID, self.usage, in_flight)
         self._agent: Agent[None, Any] = Agent(model, system_prompt=system_prompt, output_type=output_type)
         self._asking_harmless = asyncio.Lock()
         self._well_at = 0.0
 
-    async def answer(self, text: str) -> Any:
-        """The answer as plain JSON.
+    async def ask(self, text: str) -> Any:
+        """Ask about a text and return the answer as plain JSON.
 
-        A text that gets none is tried again, each time after the model has answered something harmless.
+        A text that gets no answer is tried again, each time after the model has answered something harmless.
 
-        :raises Unanswerable: it gets none all the same, TRIES times.
-        :raises AirflowFailException: the account or the connection is at fault; no retry mends it.
+        :raises Unanswerable: it gets no answer in TRIES tries.
+        :raises AirflowFailException: the account or the connection is at fault; no retry helps.
         :raises AirflowException: the provider fails now, whatever it is asked.
         """
         reason = ""
@@ -90,7 +89,7 @@ class Answerer:
         return output_to_json((await self._agent.run(untrusted(text))).output)
 
     async def _ask_harmless(self, failed_at: float) -> None:
-        """See that the model answers now. Those who ask at the same time share one call."""
+        """See that the model answers now. Texts that fail at the same time share one call."""
         async with self._asking_harmless:
             if self._well_at < failed_at:
                 asked_at = time.monotonic()
@@ -99,15 +98,15 @@ class Answerer:
 
 
 def _fault_of_the_text(error: Exception) -> str:
-    """What a text may have done to deserve the error; empty if no text can be at fault.
+    """Return what a text may have done to cause the error; empty if no text can be at fault.
 
-    A refused key, an unknown model, a used-up quota, a rate limit and an unreachable server never are the text's.
+    A refused key, an unknown model, a used-up quota, a rate limit and an unreachable server are never the text's fault.
     """
     match error:
         case RequestRefused():
             return "the provider refuses it"
         case UnexpectedModelBehavior():
-            return "the model's answers never have the form that they must have"
+            return "the model's answers never have the required form"
     match error.__context__:  # `ConnectionModel` keeps the provider's error out of the log, but not from here
         case ModelServerError():
             return "the provider fails on it"
