@@ -14,6 +14,7 @@ from airflow.sdk import Param, dag, get_current_context, task
 from pydantic import Field, model_validator
 
 from include.ai import BaseModel, agent_kwargs, llm_kwargs, untrusted
+from include.common.storage import artifact_path, write_artifact
 from include.common.task_defaults import DEFAULT_ARGS
 from include.sample.company_research import CompanyName, financial_figures, search_market_facts
 
@@ -119,8 +120,6 @@ def multi_agent():
 
     @task
     def write_report(findings: str, synthesis: dict):
-        from include.common.storage import artifact_path, write_artifact
-
         context = get_current_context()
         params = context["params"]
         open_questions = "\n".join(f"- {question}" for question in synthesis["open_questions"]) or "None."

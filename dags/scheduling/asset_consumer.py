@@ -6,9 +6,13 @@ what is new for the support team. **Several updates before it starts make one ru
 through all of them. Started by hand, it takes the asset's newest event.
 """
 
+import json
+
 from airflow.sdk import dag, get_current_context, task
 
+from include.common.asset_events import files_of, newest_event, triggering_events
 from include.common.assets import KNOWLEDGE_BASE
+from include.common.storage import artifact_path, write_artifact
 from include.common.task_defaults import DEFAULT_ARGS
 
 
@@ -22,11 +26,6 @@ from include.common.task_defaults import DEFAULT_ARGS
 def asset_consumer():
     @task(inlets=[KNOWLEDGE_BASE])
     def write_news():
-        import json
-
-        from include.common.asset_events import files_of, newest_event, triggering_events
-        from include.common.storage import artifact_path, write_artifact
-
         events = triggering_events(KNOWLEDGE_BASE) or newest_event(KNOWLEDGE_BASE)
         lines = ["# What is new in the knowledge base", ""]
         for changes in [json.loads(file.read_bytes()) for file in files_of(events, "changes")]:
