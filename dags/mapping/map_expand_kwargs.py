@@ -14,7 +14,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk import Param, dag, get_current_context, task
 
 from include.common.grading import word_recall
-from include.common.mapping import mappable, mapped_results
+from include.common.mapping import failures, mappable, mapped_results
 from include.common.task_defaults import DEFAULT_ARGS
 
 
@@ -59,11 +59,10 @@ def map_expand_kwargs():
     @task(trigger_rule="all_done")
     def report(pairs: list[dict]):
         scores = mapped_results("grade", pairs)
-        failed = [pair["expected"] for pair, score in zip(pairs, scores, strict=True) if score is None]
         graded = [score for score in scores if score is not None]
         mean = f", mean grade {sum(graded) / len(graded):.2f}" if graded else ""
-        named = f"; failed: {', '.join(failed)}" if failed else ""
-        return {"scores": scores, "result": f"{len(graded)} of {len(pairs)} answers graded{mean}{named}"}
+        failed = failures([pair["expected"] for pair in pairs], scores)
+        return {"scores": scores, "result": f"{len(graded)} of {len(pairs)} answers graded{mean}{failed}"}
 
     pairs = pair()
     grade.expand_kwargs(pairs) >> report(pairs)

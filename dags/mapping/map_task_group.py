@@ -10,7 +10,7 @@ from typing import get_args
 
 from airflow.sdk import Param, dag, get_current_context, task, task_group
 
-from include.common.mapping import mappable, mapped_results
+from include.common.mapping import failures, mappable, mapped_results
 from include.common.task_defaults import DEFAULT_ARGS
 from include.sample.company_research import CompanyName, revenue_by_year
 
@@ -56,9 +56,7 @@ def map_task_group():
     @task(trigger_rule="all_done")
     def report(names: list[str]):
         found = mapped_results("company.assess", names)
-        failed = [name for name, text in zip(names, found, strict=True) if text is None]
-        named = [f"failed: {', '.join(failed)}"] if failed else []
-        return {"result": "; ".join([*filter(None, found), *named]) or "no companies"}
+        return {"result": ("; ".join(filter(None, found)) or "no companies") + failures(names, found)}
 
     names = get_companies()
     company.expand(name=names) >> report(names)

@@ -32,6 +32,19 @@ FINANCE_PROMPT = (
 )
 SYNTHESIS_PROMPT = "Answer the question from the analysts' findings only, in three sentences with their numbers."
 
+REPORT = """# {company}
+
+*{question}*
+
+{answer}
+
+{findings}
+
+## Open questions
+
+{open_questions}
+"""
+
 
 class Plan(BaseModel):
     market_research: list[str] = Field(
@@ -121,17 +134,11 @@ def multi_agent():
     @task
     def write_report(findings: str, synthesis: dict):
         context = get_current_context()
-        params = context["params"]
+        asked = {name: context["params"][name] for name in ("company", "question")}
         open_questions = "\n".join(f"- {question}" for question in synthesis["open_questions"]) or "None."
-        report = (
-            f"# {params['company']}\n\n*{params['question']}*\n\n{synthesis['answer']}\n\n"
-            f"{findings}\n\n## Open questions\n\n{open_questions}\n"
-        )
+        report = REPORT.format(**asked, answer=synthesis["answer"], findings=findings, open_questions=open_questions)
         path = artifact_path("reports", context["run_id"], "report.md")
-        return {
-            "report": write_artifact(path, report),
-            "result": f"{params['company']}: {synthesis['answer']}",
-        }
+        return {"report": write_artifact(path, report), "result": f"{asked['company']}: {synthesis['answer']}"}
 
     plan = plan_work()
     for_research = assignments.override(task_id="research_assignments")(plan, "market_research")

@@ -13,6 +13,8 @@ from include.common.storage import artifact_path, write_artifact
 from include.common.task_defaults import DEFAULT_ARGS
 from include.sample.feedback import count_topics, read_texts, top_topics, topic_table
 
+SOURCES = {"reviews": CUSTOMER_REVIEWS, "tickets": SUPPORT_TICKETS}
+
 
 @dag(
     dag_display_name="All assets (AND): digest of reviews and tickets",
@@ -24,8 +26,7 @@ from include.sample.feedback import count_topics, read_texts, top_topics, topic_
 def all_assets():
     @task(inlets=[CUSTOMER_REVIEWS, SUPPORT_TICKETS])
     def write_digest():
-        sources = {"reviews": CUSTOMER_REVIEWS, "tickets": SUPPORT_TICKETS}
-        events = {name: triggering_events(asset) or newest_event(asset) for name, asset in sources.items()}
+        events = {name: triggering_events(asset) or newest_event(asset) for name, asset in SOURCES.items()}
         texts = {name: read_texts(files_of(found)) for name, found in events.items()}
         counts = {name: count_topics(found) for name, found in texts.items()}
         path = artifact_path("digests", get_current_context()["run_id"], "digest.md")

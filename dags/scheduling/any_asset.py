@@ -30,15 +30,13 @@ MOST_REVIEWS = 5
 def any_asset():
     @task(inlets=[CUSTOMER_REVIEWS])
     def collect_reviews():
-        new = triggering_events(CUSTOMER_REVIEWS)
-        requests = triggering_events(REPORT_REQUEST)
+        new, requests = triggering_events(CUSTOMER_REVIEWS), triggering_events(REPORT_REQUEST)
         texts = read_texts(files_of(new or newest_event(CUSTOMER_REVIEWS)))
         if not texts:
             raise AirflowSkipException("No reviews have arrived yet.")
-        because = [f"{len(new)} update(s) of the reviews"] * bool(new) + [f"{len(requests)} request(s)"] * bool(
-            requests
-        )
-        return {"texts": texts, "because": " and ".join(because) or "started by hand"}
+        because = {"update(s) of the reviews": len(new), "request(s)": len(requests)}
+        named = " and ".join(f"{number} {what}" for what, number in because.items() if number)
+        return {"texts": texts, "because": named or "started by hand"}
 
     @task.llm(**llm_kwargs(), system_prompt=HEADLINE_PROMPT)
     def write_headline(reviews: dict):
