@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from local.dags import FOLDER, template_dags, wanted_dags
-from local.demo_result import COLOURS, Result, name_of, one_line, seconds_of, table_of, totals_of
+from local.demo_progress import Progress
+from local.demo_result import Result, name_of, one_line, table_of, totals_of
 from local.environment import PROJECT, user_environment, uses_embedded_queue
 from local.processes import StackError, interrupt_on_signals
-from local.reviewer import WAITING, Reviewer
 from local.send import SQS_DAG, send_to
 from local.stack import Stack, stack_arguments
 
@@ -40,8 +40,6 @@ ASSET_WAIT_S = 5.0
 MESSAGE_WAIT_S = 60.0
 # Each look costs Airflow as much CPU as a small task does.
 POLL_S = 2.0
-# An update can come to light so much later than the time it bears: SQLite has one writer, for whom others wait.
-LATE_S = 60
 LOG_LINES = 20
 
 # As include.ai.usage has it, whose import would take seconds: the demo is a client, and needs no Airflow of its own.
@@ -62,10 +60,8 @@ class Demo:
         self.stack = stack
         self.api = stack.api
         self.console = console
-        self._reviewer = Reviewer(stack.api)
+        self._progress = Progress(stack.api, self.say)
         self._started = time.monotonic()
-        self._looked = datetime.now(UTC)
-        self._tasks: dict[tuple[str, str, str, int], dict[str, Any]] = {}
 
     def say(self, text: str) -> None:
         """Print a line of progress, after the seconds since the start."""
@@ -101,7 +97,7 @@ class Demo:
                     self.say(f"still running after {RUN_TIMEOUT_S:.0f} s: {', '.join([*open_runs, *waiting])}")
                     break
                 runs = self.api.runs(run_after_gte=since)
-                at_work = self._follow(open_runs)
+                at_work = self._progress.look(open_runs)
                 for run in runs:
                     if open_runs.get(run["dag_id"]) == run["dag_run_id"] and run["state"] in ENDED:
                         del open_runs[run["dag_id"]]
@@ -164,33 +160,6 @@ class Demo:
                 }
             time.sleep(POLL_S)
         return {}
-
-    def _follow(self, runs: dict[str, str]) -> list[str]:
-        """Report each task of these runs that has ended, and answer for people; return the names of tasks at work."""
-        since, self._looked = self._looked - timedelta(seconds=LATE_S), datetime.now(UTC)
-        at_work, asked = [], {}
-        for task in self.api.task_instances(updated_at_gte=since.isoformat()):
-            key = (task["dag_id"], task["dag_run_id"], task["task_id"], task["map_index"])
-            before, self._tasks[key] = self._tasks.get(key), task
-            if runs.get(task["dag_id"]) == task["dag_run_id"] and (before is None or before["state"] != task["state"]):
-                self._report(task)
-        for (dag_id, run_id, *_), task in self._tasks.items():
-            if runs.get(dag_id) != run_id:
-                continue
-            if task["state"] == "running":
-                at_work.append(f"{dag_id}.{name_of(task)}")
-            elif task["state"] in WAITING:
-                asked[dag_id] = run_id
-        for dag_id, run_id in asked.items():
-            for answer in self._reviewer.answer(dag_id, run_id):
-                self.say(escape(answer))
-        return at_work
-
-    def _report(self, task: dict[str, Any]) -> None:
-        if colour := COLOURS.get(task["state"]):
-            seconds = f"[dim]{seconds_of(task):.1f} s[/dim]" if task["start_date"] and task["end_date"] else ""
-            name = escape(f"{task['dag_id']}.{name_of(task)}")
-            self.say(f"[{colour}]{task['state']:8}[/{colour}] {name} {seconds}")
 
     def _collect(self, dag_id: str, run_id: str) -> Result:
         run = self.api.run(dag_id, run_id)
