@@ -148,7 +148,9 @@ def take_pages(url: str, api: AirflowAPI) -> None:
         table = """document.querySelector('[aria-label="Show table view"]')"""
         browser.until(lambda: browser.value(f"!!{table} && ({table}.click(), true)"))
         browser.picture(WHOLE.format("[data-testid='table-list']"), IMAGES / "dags.png")
-        run_id = api.trigger("human_review", {"sample_size": 1})
+        run_id = api.trigger(
+            "human_review", {"tickets": ["Three of our vans are offline, although they are on the road."]}
+        )
         waiting = api.open_requests
         while not (requests := waiting("human_review", run_id)):
             time.sleep(1)

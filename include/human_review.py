@@ -1,14 +1,16 @@
-"""Drafts that a person decides on: the form that is shown, the delivery of what was approved, and the report."""
+"""Drafts that a person decides on: the request to review, the delivery of what was approved, and the report."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from textwrap import wrap
 from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowSkipException
+from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import Param
 from airflow.sdk.definitions.param import ParamsDict
 
@@ -18,6 +20,31 @@ LINE_LENGTH = 80  # a block is not wrapped in Airflow's UI
 
 APPROVE = "Approve"
 REJECT = "Reject"
+
+
+class ReviewOperator(HITLOperator):
+    """Ask a person to approve, edit or reject a draft; no answer in time means `REJECT`.
+
+    Not ApprovalOperator: in a mapped task group, what comes after a rejection runs all the same.
+
+    :param ticket: `ticket_id` and `text`.
+    :param draft: `reply`.
+    :param minutes: how long to wait for the answer; a number or a template of one.
+    """
+
+    template_fields = ("ticket", "draft", "minutes")
+
+    def __init__(self, *, ticket: Any, draft: Any, minutes: Any, **kwargs: Any) -> None:
+        super().__init__(subject="Send this reply?", options=[APPROVE, REJECT], defaults=REJECT, **kwargs)
+        self.ticket = ticket
+        self.draft = draft
+        self.minutes = minutes
+
+    def pre_execute(self, context: Any) -> None:
+        """Fill in the request. Templates were rendered before: no text in it is taken for one."""
+        self.subject, self.body, self.params = review_form(self.ticket, self.draft["reply"])
+        self.response_timeout = timedelta(minutes=float(self.minutes))
+        context["ticket_id"] = self.ticket["ticket_id"]
 
 
 def review_form(ticket: Mapping[str, str], draft: str) -> tuple[str, str, ParamsDict]:

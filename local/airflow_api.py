@@ -28,9 +28,9 @@ class AirflowAPI:
         parts = self._json("GET", "/api/v2/monitor/health")
         return {name: part["status"] for name, part in parts.items()}
 
-    def dag_ids(self) -> set[str]:
-        """The DAGs that have been parsed."""
-        return {dag["dag_id"] for dag in self._pages("/api/v2/dags", "dags")}
+    def dags(self) -> dict[str, dict[str, Any]]:
+        """The DAGs that have been parsed, by id: `is_paused` and more."""
+        return {dag["dag_id"]: dag for dag in self._pages("/api/v2/dags", "dags")}
 
     def import_errors(self) -> dict[str, str]:
         """Stack trace by DAG file, whose path is relative to the DAGs folder."""
@@ -58,10 +58,17 @@ class AirflowAPI:
         """Whether updates of assets start this DAG."""
         return self._json("GET", f"/api/v2/dags/{dag_id}/details")["asset_expression"] is not None
 
+    def runs(self, dag_id: str = "~", **query: Any) -> list[dict[str, Any]]:
+        """Runs, oldest first: `dag_id`, `dag_run_id`, `run_type`, `state`, `duration` in seconds and more.
+
+        :param dag_id: default: of all DAGs.
+        :param query: filters, such as `run_after_gte`, a time (ISO 8601).
+        """
+        return self._pages(f"/api/v2/dags/{dag_id}/dagRuns", "dag_runs", order_by="run_after", **query)
+
     def runs_by_assets(self, dag_id: str, since: str) -> list[str]:
         """The ids of the runs that asset events have started since this time (ISO 8601)."""
-        query = {"run_type": "asset_triggered", "run_after_gte": since, "limit": 100}
-        runs = self._json("GET", f"/api/v2/dags/{dag_id}/dagRuns", params=query)["dag_runs"]
+        runs = self.runs(dag_id, run_type="asset_triggered", run_after_gte=since)
         return [run["dag_run_id"] for run in runs]
 
     def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
@@ -69,11 +76,14 @@ class AirflowAPI:
         run: dict[str, Any] = self._json("GET", self._run(dag_id, run_id))
         return run
 
-    def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
-        """All task instances of a run, mapped ones included."""
-        page = self._json("GET", f"{self._run(dag_id, run_id)}/taskInstances", params={"limit": 1000})
-        instances: list[dict[str, Any]] = page["task_instances"]
-        return instances
+    def task_instances(self, dag_id: str = "~", run_id: str = "~", **query: Any) -> list[dict[str, Any]]:
+        """Task instances, mapped ones included.
+
+        :param dag_id: default: of all DAGs.
+        :param run_id: default: of all runs.
+        :param query: filters, such as `updated_at_gte`, a time (ISO 8601).
+        """
+        return self._pages(f"{self._run(dag_id, run_id)}/taskInstances", "task_instances", **query)
 
     def xcom(self, dag_id: str, run_id: str, task_id: str, key: str, map_index: int = -1) -> Any:
         """An XCom's value, or None if the task left none."""
@@ -87,10 +97,7 @@ class AirflowAPI:
 
     def open_requests(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
         """The human-in-the-loop requests of a run that nobody has answered: `subject`, `body`, `params`, ..."""
-        query = {"response_received": False, "limit": 100}
-        page = self._json("GET", f"{self._run(dag_id, run_id)}/hitlDetails", params=query)
-        requests: list[dict[str, Any]] = page["hitl_details"]
-        return requests
+        return self._pages(f"{self._run(dag_id, run_id)}/hitlDetails", "hitl_details", response_received=False)
 
     def answer_request(self, request: dict[str, Any], option: str, fields: dict[str, Any]) -> None:
         """Answer one of `open_requests`.
@@ -113,11 +120,11 @@ class AirflowAPI:
     def _run(self, dag_id: str, run_id: str) -> str:
         return f"/api/v2/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}"
 
-    def _pages(self, path: str, name: str) -> list[dict[str, Any]]:
+    def _pages(self, path: str, name: str, **query: Any) -> list[dict[str, Any]]:
         """All entries of a list, which comes in pages."""
         found: list[dict[str, Any]] = []
         while True:
-            page = self._json("GET", path, params={"limit": 100, "offset": len(found)})
+            page = self._json("GET", path, params={**query, "limit": 100, "offset": len(found)})
             found += page[name]
             if not page[name] or len(found) >= page["total_entries"]:
                 return found

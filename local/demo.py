@@ -15,26 +15,38 @@ import httpx
 from rich.console import Console
 from rich.markup import escape
 
-from include.ai.usage import USAGE_XCOM_KEY
 from local.dags import FOLDER, template_dags, wanted_dags
-from local.demo_result import COLOURS, Result, name_of, one_line, seconds_of, table_of
+from local.demo_progress import Progress
+from local.demo_result import Result, name_of, one_line, table_of, totals_of
 from local.environment import PROJECT, user_environment, uses_embedded_queue
 from local.processes import StackError, interrupt_on_signals
-from local.reviewer import Reviewer
 from local.send import SQS_DAG, send_to
 from local.stack import Stack, stack_arguments
 
+# What the demo asks of a DAG, where its own defaults are meant for more than a few minutes on a laptop.
+CONF: dict[str, dict[str, Any]] = {
+    "batch_api_inference": {"limit": 6},
+    "batch_inference": {"limit": 8},
+    "batch_inference_at_scale": {"limit": 20},
+    "fine_tuning": {"evaluation_size": 4},
+    "map_chunks": {"rows": 200, "chunk_size": 100},
+    "rag_evaluation": {"answers": 4, "min_recall": 0.8, "min_grounded": 0.0},
+    "rag_pipeline": {"min_score": 0.2},
+}
 MESSAGES = {"event_driven_inference": 2, "stream_inference": 8, SQS_DAG: 4}
 PARSE_TIMEOUT_S = 90.0
 RUN_TIMEOUT_S = 1200.0
 ASSET_WAIT_S = 5.0
 MESSAGE_WAIT_S = 60.0
-POLL_S = 0.5
+# Each look costs Airflow as much CPU as a small task does.
+POLL_S = 2.0
 LOG_LINES = 20
+
+# As include.ai.usage has it, whose import would take seconds: the demo is a client, and needs no Airflow of its own.
+USAGE_XCOM_KEY = "llm_usage"
 
 ENDED = ("success", "failed")
 NOT_IMPORTED = "import error"
-WAITING = ("deferred", "awaiting_input")  # perhaps for a person, who is not there in the demo
 
 
 class Demo:
@@ -48,13 +60,12 @@ class Demo:
         self.stack = stack
         self.api = stack.api
         self.console = console
-        self._reviewer = Reviewer(stack.api)
+        self._progress = Progress(stack.api, self.say)
         self._started = time.monotonic()
-        self._reported: set[tuple[str, str, int]] = set()
 
     def say(self, text: str) -> None:
         """Print a line of progress, after the seconds since the start."""
-        self.console.print(f"[dim]{time.monotonic() - self._started:4.0f} s[/dim]  {text}")
+        self.console.print(f"[dim]{time.monotonic() - self._started:4.0f} s[/dim]  {text}", soft_wrap=True)
 
     def run(self, dags: dict[str, Path]) -> list[Result]:
         """Run these DAGs side by side until all have ended, and return a result for each.
@@ -67,8 +78,9 @@ class Demo:
         """
         results = self._wait_until_parsed(dags)
         dag_ids = [dag_id for dag_id in dags if dag_id not in results]
-        for dag_id in dag_ids:
-            self.api.unpause(dag_id)
+        for dag_id, dag in self.api.dags().items():
+            if dag_id in dag_ids and dag["is_paused"]:
+                self.api.unpause(dag_id)
         since = datetime.now(UTC).isoformat()
         waiting = {dag_id for dag_id in dag_ids if self.api.waits_for_assets(dag_id)}
         messaged = waiting & MESSAGES.keys()
@@ -84,12 +96,13 @@ class Demo:
                 if time.monotonic() > deadline:
                     self.say(f"still running after {RUN_TIMEOUT_S:.0f} s: {', '.join([*open_runs, *waiting])}")
                     break
-                ended = [d for d, run_id in open_runs.items() if self.api.run(d, run_id)["state"] in ENDED]
-                at_work = [name for d, run_id in open_runs.items() for name in self._follow(d, run_id)]
-                for dag_id in ended:
-                    del open_runs[dag_id]
-                    last_end = time.monotonic()
-                started = self._started_by_assets(waiting, since)
+                runs = self.api.runs(run_after_gte=since)
+                at_work = self._progress.look(open_runs)
+                for run in runs:
+                    if open_runs.get(run["dag_id"]) == run["dag_run_id"] and run["state"] in ENDED:
+                        del open_runs[run["dag_id"]]
+                        last_end = time.monotonic()
+                started = self._started_by_assets(waiting, runs)
                 patience = MESSAGE_WAIT_S if waiting & messaged else ASSET_WAIT_S
                 if not open_runs and not started and time.monotonic() > last_end + patience:
                     started = self._trigger(sorted(waiting), results)
@@ -118,25 +131,24 @@ class Demo:
         run_ids = {}
         for dag_id in dag_ids:
             try:
-                run_ids[dag_id] = self.api.trigger(dag_id)
+                run_ids[dag_id] = self.api.trigger(dag_id, CONF.get(dag_id))
             except httpx.HTTPStatusError as error:
                 results[dag_id] = Result(dag_id, "not started", result=error.response.text)
         if run_ids:
             self.say(f"triggered {', '.join(run_ids)}")
         return run_ids
 
-    def _started_by_assets(self, dag_ids: set[str], since: str) -> dict[str, str]:
-        started = {}
-        for dag_id in sorted(dag_ids):
-            if runs := self.api.runs_by_assets(dag_id, since):
-                self.say(f"an asset was updated: {dag_id} starts")
-                started[dag_id] = runs[-1]
+    def _started_by_assets(self, dag_ids: set[str], runs: list[dict[str, Any]]) -> dict[str, str]:
+        by_assets = [run for run in runs if run["run_type"] == "asset_triggered" and run["dag_id"] in dag_ids]
+        started = {run["dag_id"]: run["dag_run_id"] for run in by_assets}
+        for dag_id in started:
+            self.say(f"an asset was updated: {dag_id} starts")
         return started
 
     def _wait_until_parsed(self, dags: dict[str, Path]) -> dict[str, Result]:
         """Return a result for each DAG that cannot be run, as soon as all others can."""
         deadline = time.monotonic() + PARSE_TIMEOUT_S
-        while missing := dags.keys() - self.api.dag_ids():
+        while missing := dags.keys() - self.api.dags().keys():
             errors = self.broken_files()
             broken = {dag_id: errors.get(dags[dag_id].relative_to(PROJECT).as_posix()) for dag_id in missing}
             late = time.monotonic() > deadline
@@ -148,24 +160,6 @@ class Demo:
                 }
             time.sleep(POLL_S)
         return {}
-
-    def _follow(self, dag_id: str, run_id: str) -> list[str]:
-        """Report each task that has ended since the last look; return the names of those at work."""
-        at_work = []
-        for task in self.api.task_instances(dag_id, run_id):
-            key = (dag_id, task["task_id"], task["map_index"])
-            name = f"{dag_id}.{name_of(task)}"
-            if task["state"] == "running":
-                at_work.append(name)
-            elif task["state"] in WAITING:
-                for answer in self._reviewer.answer(dag_id, run_id):
-                    self.say(escape(answer))
-            elif task["state"] in COLOURS and key not in self._reported:
-                self._reported.add(key)
-                colour = COLOURS[task["state"]]
-                seconds = f"[dim]{seconds_of(task):.1f} s[/dim]" if task["start_date"] and task["end_date"] else ""
-                self.say(f"[{colour}]{task['state']:8}[/{colour}] {escape(name)} {seconds}")
-        return at_work
 
     def _collect(self, dag_id: str, run_id: str) -> Result:
         run = self.api.run(dag_id, run_id)
@@ -188,7 +182,7 @@ class Demo:
     def _show_failure(self, dag_id: str, run_id: str, task: dict[str, Any]) -> None:
         lines = self.api.log(dag_id, run_id, task["task_id"], task["try_number"], task["map_index"])
         self.console.print(f"\n[red]{dag_id}.{escape(name_of(task))} failed.[/red] The end of its log:")
-        self.console.print("\n".join(f"    {line}" for line in lines[-LOG_LINES:]), markup=False)
+        self.console.print("\n".join(f"    {line}" for line in lines[-LOG_LINES:]), markup=False, soft_wrap=True)
 
 
 def main() -> None:
@@ -198,7 +192,7 @@ def main() -> None:
     arguments = parser.parse_args()
     interrupt_on_signals()
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    console = Console(highlight=False)
     stack = Stack(arguments.home, arguments.port)
     ours = False
     try:
@@ -216,7 +210,7 @@ def main() -> None:
         files = {path.relative_to(PROJECT).as_posix() for path in dags.values()}
         broken = {file: error for file, error in demo.broken_files().items() if file not in files}
         results += [Result(file, NOT_IMPORTED, result=error) for file, error in broken.items()]
-        not_run = sorted(stack.api.dag_ids() - dags.keys() - template_dags().keys())
+        not_run = sorted(stack.api.dags().keys() - dags.keys() - template_dags().keys())
         demo.say(f"memory of the stack: {stack.processes.memory_mb():.0f} MB")
     except (StackError, httpx.HTTPError) as error:
         sys.exit(f"The demo cannot run: {error}")
@@ -229,10 +223,12 @@ def main() -> None:
 
     report = stack.home / "demo.json"
     report.write_text(json.dumps([asdict(result) for result in results], indent=2, ensure_ascii=False))
-    console.print(table_of(results))
-    console.print(f"The same as JSON: {report}   The files the DAGs wrote: {stack.home / 'artifacts'}")
+    console.print(table_of(results), totals_of(results), sep="\n")
+    console.print(f"Whole results: {report}\nFiles the DAGs wrote: {stack.home / 'artifacts'}", soft_wrap=True)
     if not_run:
-        console.print(f"Your own DAGs run when they are named: make demo DAG={','.join(not_run)}", markup=False)
+        console.print(
+            f"Your own DAGs run when they are named: make demo DAG={','.join(not_run)}", markup=False, soft_wrap=True
+        )
     if failed:
         sys.exit(1)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 COLOURS = {"success": "green", "skipped": "yellow", "failed": "red", "upstream_failed": "red"}
 
@@ -49,21 +50,25 @@ def seconds_of(task: dict[str, Any]) -> float:
 
 
 def table_of(results: list[Result]) -> Table:
-    table = Table(show_lines=True)
-    for heading in ("pattern", "state"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("tasks", "seconds", "tokens"):
-        table.add_column(heading, justify="right")
-    table.add_column("result", ratio=1)
+    """A line per DAG that succeeded, cut to the width of the console; of the others the whole reason."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("pattern", overflow="fold", max_width=32)
+    table.add_column("state", no_wrap=True)
+    table.add_column("s", justify="right", no_wrap=True)
+    table.add_column("result", overflow="fold", ratio=1)
     for each in results:
-        colour = COLOURS.get(each.state, "red")
-        line = each.result if len(each.result) <= 240 else each.result[:240] + " ..."
+        done = each.state == "success"
         table.add_row(
             escape(each.dag_id),
-            f"[{colour}]{each.state}[/{colour}]",
-            str(each.tasks),
-            f"{each.seconds:.1f}",
-            str(each.tokens),
-            escape(line),
+            f"[{COLOURS.get(each.state, 'red')}]{each.state}",
+            f"{each.seconds:.0f}",
+            Text(each.result, no_wrap=done, overflow="ellipsis" if done else "fold"),
         )
     return table
+
+
+def totals_of(results: list[Result]) -> str:
+    """The numbers of all runs together."""
+    done = sum(each.state == "success" for each in results)
+    tasks, tokens = (sum(getattr(each, name) for each in results) for name in ("tasks", "tokens"))
+    return f"{done} of {len(results)} DAGs succeeded, with {tasks} tasks and {tokens} tokens."

@@ -24,7 +24,7 @@ def report_of(storage):
 
 def test_sample_reviews_are_counted_and_compared_with_their_labels(run_dag, llm, storage):
     answer(llm, *["positive"] * 5)
-    run = run_dag("batch_inference", {"sample_size": 5})
+    run = run_dag("batch_inference", {"limit": 5})
 
     assert run.state == "success"
     rows = reviews()[:5]
@@ -44,7 +44,7 @@ def test_sample_reviews_are_counted_and_compared_with_their_labels(run_dag, llm,
 
 def test_each_row_goes_to_the_model_alone_without_its_label_and_is_named_in_the_ui(run_dag, llm):
     answer(llm, *["negative"] * 3)
-    run = run_dag("batch_inference", {"sample_size": 3})
+    run = run_dag("batch_inference", {"limit": 3})
 
     rows = reviews()[:3]
     assert {run.task_instance("analyze", n).rendered_map_index for n in range(3)} == {r["review_id"] for r in rows}
@@ -125,7 +125,7 @@ def test_an_empty_list_of_reviews_calls_no_model_and_still_reports(run_dag, llm,
     assert run.xcom("report")["result"] == "0 positive, 0 negative, 0 neutral"
 
 
-@pytest.mark.parametrize("conf", [{"reviews": ["ok"] * 501}, {"reviews": [1]}, {"reviews": "one"}, {"sample_size": 0}])
+@pytest.mark.parametrize("conf", [{"reviews": ["ok"] * 501}, {"reviews": [1]}, {"reviews": "one"}, {"limit": 0}])
 def test_wrong_params_are_refused_before_the_run(run_dag, llm, conf):
     from airflow.providers.common.compat.sdk import ParamValidationError
 

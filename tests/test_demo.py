@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,10 +13,11 @@ import httpx
 import pytest
 from rich.console import Console
 
+from include.ai.usage import USAGE_XCOM_KEY
 from local import demo
-from local.demo import Demo
-from local.demo_result import table_of
-from tests.conftest import PROJECT
+from local.demo import CONF, Demo
+from local.demo_result import Result, table_of
+from tests.conftest import PROJECT, dag_files
 from tests.virtual_time import VirtualTime
 
 pytestmark = pytest.mark.one_stack
@@ -28,8 +31,8 @@ class FakeAPI:
     def __init__(self, paused: set[str]) -> None:
         self.paused = paused
 
-    def dag_ids(self) -> set[str]:
-        return {GOOD, REFUSED, ENDLESS}
+    def dags(self) -> dict[str, dict[str, Any]]:
+        return {dag_id: {"is_paused": dag_id in self.paused} for dag_id in (GOOD, REFUSED, ENDLESS)}
 
     def import_errors(self) -> dict[str, str]:
         return {"patterns/broken.py": "Traceback ...\nImportError: ours", "team/theirs.py": "...\nNameError: theirs"}
@@ -40,18 +43,25 @@ class FakeAPI:
     def waits_for_assets(self, _: str) -> bool:
         return False
 
-    def trigger(self, dag_id: str) -> str:
+    def trigger(self, dag_id: str, conf: dict[str, Any] | None) -> str:
         assert dag_id not in self.paused
+        assert conf == CONF.get(dag_id)
         if dag_id == REFUSED:
             request = httpx.Request("POST", "http://airflow")
             raise httpx.HTTPStatusError("400", request=request, response=httpx.Response(400, text="no default"))
         return f"run-of-{dag_id}"
 
-    def run(self, dag_id: str, _: str) -> dict[str, Any]:
-        return {"state": "running" if dag_id == ENDLESS else "success", "duration": 1.0}
+    def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
+        state = "running" if dag_id == ENDLESS else "success"
+        return {"dag_id": dag_id, "dag_run_id": run_id, "run_type": "manual", "state": state, "duration": 1.0}
 
-    def task_instances(self, dag_id: str, _: str) -> list[dict[str, Any]]:
-        return [{"task_id": "t", "map_index": -1, "state": "success", "start_date": None, "end_date": None}]
+    def runs(self, **_: Any) -> list[dict[str, Any]]:
+        return [self.run(dag_id, f"run-of-{dag_id}") for dag_id in (GOOD, ENDLESS)]
+
+    def task_instances(self, dag_id: str = GOOD, run_id: str = f"run-of-{GOOD}", **_: Any) -> list[dict[str, Any]]:
+        times = {"start_date": None, "end_date": None}
+        where = {"dag_id": dag_id, "dag_run_id": run_id, "task_id": "t", "map_index": -1}
+        return [{**where, **times, "state": "success"}]
 
     def xcom(self, *where: Any) -> Any:
         return {"result": 7} if "return_value" in where else None
@@ -87,10 +97,44 @@ def test_files_that_cannot_be_imported_are_named_whose_ever_they_are(shown):
     }
 
 
-def test_the_table_takes_any_text(shown):
+def printed(results: list[Result], width: int = 80) -> list[str]:
     out = io.StringIO()
-    [result] = shown.run(files(GOOD))
-    result.result, result.dag_id = "[/red] [bold]", "dags/[x].py"
-    Console(file=out, width=140).print(table_of([result]))
-    assert "[/red] [bold]" in out.getvalue()
-    assert "dags/[x].py" in out.getvalue()
+    Console(file=out, width=width).print(table_of(results))
+    return out.getvalue().rstrip("\n").split("\n")
+
+
+def test_the_table_takes_any_text():
+    _, line = printed([Result("dags/[x].py", "success", result="[/red] [bold]")])
+    assert "[/red] [bold]" in line
+    assert "dags/[x].py" in line
+
+
+def test_the_table_fits_a_narrow_terminal_with_a_line_for_each_dag_that_succeeded():
+    dag_ids = [path.stem for path in dag_files()]
+    lines = printed([Result(dag_id, "success", 123.4, result="What came out, " * 20) for dag_id in dag_ids])
+    assert [line.split()[0] for line in lines[1:]] == dag_ids
+    assert max(map(len, lines)) <= 80
+
+
+def test_the_table_says_in_full_why_a_dag_did_not_run():
+    reason = " ".join(f"reason{n}" for n in range(40))
+    lines = printed([Result("dags/patterns/a_name_that_is_rather_long.py", "import error", result=reason)])
+    assert max(map(len, lines)) <= 80
+    squeezed = "".join(line[-40:] for line in lines).replace(" ", "")
+    assert "reason0" in squeezed
+    assert "reason39" in squeezed
+
+
+@pytest.mark.parametrize("dag_id", sorted(CONF))
+def test_what_the_demo_asks_of_a_dag_is_among_its_params(dag_id, load_dag):
+    params = load_dag(dag_id).params
+    assert CONF[dag_id].keys() <= params.keys()
+    params.update(CONF[dag_id])
+    params.validate()
+
+
+def test_the_demo_starts_without_importing_airflow_whose_libraries_would_be_the_first_to_speak():
+    script = "import sys, local.demo; print(local.demo.USAGE_XCOM_KEY, 'airflow' in sys.modules)"
+    command = [sys.executable, "-c", script]
+    ended = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120)
+    assert (ended.stdout, ended.stderr) == (f"{USAGE_XCOM_KEY} False\n", "")

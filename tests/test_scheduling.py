@@ -111,7 +111,7 @@ def test_an_event_that_names_a_file_elsewhere_is_left_out_and_named(airflow, kno
 def test_either_asset_starts_the_or_and_only_both_start_the_and(airflow):
     def land(*sources: str) -> str:
         before = now()
-        airflow.finish("feedback_intake", {"sources": list(sources), "rows": 3})
+        airflow.finish("feedback_intake", {"sources": list(sources)})
         return before
 
     start = now()

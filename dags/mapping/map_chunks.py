@@ -11,13 +11,20 @@ A task per item is right where each is slow or costs money of its own, for tens 
 
 from airflow.sdk import Param, dag, get_current_context, task
 
+from include.ai.embeddings import Embedder
+from include.common.mapping import chunked, failures, mappable, mapped_results
 from include.common.task_defaults import DEFAULT_ARGS, LLM_POOL
+from include.sample.data import tickets
 
 CATEGORIES = {
     "billing": "invoices, prices, payments, refunds, plans",
     "technical": "tracker device, map, alerts, API errors, app does not work",
     "account": "users, login, password, company name, roles, invitations",
 }
+
+
+def name_of(chunk: list[int]) -> str:
+    return f"rows {chunk[0]} to {chunk[1] - 1}"
 
 
 @dag(
@@ -28,7 +35,7 @@ CATEGORIES = {
     doc_md=__doc__,
     params={
         "rows": Param(
-            200,
+            10_000,
             type="integer",
             minimum=0,
             maximum=100_000,
@@ -36,45 +43,33 @@ CATEGORIES = {
             description="How many tickets; beyond 40 those of the sample data are repeated.",
         ),
         "chunk_size": Param(
-            100, type="integer", minimum=1, maximum=10_000, title="Chunk size", description="Tickets per task."
+            1_000, type="integer", minimum=1, maximum=10_000, title="Chunk size", description="Tickets per task."
         ),
     },
 )
 def map_chunks():
     @task
     def get_chunks() -> list[list[int]]:
-        from include.common.mapping import chunked, mappable
-
         params = get_current_context()["params"]
         chunks = mappable(chunked(range(params["rows"]), params["chunk_size"]))
         return [[chunk[0], chunk[-1] + 1] for chunk in chunks]  # where each starts and ends: XCom is no place for data
 
     @task(map_index_template="{{ rows }}", pool=LLM_POOL)
     def sort_tickets(chunk: list[int]):
-        from include.ai.embeddings import Embedder
-        from include.sample.data import tickets
-
-        start, end = chunk
-        get_current_context()["rows"] = f"rows {start} to {end - 1}"
+        get_current_context()["rows"] = name_of(chunk)
         sample = tickets()
-        rows = [sample[n % len(sample)] for n in range(start, end)]
+        rows = [sample[n % len(sample)] for n in range(*chunk)]
         found = Embedder().nearest_label([row["text"] for row in rows], CATEGORIES)
-        return {
-            "rows": len(rows),
-            "right": sum(category == row["category"] for category, row in zip(found, rows, strict=True)),
-        }
+        right = sum(category == row["category"] for category, row in zip(found, rows, strict=True))
+        return {"rows": len(rows), "right": right}
 
     @task(trigger_rule="all_done")
     def report(chunks: list[list[int]]):
-        from include.common.mapping import mapped_results
-
         counts = mapped_results("sort_tickets", chunks)
-        failed = [f"rows {a} to {b - 1}" for (a, b), count in zip(chunks, counts, strict=True) if count is None]
-        rows = sum(count["rows"] for count in counts if count)
-        right = sum(count["right"] for count in counts if count)
-        named = f"; failed: {', '.join(failed)}" if failed else ""
+        rows, right = (sum(count[name] for count in counts if count) for name in ("rows", "right"))
         share = f", {right / rows:.0%} as labelled" if rows else ""
-        return {"result": f"{rows} tickets sorted by {len(chunks)} tasks{share}{named}"}
+        failed = failures([name_of(chunk) for chunk in chunks], counts)
+        return {"result": f"{rows} tickets sorted by {len(chunks)} tasks{share}{failed}"}
 
     chunks = get_chunks()
     sort_tickets.expand(chunk=chunks) >> report(chunks)

@@ -11,6 +11,8 @@ Masks personal data before a message may go to a model. How many tasks there are
 from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk import Param, dag, get_current_context, task
 
+from include.common.mapping import failures, mappable, mapped_results
+from include.common.personal_data import mask_personal_data
 from include.common.task_defaults import DEFAULT_ARGS
 
 
@@ -37,28 +39,22 @@ from include.common.task_defaults import DEFAULT_ARGS
 def map_expand():
     @task
     def get_messages() -> list[str]:
-        from include.common.mapping import mappable
-
         return mappable(get_current_context()["params"]["messages"])
 
     @task(map_index_template="{{ label }}")
     def mask(message: str) -> str:
-        from include.common.personal_data import mask_personal_data
-
         context = get_current_context()
         context["label"] = f"message {context['ti'].map_index + 1}"
         if not message.strip():
-            raise AirflowFailException(f"Message {context['ti'].map_index + 1} is empty.")
+            raise AirflowFailException(f"The {context['label']} is empty.")
         return mask_personal_data(message)
 
     @task(trigger_rule="all_done")
     def report(messages: list[str]):
-        from include.common.mapping import mapped_results
-
         masked = mapped_results("mask", messages)
-        failed = [f"message {n}" for n, text in enumerate(masked, 1) if text is None]
-        named = f"; failed: {', '.join(failed)}" if failed else ""
-        return {"masked": masked, "result": f"{len(masked) - len(failed)} of {len(masked)} messages masked{named}"}
+        failed = failures([f"message {n}" for n, _ in enumerate(messages, 1)], masked)
+        done = len(masked) - masked.count(None)
+        return {"masked": masked, "result": f"{done} of {len(masked)} messages masked{failed}"}
 
     messages = get_messages()
     mask.expand(message=messages) >> report(messages)

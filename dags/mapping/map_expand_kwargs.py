@@ -13,6 +13,8 @@ answer with `{{ ... }}` in it is text.
 from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk import Param, dag, get_current_context, task
 
+from include.common.grading import word_recall
+from include.common.mapping import failures, mappable, mapped_results
 from include.common.task_defaults import DEFAULT_ARGS
 
 
@@ -42,8 +44,6 @@ from include.common.task_defaults import DEFAULT_ARGS
 def map_expand_kwargs():
     @task
     def pair() -> list[dict]:
-        from include.common.mapping import mappable
-
         params = get_current_context()["params"]
         answers, expected = params["answers"], params["expected"]
         if len(answers) != len(expected):
@@ -52,22 +52,17 @@ def map_expand_kwargs():
 
     @task(map_index_template="{{ grade }}")
     def grade(answer: str, expected: str) -> float:
-        from include.common.grading import word_recall
-
         score = word_recall(answer, expected)
         get_current_context()["grade"] = f"{score:.0%} of: {expected[:40]}"
         return score
 
     @task(trigger_rule="all_done")
     def report(pairs: list[dict]):
-        from include.common.mapping import mapped_results
-
         scores = mapped_results("grade", pairs)
-        failed = [pair["expected"] for pair, score in zip(pairs, scores, strict=True) if score is None]
         graded = [score for score in scores if score is not None]
         mean = f", mean grade {sum(graded) / len(graded):.2f}" if graded else ""
-        named = f"; failed: {', '.join(failed)}" if failed else ""
-        return {"scores": scores, "result": f"{len(graded)} of {len(pairs)} answers graded{mean}{named}"}
+        failed = failures([pair["expected"] for pair in pairs], scores)
+        return {"scores": scores, "result": f"{len(graded)} of {len(pairs)} answers graded{mean}{failed}"}
 
     pairs = pair()
     grade.expand_kwargs(pairs) >> report(pairs)

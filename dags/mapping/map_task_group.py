@@ -10,8 +10,9 @@ from typing import get_args
 
 from airflow.sdk import Param, dag, get_current_context, task, task_group
 
+from include.common.mapping import failures, mappable, mapped_results
 from include.common.task_defaults import DEFAULT_ARGS
-from include.sample.company_research import CompanyName
+from include.sample.company_research import CompanyName, revenue_by_year
 
 COMPANIES = list(get_args(CompanyName))
 
@@ -35,16 +36,12 @@ COMPANIES = list(get_args(CompanyName))
 def map_task_group():
     @task
     def get_companies() -> list[str]:
-        from include.common.mapping import mappable
-
         return mappable(get_current_context()["params"]["companies"])
 
     @task_group
     def company(name: str):
         @task(map_index_template="{{ company }}")
         def look_up(name: str):
-            from include.sample.company_research import revenue_by_year
-
             get_current_context()["company"] = name
             return {"name": name, "revenue": revenue_by_year(name)}
 
@@ -58,12 +55,8 @@ def map_task_group():
 
     @task(trigger_rule="all_done")
     def report(names: list[str]):
-        from include.common.mapping import mapped_results
-
         found = mapped_results("company.assess", names)
-        failed = [name for name, text in zip(names, found, strict=True) if text is None]
-        named = [f"failed: {', '.join(failed)}"] if failed else []
-        return {"result": "; ".join([*filter(None, found), *named]) or "no companies"}
+        return {"result": ("; ".join(filter(None, found)) or "no companies") + failures(names, found)}
 
     names = get_companies()
     company.expand(name=names) >> report(names)

@@ -6,13 +6,19 @@ pool limits how many calls are in flight. **One bad row does not lose the others
 succeeded, and names what did not. Where rows carry labels, it states how often the model agreed with them.
 """
 
+import json
 from typing import Literal
 
 from airflow.sdk import Param, dag, get_current_context, task
 from pydantic import Field
 
 from include.ai import BaseModel, llm_kwargs, untrusted
+from include.common.charts import bar_chart
+from include.common.mapping import mapped_results
+from include.common.storage import artifact_path, write_artifact
 from include.common.task_defaults import DEFAULT_ARGS
+from include.sample.data import reviews
+from include.sample.review_report import summarize_reviews
 
 SENTIMENT_PROMPT = "Classify the sentiment of a customer review."
 
@@ -39,25 +45,22 @@ class ReviewAnalysis(BaseModel):
             title="Reviews",
             description="One review per line; empty: labelled reviews of the sample data.",
         ),
-        "sample_size": Param(
-            8,
-            type="integer",
+        "limit": Param(
+            None,
+            type=["null", "integer"],
             minimum=1,
-            maximum=200,
-            title="Sample size",
-            description="How many reviews of the sample data, if none are given above.",
+            title="Limit",
+            description="Only the first reviews, to try a prompt; empty: all.",
         ),
     },
 )
 def batch_inference():
     @task
     def get_reviews() -> list[dict]:
-        from include.sample.data import reviews
-
         params = get_current_context()["params"]
-        if params["reviews"] is not None:
-            return [{"review_id": f"row {n}", "review": text} for n, text in enumerate(params["reviews"], 1)]
-        return reviews()[: params["sample_size"]]
+        texts = params["reviews"]
+        rows = reviews() if texts is None else [{"review_id": f"row {n}", "review": t} for n, t in enumerate(texts, 1)]
+        return rows[: params["limit"]]
 
     @task.llm(
         **llm_kwargs(),
@@ -71,13 +74,6 @@ def batch_inference():
 
     @task(trigger_rule="all_done")
     def report(rows: list[dict]):
-        import json
-
-        from include.common.charts import bar_chart
-        from include.common.mapping import mapped_results
-        from include.common.storage import artifact_path, write_artifact
-        from include.sample.review_report import summarize_reviews
-
         context = get_current_context()
         analysis = summarize_reviews(rows, mapped_results("analyze", rows))
         folder = artifact_path("sentiment", context["run_id"], "")

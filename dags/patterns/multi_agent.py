@@ -14,6 +14,7 @@ from airflow.sdk import Param, dag, get_current_context, task
 from pydantic import Field, model_validator
 
 from include.ai import BaseModel, agent_kwargs, llm_kwargs, untrusted
+from include.common.storage import artifact_path, write_artifact
 from include.common.task_defaults import DEFAULT_ARGS
 from include.sample.company_research import CompanyName, financial_figures, search_market_facts
 
@@ -30,6 +31,19 @@ FINANCE_PROMPT = (
     "with numbers from the figures."
 )
 SYNTHESIS_PROMPT = "Answer the question from the analysts' findings only, in three sentences with their numbers."
+
+REPORT = """# {company}
+
+*{question}*
+
+{answer}
+
+{findings}
+
+## Open questions
+
+{open_questions}
+"""
 
 
 class Plan(BaseModel):
@@ -119,20 +133,12 @@ def multi_agent():
 
     @task
     def write_report(findings: str, synthesis: dict):
-        from include.common.storage import artifact_path, write_artifact
-
         context = get_current_context()
-        params = context["params"]
+        asked = {name: context["params"][name] for name in ("company", "question")}
         open_questions = "\n".join(f"- {question}" for question in synthesis["open_questions"]) or "None."
-        report = (
-            f"# {params['company']}\n\n*{params['question']}*\n\n{synthesis['answer']}\n\n"
-            f"{findings}\n\n## Open questions\n\n{open_questions}\n"
-        )
+        report = REPORT.format(**asked, answer=synthesis["answer"], findings=findings, open_questions=open_questions)
         path = artifact_path("reports", context["run_id"], "report.md")
-        return {
-            "report": write_artifact(path, report),
-            "result": f"{params['company']}: {synthesis['answer']}",
-        }
+        return {"report": write_artifact(path, report), "result": f"{asked['company']}: {synthesis['answer']}"}
 
     plan = plan_work()
     for_research = assignments.override(task_id="research_assignments")(plan, "market_research")

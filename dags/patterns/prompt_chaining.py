@@ -8,12 +8,14 @@ The reply is delivered to an outbox on object storage, **once per run**: a retry
 already delivered.
 """
 
+import json
 from typing import Literal
 
 from airflow.sdk import Param, dag, get_current_context, task
 from pydantic import Field
 
 from include.ai import BaseModel, llm_kwargs, untrusted
+from include.common.storage import artifact_path, write_artifact
 from include.common.task_defaults import DEFAULT_ARGS
 
 ANALYSIS_PROMPT = "Analyse a customer's support ticket for a fleet-tracking product."
@@ -67,10 +69,6 @@ def prompt_chaining():
 
     @task
     def deliver_reply(analysis: dict, reply: dict):
-        import json
-
-        from include.common.storage import artifact_path, write_artifact
-
         path = artifact_path("outbox", get_current_context()["run_id"], "reply.json")
         if not path.exists():
             write_artifact(path, json.dumps({"analysis": analysis, "reply": reply}, indent=2, ensure_ascii=False))

@@ -9,9 +9,12 @@
 What was not chosen is skipped. What comes after a choice runs whichever branches were taken.
 """
 
+import json
+
 from airflow.sdk import Param, chain, dag, get_current_context, task
 
 from include.ai import chosen_branches, llm_kwargs, untrusted
+from include.common.storage import artifact_path, write_artifact
 from include.common.task_defaults import DEFAULT_ARGS
 
 SEVERITY_PROMPT = """Decide how to handle an incident of a fleet-tracking platform.
@@ -85,10 +88,6 @@ def routing():
 
     @task(trigger_rule="none_failed_min_one_success")
     def summarize():
-        import json
-
-        from include.common.storage import artifact_path, write_artifact
-
         context = get_current_context()
         (handled,) = context["ti"].xcom_pull(task_ids=chosen_branches("route_incident"))
         assigned = context["ti"].xcom_pull(task_ids=chosen_branches("choose_teams"))

@@ -7,8 +7,13 @@ and however often, and then waits for both again. It counts what the new feedbac
 
 from airflow.sdk import dag, get_current_context, task
 
+from include.common.asset_events import files_of, newest_event, triggering_events
 from include.common.assets import CUSTOMER_REVIEWS, SUPPORT_TICKETS
+from include.common.storage import artifact_path, write_artifact
 from include.common.task_defaults import DEFAULT_ARGS
+from include.sample.feedback import count_topics, read_texts, top_topics, topic_table
+
+SOURCES = {"reviews": CUSTOMER_REVIEWS, "tickets": SUPPORT_TICKETS}
 
 
 @dag(
@@ -21,12 +26,7 @@ from include.common.task_defaults import DEFAULT_ARGS
 def all_assets():
     @task(inlets=[CUSTOMER_REVIEWS, SUPPORT_TICKETS])
     def write_digest():
-        from include.common.asset_events import files_of, newest_event, triggering_events
-        from include.common.storage import artifact_path, write_artifact
-        from include.sample.feedback import count_topics, read_texts, top_topics, topic_table
-
-        sources = {"reviews": CUSTOMER_REVIEWS, "tickets": SUPPORT_TICKETS}
-        events = {name: triggering_events(asset) or newest_event(asset) for name, asset in sources.items()}
+        events = {name: triggering_events(asset) or newest_event(asset) for name, asset in SOURCES.items()}
         texts = {name: read_texts(files_of(found)) for name, found in events.items()}
         counts = {name: count_topics(found) for name, found in texts.items()}
         path = artifact_path("digests", get_current_context()["run_id"], "digest.md")

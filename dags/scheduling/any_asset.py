@@ -10,8 +10,11 @@ from airflow.providers.common.compat.sdk import AirflowSkipException
 from airflow.sdk import dag, get_current_context, task
 
 from include.ai import llm_kwargs, untrusted
+from include.common.asset_events import files_of, newest_event, triggering_events
 from include.common.assets import CUSTOMER_REVIEWS, REPORT_REQUEST
+from include.common.storage import artifact_path, write_artifact
 from include.common.task_defaults import DEFAULT_ARGS
+from include.sample.feedback import read_texts
 
 HEADLINE_PROMPT = "Sum up what customers say about a fleet-tracking product in one sentence."
 MOST_REVIEWS = 5
@@ -27,18 +30,13 @@ MOST_REVIEWS = 5
 def any_asset():
     @task(inlets=[CUSTOMER_REVIEWS])
     def collect_reviews():
-        from include.common.asset_events import files_of, newest_event, triggering_events
-        from include.sample.feedback import read_texts
-
-        new = triggering_events(CUSTOMER_REVIEWS)
-        requests = triggering_events(REPORT_REQUEST)
+        new, requests = triggering_events(CUSTOMER_REVIEWS), triggering_events(REPORT_REQUEST)
         texts = read_texts(files_of(new or newest_event(CUSTOMER_REVIEWS)))
         if not texts:
             raise AirflowSkipException("No reviews have arrived yet.")
-        because = [f"{len(new)} update(s) of the reviews"] * bool(new) + [f"{len(requests)} request(s)"] * bool(
-            requests
-        )
-        return {"texts": texts, "because": " and ".join(because) or "started by hand"}
+        because = {"update(s) of the reviews": len(new), "request(s)": len(requests)}
+        named = " and ".join(f"{number} {what}" for what, number in because.items() if number)
+        return {"texts": texts, "because": named or "started by hand"}
 
     @task.llm(**llm_kwargs(), system_prompt=HEADLINE_PROMPT)
     def write_headline(reviews: dict):
@@ -46,8 +44,6 @@ def any_asset():
 
     @task
     def publish_report(reviews: dict, headline: str):
-        from include.common.storage import artifact_path, write_artifact
-
         path = artifact_path("review_reports", get_current_context()["run_id"], "report.md")
         write_artifact(path, f"# {headline}\n\n{len(reviews['texts'])} reviews, because of {reviews['because']}.\n")
         return {"report": str(path), "result": f"{reviews['because']}: {headline}"}

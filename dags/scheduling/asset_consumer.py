@@ -6,10 +6,16 @@ what is new for the support team. **Several updates before it starts make one ru
 through all of them. Started by hand, it takes the asset's newest event.
 """
 
+import json
+
 from airflow.sdk import dag, get_current_context, task
 
+from include.common.asset_events import files_of, newest_event, triggering_events
 from include.common.assets import KNOWLEDGE_BASE
+from include.common.storage import artifact_path, write_artifact
 from include.common.task_defaults import DEFAULT_ARGS
+
+KINDS = ("added", "changed", "removed")
 
 
 @dag(
@@ -22,18 +28,12 @@ from include.common.task_defaults import DEFAULT_ARGS
 def asset_consumer():
     @task(inlets=[KNOWLEDGE_BASE])
     def write_news():
-        import json
-
-        from include.common.asset_events import files_of, newest_event, triggering_events
-        from include.common.storage import artifact_path, write_artifact
-
         events = triggering_events(KNOWLEDGE_BASE) or newest_event(KNOWLEDGE_BASE)
-        lines = ["# What is new in the knowledge base", ""]
-        for changes in [json.loads(file.read_bytes()) for file in files_of(events, "changes")]:
-            lines += [f"- {kind}: {name}" for kind in ("added", "changed", "removed") for name in changes[kind]]
+        updates = [json.loads(file.read_bytes()) for file in files_of(events, "changes")]
+        news = [f"- {kind}: {name}\n" for update in updates for kind in KINDS for name in update[kind]]
         path = artifact_path("news", get_current_context()["run_id"], "news.md")
-        write_artifact(path, "\n".join(lines) + "\n")
-        return {"news": str(path), "result": f"{len(lines) - 2} changes in {len(events)} update(s)"}
+        write_artifact(path, "".join(["# What is new in the knowledge base\n\n", *news]))
+        return {"news": str(path), "result": f"{len(news)} changes in {len(events)} update(s)"}
 
     write_news()
 

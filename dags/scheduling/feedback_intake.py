@@ -9,7 +9,10 @@ from airflow.providers.common.compat.sdk import AirflowSkipException
 from airflow.sdk import Asset, Param, dag, get_current_context, task
 
 from include.common.assets import CUSTOMER_REVIEWS, SUPPORT_TICKETS
+from include.common.json_lines import json_line
+from include.common.storage import artifact_path, write_artifact
 from include.common.task_defaults import DEFAULT_ARGS
+from include.sample.data import reviews, tickets
 
 SOURCES = ["reviews", "tickets"]
 
@@ -29,20 +32,13 @@ SOURCES = ["reviews", "tickets"]
             title="Sources",
             description="Which of reviews and tickets have arrived.",
         ),
-        "rows": Param(
-            20, type="integer", minimum=1, maximum=40, title="Rows", description="How many new rows of each source."
-        ),
     },
 )
 def feedback_intake():
     def land(source: str, texts: list[str], asset: Asset):
-        from include.common.json_lines import json_line
-        from include.common.storage import artifact_path, write_artifact
-
         context = get_current_context()
         if source not in context["params"]["sources"]:
             raise AirflowSkipException(f"No {source} have arrived.")
-        texts = texts[: context["params"]["rows"]]
         path = artifact_path("feedback", context["run_id"], f"{source}.jsonl")
         write_artifact(path, b"".join(json_line({"text": text}) for text in texts))
         context["outlet_events"][asset].extra = {"rows": len(texts), "file": str(path)}
@@ -50,14 +46,10 @@ def feedback_intake():
 
     @task(outlets=[CUSTOMER_REVIEWS])
     def land_reviews():
-        from include.sample.data import reviews
-
         return land("reviews", [row["review"] for row in reviews()], CUSTOMER_REVIEWS)
 
     @task(outlets=[SUPPORT_TICKETS])
     def land_tickets():
-        from include.sample.data import tickets
-
         return land("tickets", [row["text"] for row in tickets()], SUPPORT_TICKETS)
 
     land_reviews()

@@ -31,6 +31,16 @@ def chunked(items: Sequence[Item], size: int) -> list[list[Item]]:
     return [list(items[start : start + size]) for start in range(0, len(items), size)]
 
 
+def failures(names: Sequence[str], results: Sequence[Any]) -> str:
+    """The end of a sentence that names the items without a result; empty if all have one.
+
+    :param names: a name for each item.
+    :param results: what `mapped_results` returned.
+    """
+    failed = [name for name, result in zip(names, results, strict=True) if result is None]
+    return f"; failed: {', '.join(failed)}" if failed else ""
+
+
 def mapped_results(task_id: str, items: Sequence[Any] | None) -> list[Any]:
     """What the tasks mapped over `items` returned, in the order of the items; None for those that failed.
 

@@ -10,6 +10,8 @@ from typing import Any, Literal, get_args
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
+from include.sample.data import companies
+
 CompanyName = Literal[
     "Kestrel Fleet", "Brennholm Logistics", "Strombrae Charging", "Tretwald", "Glacivane", "Quoinfreight"
 ]
@@ -50,6 +52,4 @@ def revenue_by_year(company: str) -> list[float]:
 
 
 def _company(name: str) -> dict[str, Any]:
-    from include.sample.data import companies
-
     return companies()[name]
