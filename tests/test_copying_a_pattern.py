@@ -272,7 +272,7 @@ def test_a_pattern_brings_no_more_lines_than_was_promised(dag_id):
         ("runtime:3.3-8-python-3.12", "", COMMON_AI),
         ("--platform=linux/amd64 apache/airflow:3.3.2-python3.12", "", COMMON_AI),
         ("ours/airflow-of-us:prod", "apache-airflow==3.3.1", COMMON_AI),
-        ("ours/airflow-of-us:prod", "Airflow_AI.SDK", AIRFLOW_AI_SDK),
+        ("ours/airflow:2.9", "Airflow_AI.SDK", AIRFLOW_AI_SDK),
         ("runtime:3.3-8", "#airflow-ai-sdk==0.1.8", COMMON_AI),
     ],
 )
@@ -305,7 +305,7 @@ def test_the_image_is_that_of_the_last_stage_with_its_arguments(tmp_path):
         ("apache/airflow:2.10.3", "", r"Airflow 2 \(apache/airflow:2.10.3\)"),
         ("runtime:3.0-4", "", r"Airflow 3.0 \(runtime:3.0-4\)"),
         ("ours:prod", "apache-airflow[celery]==2.9.0", r"Airflow 2 \(apache-airflow\[celery\]==2.9.0\)"),
-        ("ours:prod", "", "ours:prod .* does not say which Airflow it has"),
+        ("ours/airflow:3.3", "", "ours/airflow:3.3 .* does not say which Airflow it has"),
         ("runtime:3.3-8", "airflow-ai-sdk", "Airflow 3.3 .* does not start with airflow-ai-sdk"),
         ("runtime:3.1-17", f"airflow-ai-sdk\n{COMMON_AI}", "two AI SDKs"),
     ],
@@ -329,7 +329,7 @@ def test_the_packages_are_added_and_the_projects_own_stay(project):
 @one_stack
 @pytest.mark.needs_dags("rag_pipeline")
 def test_names_of_packages_compare_as_pip_does_and_lines_end_as_they_did(project):
-    there = b"LanceDB==0.1.0\r\nsemantic_text.splitter >= 0.1  # ours\r\n# pypdf==1.0\r\n-r more.txt"
+    there = b"\xef\xbb\xbfLanceDB==0.1.0\r\nsemantic_text.splitter >= 0.1  # ours\r\n# pypdf==1.0\r\n-r more.txt"
     (project / "requirements.txt").write_bytes(there)
     (project / ".gitignore").write_bytes(b".env\r\n")
     said = report(copy("rag_pipeline", project))
@@ -423,7 +423,7 @@ def test_a_package_with_a_docstring_of_its_own_is_not_in_the_way(project):
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ({"include/common/storage.py": "mine = True"}, "include/common/storage.py is another file"),
+        ({"include/common/storage.py": "mine = True"}, "include/common/storage.py is a file of the project"),
         ({"include/common.py": ""}, "include/common.py of the project and the package include/common/"),
         ({"include.py": ""}, "include.py of the project and the package include/"),
         ({"include/common/storage/x.py": ""}, "package include/common/storage/ of the project and .*/storage.py"),

@@ -146,7 +146,12 @@ def package(requirement: str) -> str | None:
 
 
 def _parse(path: Path) -> ast.Module:
-    return ast.parse((PROJECT / path).read_text(encoding="utf-8"))
+    return _parsed(PROJECT / path)
+
+
+@cache  # as the table is about all DAGs, and they share modules
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def _walk(tree: ast.AST) -> Iterator[ast.AST]:
@@ -168,9 +173,9 @@ def _modules(node: ast.AST) -> Iterator[str]:
         yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def _imports(tree: ast.Module) -> Iterator[str]:
-    for node in _walk(tree):
-        yield from _modules(node)
+@cache
+def _imports(tree: ast.Module) -> set[str]:
+    return {module for node in _walk(tree) for module in _modules(node)}
 
 
 def _is_for_another(sdk: str, tree: ast.Module) -> bool:
@@ -180,7 +185,8 @@ def _is_for_another(sdk: str, tree: ast.Module) -> bool:
     return any(f"{module}.".startswith(f"{other}.") for module in imported for other in others)
 
 
-def _modules_of_include(tree: ast.Module) -> Iterator[str]:
+@cache
+def _modules_of_include(tree: ast.Module) -> list[str]:
     """As `_imports`, and what is named in a string, such as the path of a trigger or of a function.
 
     Left out is what is imported in a `try` that goes on without it: an optional layer, not needed.
@@ -192,9 +198,8 @@ def _modules_of_include(tree: ast.Module) -> Iterator[str]:
         for statement in node.body
         for module in _modules(statement)
     }
-    for module in (*_imports(tree), *_texts(tree)):
-        if re.fullmatch(r"include(\.\w+)+", module) and module not in optional:
-            yield module
+    named = (_imports(tree) | _texts(tree)) - optional
+    return [module for module in named if re.fullmatch(r"include(\.\w+)+", module)]
 
 
 def _catches_import_error(handler: ast.ExceptHandler) -> bool:
@@ -202,10 +207,9 @@ def _catches_import_error(handler: ast.ExceptHandler) -> bool:
     return bool(names & {"ImportError", "ModuleNotFoundError"})
 
 
-def _texts(tree: ast.Module) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node.value
+@cache
+def _texts(tree: ast.Module) -> set[str]:
+    return {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
 
 
 def _files_of(module: str) -> Iterator[Path]:

@@ -81,7 +81,11 @@ def copy(name: str, folder: Path) -> Copied:
     ]
     manifest = _read_manifest(folder)
     files = [] if in_the_way else [_place(source, path, folder, manifest) for path, source in placed.items()]
-    in_the_way += [f"{file.path} is another file than that of the pattern" for file in files if not file.state]
+    in_the_way += [
+        f"{file.path} is a file of the project: the pattern has another one of this name"
+        for file in files
+        if not file.state
+    ]
     if in_the_way:
         raise CopyError(f"Nothing was copied to {folder}, as there:\n  " + "\n  ".join(in_the_way))
     ignored_there = {line.strip().strip("/") for line in target.gitignore.splitlines()}
@@ -142,9 +146,8 @@ def _diff(path: Path, theirs: bytes, ours: bytes) -> str:
 def _content(file: Placed, folder: Path) -> bytes:
     """What the file gets, with the ends of lines that it has."""
     ours = (PROJECT / file.source).read_bytes()
-    return (
-        ours.replace(b"\n", b"\r\n") if file.state == UPDATED and b"\r\n" in (folder / file.path).read_bytes() else ours
-    )
+    had_crlf = file.state == UPDATED and b"\r\n" in (folder / file.path).read_bytes()
+    return ours.replace(b"\n", b"\r\n") if had_crlf else ours
 
 
 def _with_lines(text: str, lines: list[str]) -> bytes:
@@ -170,7 +173,7 @@ def _read_manifest(folder: Path) -> Manifest:
 
 def _with_files(manifest: Manifest, files: list[Placed]) -> Manifest:
     """The manifest with what was copied now. A file that the project has changed keeps the entry of what it was."""
-    version = _git("describe", "--always", "--dirty", "--tags")
+    version = _git("describe", "--always", "--dirty", "--tags") or "unknown"
     found = dict(manifest.files)
     for file in files:
         origin = Origin(

@@ -17,10 +17,12 @@ NEWEST_FOR_AIRFLOW_AI_SDK = (3, 1)
 FROM = re.compile(r"^[ \t]*FROM[ \t]+(?:--\S+[ \t]+)*(\S+)(?:[ \t]+AS[ \t]+(\S+))?", re.IGNORECASE | re.MULTILINE)
 ARGUMENT = re.compile(r"^[ \t]*ARG[ \t]+(\w+)=[\"']?([^\s\"']*)", re.IGNORECASE | re.MULTILINE)
 # Astro Runtime 3.1-17 has Airflow 3.1, one with a version of three numbers, such as 12.1.0, has Airflow 2.
-VERSION = re.compile(
-    r"(?:(?:^|/)runtime:|\bairflow:(?:slim-)?|^\s*apache-airflow(?:-core)?(?:\[.*\])?\s*==\s*)([23])\.(\d+)"
+OLD_RUNTIME = re.compile(r"(?:^|/)astro-runtime:\d+\.\d+\.\d+")
+VERSIONS = (
+    re.compile(r"(?:^|/)(?:astro-)?runtime:(\d+)\.(\d+)-\d"),
+    re.compile(r"(?:^|/)apache/airflow:(?:slim-)?(\d+)\.(\d+)"),
+    re.compile(r"^\s*apache-airflow(?:-core)?(?:\[.*\])?\s*==\s*(\d+)\.(\d+)"),
 )
-OLD_RUNTIME = re.compile(r"(?:^|/)astro-runtime:\d+\.\d+")
 
 
 @dataclass
@@ -40,7 +42,7 @@ class Target:
     @property
     def packages(self) -> dict[str, str]:
         """The line of requirements.txt for each package."""
-        lines = self.requirements.splitlines()
+        lines = self.requirements.removeprefix("\ufeff").splitlines()
         return {name: line.strip() for line in lines if (name := package(line))}
 
 
@@ -53,7 +55,7 @@ def read_target(folder: Path) -> Target:
         raise CopyError(f"{folder} is this project itself. Name the folder of another one.")
     if not (folder / "dags").is_dir() or not (folder / "Dockerfile").is_file():
         raise CopyError(f"{folder} is not an Astro project: no dags/ or no Dockerfile. `astro dev init` makes one.")
-    image = _image(read_text(folder / "Dockerfile"))
+    image = _image(read_text(folder / "Dockerfile").removeprefix("\ufeff"))
     requirements = read_text(folder / "requirements.txt")
     said_by = next((text for text in (image, *requirements.splitlines()) if _airflow(text)), image)
     return Target(folder, said_by, _airflow(said_by), requirements, read_text(folder / ".gitignore"))
@@ -144,7 +146,7 @@ def _airflow(text: str) -> tuple[int, int] | None:
     """The version of Airflow that an image or a line of requirements.txt has."""
     if OLD_RUNTIME.search(text):
         return (2, 0)
-    match = VERSION.search(text)
+    match = next((match for version in VERSIONS if (match := version.search(text))), None)
     return (int(match[1]), int(match[2])) if match else None
 
 
