@@ -47,7 +47,7 @@ send: $(READY)  ## send messages to a DAG that waits for them, and show the repl
 
 copy: $(READY)  ## copy a DAG and all it needs into your Astro project: make copy PATTERN=rag_pipeline TO=path
 	@test -n "$(PATTERN)" && test -n "$(TO)" || { echo "Say which DAG, and where to: make copy PATTERN=rag_pipeline TO=path/of/an/astro/project"; exit 1; }
-	@$(BIN)/python -m local.copy_pattern "$(PATTERN)" "$(TO)"
+	@$(BIN)/python -m local.copy "$(PATTERN)" "$(TO)"
 
 test: $(READY)  ## run the tests
 	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
