@@ -21,6 +21,7 @@ from include.batch.rows import Result, Row, read_rows
 from include.batch_api.requests import Answers, check_requests, write_upload
 from include.common.json_lines import json_line, read_lines
 from include.common.storage import storage_path, write_artifact
+from include.common.text import clean_text
 from include.fine_tuning.examples import check_file
 from include.sample.feedback import read_texts
 from tests.storages import on_storage
@@ -187,9 +188,13 @@ def joined(text: str) -> str:
 
 @on_storage("memory")
 @any_examples(30)
-@given(asked=st.lists(st.tuples(texts(), texts(), texts()), min_size=1, max_size=4, unique_by=lambda each: each[0]))
+@given(
+    asked=st.lists(
+        st.tuples(texts(), texts(), texts()), min_size=1, max_size=4, unique_by=lambda each: clean_text(each[0])
+    )
+)
 def test_any_text_comes_through_the_requests_and_answers_of_a_batch(storage, asked):
-    asked = [(joined(name) + "!", question, answer) for name, question, answer in asked]
+    asked = [(clean_text(name) + "!", question, answer) for name, question, answer in asked]
     bodies = [{"model": "m", "messages": [{"role": "user", "content": question}]} for _, question, _ in asked]
     path, upload, raw, out = (storage_path(f"{name}.jsonl") for name in ("in", "upload", "raw", "out"))
     requests = [{"custom_id": each[0], "body": body} for each, body in zip(asked, bodies, strict=True)]
@@ -216,7 +221,7 @@ def test_any_text_comes_through_the_requests_and_answers_of_a_batch(storage, ask
 def test_any_text_comes_through_feedback_and_artifacts(storage, said, one):
     path = storage_path("feedback.jsonl")
     write_artifact(path, b"".join(json_line({"text": text}) for text in said))
-    assert read_texts([path]) == [joined(text) for text in said]
+    assert read_texts([path]) == [clean_text(text) for text in said]
 
     write_artifact(path, one)
     assert path.read_bytes() == one.encode("utf-8", "backslashreplace")
