@@ -70,7 +70,7 @@ def airflow_environment(
         # SQLite has one writer at a time. The others wait for it so many seconds, not only 5.
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow' / 'airflow.db'}?timeout=60",
         # To open and close one costs more than most queries, as SQLite reads the whole schema. With a limit below the
-        # API server's 40 threads, those who hold a connection would wait for a thread, and the others for a connection.
+        # API server's 40 threads, those with a connection would wait for a thread, and the others for a connection.
         "AIRFLOW__DATABASE__SQL_ALCHEMY_ENGINE_ARGS": '{"pool_size": 50, "max_overflow": -1}',
         # Edited files are parsed at once all the same.
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "300",
