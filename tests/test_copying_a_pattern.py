@@ -31,7 +31,7 @@ from tests.conftest import KEY, PROJECT, dag_files, template_dags
 from tests.emulator import Emulator
 from tests.kafka import Broker, embedded_broker
 
-one_stack = pytest.mark.one_stack
+pytestmark = pytest.mark.one_stack
 OURS = next(iter(pins_by_sdk()))
 # Lines of include/ that a pattern may bring, and those that bring more as yet.
 AT_MOST = {"prompt_chaining": 500, "rag_pipeline": 1700, "batch_api_inference": 2000}
@@ -206,7 +206,6 @@ def failing(method: Any, calls: Iterator[int], n: int) -> Any:
     return call
 
 
-@one_stack
 @pytest.mark.needs_dags("rag_pipeline", "fine_tuning")
 def test_every_module_is_copied_that_might_be_imported_at_run_time():
     modules = {str(path) for path in analyse("rag_pipeline", OURS).modules}
@@ -214,7 +213,6 @@ def test_every_module_is_copied_that_might_be_imported_at_run_time():
     assert "include/jobs/trigger.py" in {str(path) for path in analyse("fine_tuning", OURS).modules}
 
 
-@one_stack
 @pytest.mark.needs_dags("map_expand")
 def test_no_more_is_copied_than_what_a_dag_uses():
     pattern = analyse("map_expand", OURS)
@@ -224,7 +222,6 @@ def test_no_more_is_copied_than_what_a_dag_uses():
     assert not pattern.pool
 
 
-@one_stack
 def test_what_only_a_type_checker_or_an_optional_layer_needs_is_not_copied(tmp_path, monkeypatch):
     files = {
         "dags/one.py": "from include.one import two",
@@ -258,14 +255,12 @@ TRIGGER = "include.one.trigger.Trigger"
     assert modules == {"__init__", "two", "at_run_time", "instead", "lazy", "trigger"}
 
 
-@one_stack
 @pytest.mark.parametrize("dag_id", AT_MOST)
 def test_a_pattern_brings_no_more_lines_than_was_promised(dag_id):
     if dag_id in DAGS:
         assert lines_of_include(analyse(dag_id, OURS)) <= NOT_YET.get(dag_id, AT_MOST[dag_id])
 
 
-@one_stack
 @pytest.mark.needs_dags("prompt_chaining")
 @pytest.mark.parametrize(
     ("image", "requirements", "sdk"),
@@ -293,14 +288,12 @@ def test_the_sdk_is_chosen_by_the_projects_airflow(tmp_path, image, requirements
     assert f", with {sdk}:" in report(copied)
 
 
-@one_stack
 @pytest.mark.needs_dags("prompt_chaining")
 def test_the_image_is_that_of_the_last_stage_with_its_arguments(tmp_path):
     dockerfile = "ARG TAG=3.3-8\nfrom runtime:${TAG} AS base\nFROM runtime:3.1-1 AS other\nFROM base\n"
     assert copy("prompt_chaining", with_files(tmp_path, {"Dockerfile": dockerfile})).sdk == COMMON_AI
 
 
-@one_stack
 @pytest.mark.needs_dags("map_expand")
 @pytest.mark.parametrize(
     ("image", "requirements", "said"),
@@ -319,7 +312,6 @@ def test_an_airflow_that_the_patterns_do_not_run_on_is_refused_by_name(tmp_path,
     refused(project, "map_expand", said)
 
 
-@one_stack
 @pytest.mark.needs_dags("rag_pipeline")
 def test_the_packages_are_added_and_the_projects_own_stay(project):
     copy("rag_pipeline", project)
@@ -330,7 +322,6 @@ def test_the_packages_are_added_and_the_projects_own_stay(project):
     assert not any("kafka" in line for line in lines)
 
 
-@one_stack
 @pytest.mark.needs_dags("rag_pipeline")
 def test_names_of_packages_compare_as_pip_does_and_lines_end_as_they_did(project):
     there = b"\xef\xbb\xbfLanceDB==0.1.0\r\nsemantic_text.splitter >= 0.1  # ours\r\n# pypdf==1.0\r\n-r more.txt"
@@ -349,7 +340,6 @@ def test_names_of_packages_compare_as_pip_does_and_lines_end_as_they_did(project
     assert (project / ".gitignore").read_bytes() == b".env\r\ninclude/.data/\r\n"
 
 
-@one_stack
 @pytest.mark.needs_dags("rag_pipeline")
 def test_twice_is_the_same_as_once(project):
     copy("rag_pipeline", project)
@@ -359,7 +349,6 @@ def test_twice_is_the_same_as_once(project):
     assert {file.state for file in copied.files} == {UNCHANGED}
 
 
-@one_stack
 @pytest.mark.needs_dags("prompt_chaining", "routing")
 def test_a_file_that_the_project_changed_stays_and_is_shown_and_the_next_pattern_is_copied(project):
     first = copy("prompt_chaining", project)
@@ -374,7 +363,6 @@ def test_a_file_that_the_project_changed_stays_and_is_shown_and_the_next_pattern
     assert {file.path: file.state for file in copy("routing", project).files}[module] == KEPT, "as often as it is asked"
 
 
-@one_stack
 @pytest.mark.needs_dags("prompt_chaining")
 def test_a_file_that_the_project_has_not_changed_is_updated_and_keeps_its_ends_of_lines(project):
     module = changeable(copy("prompt_chaining", project))
@@ -390,7 +378,6 @@ def test_a_file_that_the_project_has_not_changed_is_updated_and_keeps_its_ends_o
     assert {file.state for file in copy("prompt_chaining", project).files} == {UNCHANGED}
 
 
-@one_stack
 @pytest.mark.needs_dags("prompt_chaining")
 def test_the_manifest_says_where_each_file_came_from(project):
     copied = copy("prompt_chaining", project)
@@ -400,7 +387,6 @@ def test_the_manifest_says_where_each_file_came_from(project):
     assert {file.state for file in copied.files} == {NEW}
 
 
-@one_stack
 @pytest.mark.needs_dags("map_expand")
 @pytest.mark.parametrize(
     ("text", "said"),
@@ -411,7 +397,6 @@ def test_a_broken_manifest_is_named(project, text, said):
     refused(project, "map_expand", f"{MANIFEST}.*{said}")
 
 
-@one_stack
 @pytest.mark.needs_dags("map_expand")
 def test_a_package_with_a_docstring_of_its_own_is_not_in_the_way(project):
     docstring = '"""What this team shares."""\n'
@@ -422,7 +407,6 @@ def test_a_package_with_a_docstring_of_its_own_is_not_in_the_way(project):
     assert (project / "include" / "common" / "__init__.py").read_text() == docstring
 
 
-@one_stack
 @pytest.mark.needs_dags("rag_pipeline")
 @pytest.mark.parametrize(
     ("files", "said"),
@@ -449,14 +433,12 @@ def test_what_is_in_the_way_is_named_and_nothing_is_written(tmp_path, files, sai
     refused(with_files(tmp_path, files), "rag_pipeline", said)
 
 
-@one_stack
 @pytest.mark.needs_dags("map_expand")
 def test_a_dag_of_theirs_that_cannot_be_parsed_or_has_another_id_is_not_in_the_way(tmp_path):
     files = {"dags/a.py": "def (", "dags/b.py": b"\xff\x00", "dags/c.py": "@dag('x')\ndef map_expand(): ..."}
     copy("map_expand", with_files(tmp_path, files))
 
 
-@one_stack
 @pytest.mark.needs_dags("map_expand")
 def test_this_project_is_not_copied_into_itself(tmp_path):
     (tmp_path / "link").symlink_to(PROJECT)
@@ -464,7 +446,6 @@ def test_this_project_is_not_copied_into_itself(tmp_path):
         copy("map_expand", tmp_path / "link")
 
 
-@one_stack
 @pytest.mark.needs_dags("map_expand")
 def test_nothing_is_left_behind_wherever_the_writing_fails(project, monkeypatch):
     (project / ".gitignore").write_text("theirs\n")
@@ -482,7 +463,6 @@ def test_nothing_is_left_behind_wherever_the_writing_fails(project, monkeypatch)
     assert snapshot(project) != before
 
 
-@one_stack
 @pytest.mark.needs_dags("rag_pipeline")
 def test_what_is_left_to_do_is_said(project):
     said = report(copy("rag_pipeline", project))
@@ -495,7 +475,6 @@ def test_what_is_left_to_do_is_said(project):
     assert (project / ".gitignore").read_text().splitlines() == ["include/.data/", ".env"]
 
 
-@one_stack
 @pytest.mark.parametrize("dag_id", DAGS)
 def test_nothing_is_said_about_what_was_not_copied(dag_id, project):
     copied = copy(dag_id, project)
@@ -506,7 +485,6 @@ def test_nothing_is_said_about_what_was_not_copied(dag_id, project):
         assert re.search(rf"{name.upper()}=\S", said), f".env.example has no example of {name}"
 
 
-@one_stack
 def test_the_table_of_the_docs_says_of_each_dag_what_it_needs():
     page = PAGE.read_text()
     listed = page.partition(TABLE)[2].partition("\n\n")[0].splitlines()
@@ -515,7 +493,6 @@ def test_the_table_of_the_docs_says_of_each_dag_what_it_needs():
         assert table_row(dag_id).strip() in listed, "write the table anew: .venv/bin/python -m local.copy.report"
 
 
-@one_stack
 @pytest.mark.needs_dags("rag_pipeline")
 @pytest.mark.parametrize(
     ("arguments", "said"),
@@ -531,6 +508,5 @@ def test_a_mistake_is_answered_with_what_to_do(arguments, said):
     assert said in ended.stdout + ended.stderr
 
 
-@one_stack
 def test_a_dag_that_there_is_not_is_answered_with_those_that_there_are(project):
     refused(project, "nothing", "There are: ")
