@@ -13,7 +13,8 @@ import pytest
 from tests.conftest import PROJECT, dag_files, template_dags
 from tests.test_copying_a_pattern import astro_project
 
-PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+PAGES = [PROJECT / name for name in ("README.md", "CONTRIBUTING.md", "AGENTS.md", "CHANGELOG.md")]
+PAGES += sorted((PROJECT / "docs").glob("*.md"))
 TEXT = {page: page.read_text(encoding="utf-8") for page in PAGES}
 IMAGES = PROJECT / "docs" / "images"
 
