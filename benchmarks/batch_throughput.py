@@ -130,7 +130,7 @@ def with_stack(server: ScriptedServer, account: dict[str, Any], work: Callable[[
         stack = Stack(Path(home), free_ports(1)[0])
         try:
             stack.start(say=lambda _: None)
-            while not {AT_SCALE, PER_ROW} <= stack.api.dag_ids():
+            while not {AT_SCALE, PER_ROW} <= stack.api.dags().keys():
                 time.sleep(0.5)
             run_dag(stack, AT_SCALE, {"limit": 10})  # the first run is slower
             work(stack)

@@ -79,7 +79,7 @@ def _measure(stack: Stack, jobs: int) -> None:
     url = f"http://127.0.0.1:{emulator[emulator.index('--port') + 1]}/emulator/jobs"
     for _ in range(jobs):
         httpx.post(url, json={"hold": "running"}).raise_for_status()
-    while DAG_ID not in stack.api.dag_ids():
+    while DAG_ID not in stack.api.dags():
         time.sleep(0.5)
     run_id = stack.api.trigger(DAG_ID)
     started = time.monotonic()

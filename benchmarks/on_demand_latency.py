@@ -65,7 +65,7 @@ def main() -> None:
         stack = Stack(Path(home), free_ports(1)[0])
         try:
             stack.start(say=print)
-            while DAG_ID not in stack.api.dag_ids():
+            while DAG_ID not in stack.api.dags():
                 time.sleep(0.5)
             client = Airflow(stack.api.url)
             client.ask({"message": "The first one is slower."}, "warm-up", TIMEOUT_S)

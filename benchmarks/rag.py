@@ -171,7 +171,7 @@ def main() -> None:
 
 
 def measure(stack: Stack, pages: Path, documents: int) -> None:
-    while not {"rag_pipeline", "task_per_document"} <= stack.api.dag_ids():
+    while not {"rag_pipeline", "task_per_document"} <= stack.api.dags().keys():
         time.sleep(0.5)
     environment = _environment(stack)
     # A task has one thread, as several run at once; a single process may have them all.

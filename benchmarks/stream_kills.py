@@ -261,7 +261,7 @@ def main() -> None:
         killer = Killer(stack, broker, model)
         try:
             stack.start(say=print)
-            while DAG_ID not in stack.api.dag_ids():
+            while DAG_ID not in stack.api.dags():
                 time.sleep(0.5)
             right = True
             for seed in arguments.seeds:

@@ -169,7 +169,7 @@ def main() -> None:
         stack = Stack(Path(home), port)
         try:
             stack.start(say=print)
-            while not {"stream_inference", "event_driven_inference"} <= stack.api.dag_ids():
+            while not {"stream_inference", "event_driven_inference"} <= stack.api.dags().keys():
                 time.sleep(0.5)
             measure(stack, broker, server, arguments.burst)
         finally:

@@ -25,7 +25,7 @@ found, errors = {}, {}
 for file in json.loads(sys.argv[1]):
     bag = DagBag(file)
     found |= {dag_id: file for dag_id in bag.dags}
-    errors |= {file: error.strip().splitlines()[-1] for error in bag.import_errors.values()}
+    errors |= {file: error.strip().split("\n")[-1] for error in bag.import_errors.values()}
 print()
 print(json.dumps([found, errors]))
 """
@@ -33,7 +33,7 @@ print(json.dumps([found, errors]))
 
 def template_dags() -> dict[str, Path]:
     """The file of each DAG of the template that has not been deleted, by DAG id."""
-    lines = (FOLDER / "template_dags.txt").read_text(encoding="utf-8").splitlines()
+    lines = (FOLDER / "template_dags.txt").read_text(encoding="utf-8").split("\n")
     files = [PROJECT / line for line in lines if line.startswith("dags/")]
     return {path.stem: path for path in files if path.exists()}
 
@@ -55,8 +55,8 @@ def own_dags(airflow_home: Path) -> tuple[dict[str, Path], dict[str, str]]:
     command = [sys.executable, "-W", "ignore", "-c", PARSE, json.dumps([str(file) for file in files])]
     parsed = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
     if parsed.returncode:
-        return {}, {"dags/": (parsed.stderr.strip().splitlines() or ["no error was printed"])[-1]}
-    found, errors = json.loads(parsed.stdout.splitlines()[-1])
+        return {}, {"dags/": (parsed.stderr.strip() or "no error was printed").split("\n")[-1]}
+    found, errors = json.loads(parsed.stdout.strip().split("\n")[-1])
     return (
         {dag_id: Path(file) for dag_id, file in found.items()},
         {Path(file).relative_to(PROJECT).as_posix(): error for file, error in errors.items()},

@@ -119,7 +119,7 @@ class Demo:
     def broken_files(self) -> dict[str, str]:
         """The last line of the error by file that cannot be imported, whose path is relative to the project."""
         traces = self.api.import_errors()
-        return {f"{FOLDER.name}/{file}": trace.strip().splitlines()[-1] for file, trace in traces.items()}
+        return {f"{FOLDER.name}/{file}": trace.strip().split("\n")[-1] for file, trace in traces.items()}
 
     def _send_messages(self, dag_ids: set[str]) -> None:
         for dag_id in sorted(dag_ids):

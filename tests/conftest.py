@@ -384,7 +384,7 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         start = local("stack", "start", home=home, port=port, **settings)
         assert start.returncode == 0, start.stdout + start.stderr
         running = RunningAirflow(f"http://127.0.0.1:{port}", home, started)
-        wait_until(lambda: {path.stem for path in dags.glob("*.py")} <= running.dag_ids(), timeout=300)
+        wait_until(lambda: {path.stem for path in dags.glob("*.py")} <= running.dags().keys(), timeout=300)
         yield running
     finally:
         local("stack", "stop", home=home)

@@ -20,8 +20,9 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from pydantic import BaseModel, ValidationError
 
 from include.common.storage import storage_path, write_artifact
-from include.messages.contract import Refused, Reply, Request, TooLarge
+from include.messages.contract import Reply, Request
 from include.messages.model import PromptedModel, Unanswerable
+from include.messages.refusals import Refused, TooLarge
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath

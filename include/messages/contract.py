@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import uuid4
 
-from airflow.providers.common.compat.sdk import AirflowException
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
 LARGEST_BYTES = 256 * 1024
@@ -24,14 +23,6 @@ EVENT_REQUESTS = "inference_requests"
 STREAM_REQUESTS = "stream_requests"
 REPLIES = "inference_replies"
 DEAD_LETTERS = "inference_dead_letters"
-
-
-class Refused(AirflowException):
-    """A topic or queue does not take this message. It may take others, and later this one."""
-
-
-class TooLarge(Refused):
-    """The message is larger than its topic or queue allows."""
 
 
 class ReplyOptions(BaseModel):

@@ -17,8 +17,9 @@ from pydantic import BaseModel, Field
 
 from include.common.shown import shown_text, shown_url
 from include.messages.answers import answer_all
-from include.messages.contract import Refused, Reply, Request, TooLarge, read_request
+from include.messages.contract import Reply, Request, read_request
 from include.messages.model import PromptedModel
+from include.messages.refusals import Refused, TooLarge
 from include.messages.stored import StoredMessage, store
 
 AWS_CONN_ID = "aws_default"

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 from confluent_kafka import Message
 
-from include.messages.contract import Refused
 from include.messages.kafka.clients import KafkaClients
 from include.messages.kafka.reader import Place, place, reading
 from include.messages.kafka.sender import Sender
+from include.messages.refusals import Refused
 from include.messages.stored import StoredMessage, fetch, store
 
 PREFIX = "dead-letter."

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from include.messages.contract import REPLIES, Reply, Request, TooLarge
+from include.messages.contract import REPLIES, Reply, Request
 from include.messages.kafka.clients import KafkaClients
 from include.messages.kafka.sender import Sender
+from include.messages.refusals import TooLarge
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message
 
-from include.messages.contract import Refused, TooLarge
 from include.messages.kafka.clients import KafkaClients
+from include.messages.refusals import Refused, TooLarge
 
 TOO_LARGE = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE)
 # Other records may be taken, but this one, or its topic, will not be.

@@ -15,12 +15,13 @@ from typing import Any
 from confluent_kafka import Message
 
 from include.messages.answers import answer_all
-from include.messages.contract import DEAD_LETTERS, REPLIES, Reply, Request, TooLarge, read_request
+from include.messages.contract import DEAD_LETTERS, REPLIES, Reply, Request, read_request
 from include.messages.kafka.clients import KafkaClients
 from include.messages.kafka.dead_letters import dead_letter, stored_dead_letter
 from include.messages.kafka.reader import Place, TakenOver, place, reading, settled
 from include.messages.kafka.sender import Sender
 from include.messages.model import PromptedModel
+from include.messages.refusals import TooLarge
 
 BATCH = 200
 # A run that finds the topic empty waits this long for more: the next message then finds it at work.

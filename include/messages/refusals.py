@@ -1,0 +1,13 @@
+"""What a topic or queue does not take. Not in the contract, which senders use without Airflow."""
+
+from __future__ import annotations
+
+from airflow.providers.common.compat.sdk import AirflowException
+
+
+class Refused(AirflowException):
+    """A topic or queue does not take this message. It may take others, and later this one."""
+
+
+class TooLarge(Refused):
+    """The message is larger than its topic or queue allows."""
