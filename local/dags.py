@@ -25,7 +25,7 @@ found, errors = {}, {}
 for file in json.loads(sys.argv[1]):
     bag = DagBag(file)
     found |= {dag_id: file for dag_id in bag.dags}
-    errors |= {file: error.strip().split("\n")[-1] for error in bag.import_errors.values()}
+    errors |= {file: error.strip().splitlines()[-1] for error in bag.import_errors.values()}
 print()
 print(json.dumps([found, errors]))
 """
