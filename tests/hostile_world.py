@@ -114,7 +114,7 @@ def batch_inference(world: World) -> Conf:
 def batch_inference_at_scale(world: World) -> Conf:
     world.always({"sentiment": "positive", "topic": "app"})
     rows = world.file("rows.jsonl", {ATTACK: ATTACK, f"{ATTACK}id": ATTACK})
-    return {"input": rows, "text_column": ATTACK, "id_column": f"{ATTACK}id", "job": ATTACK, "output_format": "jsonl"}
+    return {"input": rows, "text_column": ATTACK, "id_column": f"{ATTACK}id", "batch": ATTACK, "output_format": "jsonl"}
 
 
 def batch_api_inference(world: World) -> Conf:

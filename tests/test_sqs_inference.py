@@ -14,8 +14,9 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 from pydantic import BaseModel
 
 from include.messages import sqs as sqs_inference
-from include.messages.contract import Refused, new_request
+from include.messages.contract import new_request
 from include.messages.model import PromptedModel
+from include.messages.refusals import Refused
 from include.messages.sqs import Queues, answer_messages, messages_of
 from include.messages.stored import fetch
 from local.processes import free_ports

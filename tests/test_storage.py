@@ -132,16 +132,16 @@ def test_half_a_character_loses_no_artifact(storage):
 @pytest.mark.parametrize("name", ODD_FOLDERS)
 def test_artifacts_of_a_project_in_a_folder_of_any_name_stay_in_it(tmp_path, monkeypatch, name):
     monkeypatch.delenv("GENAI_STORAGE", raising=False)
-    file = tmp_path / name / "include" / "storage.py"
+    file = tmp_path / name / "include" / "common" / "storage.py"
     file.parent.mkdir(parents=True)
-    shutil.copy(PROJECT / "include" / "storage.py", file)
+    shutil.copy(PROJECT / "include" / "common" / "storage.py", file)
     spec = importlib.util.spec_from_file_location("storage_of_another_project", file)
     copied = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(copied)
 
     path = copied.artifact_path("reports", "run", "a.txt")
     url = copied.write_artifact(path, "text")
-    assert (file.parent / ".data" / "artifacts" / "reports" / "run" / "a.txt").read_text() == "text"
+    assert (file.parents[1] / ".data" / "artifacts" / "reports" / "run" / "a.txt").read_text() == "text"
     assert copied.stored_file(url).read_text() == "text"
     assert [each.name for each in path.parent.iterdir()] == ["a.txt"]
     bundled = tmp_path / name / "rows.csv"

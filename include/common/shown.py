@@ -43,10 +43,11 @@ def shown_text(text: object, secrets: Iterable[str] = (), longest: int = LONGEST
 
     Its URLs are as `shown_url` has them; of these secrets, those of four characters and more are replaced.
     """
-    text = URL.sub(lambda url: shown_url(url[0]), str(text))
+    text = str(text)
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= SHORTEST_SECRET:
             text = text.replace(secret, "***")
+    text = URL.sub(lambda url: shown_url(url[0]), text)
     printable = "".join(char if char.isprintable() else " " for char in text)
     return " ".join(printable.split())[:longest]
 

@@ -14,7 +14,7 @@ import httpx
 import openai  # noqa: TID253
 import pytest
 
-from include.fine_tuning import TRAINING
+from include.fine_tuning.checks import TRAINING
 from local.openai_emulator import serve
 from tests.conftest import PROJECT, chat_requests
 from tests.emulator import BASE_MODEL, JOBS, Emulator
