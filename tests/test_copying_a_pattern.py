@@ -47,14 +47,14 @@ MODELS_AND_MAPPING: dict[str, tuple[dict[str, Any], str, str]] = {
     "map_expand_kwargs": ({}, "report", "2 of 2 answers graded, mean grade 0.62"),
     "map_partial_expand": ({}, "report", "2 of 2 documents summarized, such as: "),
     "map_task_group": ({"companies": ["Tretwald"]}, "report", r"Tretwald shrinks \(118.3 to 96.5"),
-    "map_chunks": ({}, "report", r"10000 tickets sorted by 10 tasks, \d+% as labelled"),
+    "map_chunks": ({"rows": 200, "chunk_size": 100}, "report", r"200 tickets sorted by 2 tasks, \d+% as labelled"),
     "prompt_chaining": ({}, "deliver_reply", "billing / low urgency: mock-message"),
     "routing": ({}, "summarize", "(critical|standard|low): accounts, within"),
     "multi_agent": ({"company": "Tretwald"}, "write_report", "Tretwald: mock-answer"),
     "batch_inference": ({"limit": 8}, "report", "8 positive, 0 negative, 0 neutral"),
-    "batch_inference_at_scale": ({}, "report", "20 rows: 20 answered"),
-    "batch_api_inference": ({}, "report", "6 rows: 6 answered, "),
-    "fine_tuning": ({"margin": 0}, "compare", "score on 4 examples: "),
+    "batch_inference_at_scale": ({"limit": 20}, "report", "20 rows: 20 answered"),
+    "batch_api_inference": ({"limit": 6}, "report", "6 rows: 6 answered, "),
+    "fine_tuning": ({"margin": 0, "evaluation_size": 4}, "compare", "score on 4 examples: "),
     "human_review": ({"tickets": ["Where is my van?"]}, "report", r"1 sent \(0 edited\), 0 rejected"),
 }
 KNOWLEDGE_AND_EVENTS: dict[str, tuple[dict[str, Any], str, str]] = {
