@@ -90,8 +90,10 @@ def gained(tmp_path: Path) -> Any:
 def only(dag: Any, task_id: str) -> Any:
     """The DAG with this task alone, which gets a text of its own."""
     part = dag.partial_subset(task_id, include_upstream=False)
-    part.get_task(task_id).op_kwargs = dict.fromkeys(part.get_task(task_id).op_kwargs, "Revenue is up.")
-    part.get_task(task_id).retries = 2
+    task = part.get_task(task_id)
+    task.op_args = ["Revenue is up."] * len(task.op_args)
+    task.op_kwargs = dict.fromkeys(task.op_kwargs, "Revenue is up.")
+    task.retries = 2
     return part
 
 
