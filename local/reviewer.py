@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import cycle
+from time import monotonic
 from typing import Any
 
 from local.airflow_api import AirflowAPI
 
-# The states of a task that waits. A question is there a moment earlier; if it is answered within that moment, the task
-# is retried, and asks again.
+# The states of a task that waits.
 WAITING = ("deferred", "awaiting_input")
+# An answer in the same instant as the question can reach Airflow before its scheduler has noted that the task waits. The
+# task is then retried, and asks again. No person is that fast.
+THINKING_TIME_S = 8.0
 
 ADDITION = "\n\nThis line was added in the review."
 
@@ -28,12 +31,17 @@ class Reviewer:
     def __init__(self, api: AirflowAPI) -> None:
         self.api = api
         self._ways = cycle(["approve", "edit", "reject"])
+        self._first_seen: dict[str, float] = {}  # by task instance; a question that comes again is a new one
 
     def answer(self, dag_id: str, run_id: str) -> Iterator[str]:
-        """Answer each open request of the run whose task waits for it, and say how."""
+        """Answer each open request of the run that is not brand-new, and say how."""
         requests = self.api.open_requests(dag_id, run_id)
         for request in sorted(requests, key=lambda request: request["task_instance"]["map_index"]):
-            if request["task_instance"]["state"] in WAITING:
+            task_instance = request["task_instance"]
+            if task_instance["state"] not in WAITING:
+                continue
+            if self._first_seen.setdefault(task_instance["id"], monotonic()) < monotonic() - THINKING_TIME_S:
+                del self._first_seen[task_instance["id"]]
                 option, fields = self.decide(request)
                 self.api.answer_request(request, option, fields)
                 yield f"{request['subject']} {option}, says the demo: nobody is here to decide"
