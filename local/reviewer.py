@@ -15,8 +15,8 @@ from local.airflow_api import AirflowAPI
 
 # The states of a task that waits.
 WAITING = ("deferred", "awaiting_input")
-# An answer in the same instant as the question can reach Airflow before its scheduler has noted that the task waits. The
-# task is then retried, and asks again. No person is that fast.
+# An answer in the same instant as the question can reach Airflow before its scheduler has noted that the task waits.
+# The task is then retried, and asks again. No person is that fast.
 THINKING_TIME_S = 8.0
 
 ADDITION = "\n\nThis line was added in the review."
