@@ -18,7 +18,7 @@ from pydantic_ai.messages import ModelResponse
 from include.ai.connection import ModelSource
 from include.ai.model import ConnectionModel
 from include.ai.rate_limit import RateLimit
-from include.ai.usage import UsageRecorder
+from include.ai.usage import USAGE_XCOM_KEY, LLMUsage, UsageRecorder, sum_usage
 
 
 class AccountLimits(BaseModel):
@@ -87,3 +87,24 @@ class LimitedModel(ConnectionModel):
         """Call the model, as soon as there is a place for the call."""
         async with self.rate_limit.places:
             return await super().request(*args, **kwargs)
+
+
+class TaskUsage(UsageRecorder):
+    """Adds up the calls of a task. They reach XCom when asked to: at every call that would be slow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._total: LLMUsage | None = None
+
+    def record(self, call: LLMUsage) -> None:
+        """Count one answered call."""
+        self._total = sum_usage(self._total, call)
+
+    def publish(self) -> None:
+        """Update the XCom `llm_usage`. Outside a task, do nothing."""
+        try:
+            ti = get_current_context()["ti"]
+        except RuntimeError:
+            return
+        if self._total:
+            ti.xcom_push(key=USAGE_XCOM_KEY, value=self._total)

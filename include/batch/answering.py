@@ -16,10 +16,9 @@ from pydantic_ai.exceptions import ContentFilterError, UnexpectedModelBehavior
 from pydantic_ai.usage import RunUsage
 
 from include.ai import LLM_CONN_ID, untrusted
-from include.ai.limited_model import LimitedModel
+from include.ai.limited_model import LimitedModel, TaskUsage
 from include.ai.model import RequestRefused, TextTooLong
 from include.ai.output import output_to_json
-from include.ai.usage import LLMUsage, UsageRecorder, sum_usage
 from include.batch.chunks import Chunk
 from include.batch.rows import Result, Row
 
@@ -37,16 +36,6 @@ log = logging.getLogger(__name__)
 
 class BudgetReached(AirflowFailException):
     """What the rows may cost is spent. What was answered is kept."""
-
-
-class TaskUsage(UsageRecorder):
-    """Sums the calls of a task with thousands of rows, where an XCom and a line in the log for each would be slow."""
-
-    total: LLMUsage | None = None
-
-    def record(self, call: LLMUsage) -> None:
-        """Count one answered call."""
-        self.total = sum_usage(self.total, call)
 
 
 @dataclass

@@ -16,7 +16,6 @@ from airflow.sdk import get_current_context
 from include.ai import LLM_CONN_ID
 from include.ai.connection import read_model_source
 from include.ai.model import DEFAULT_MODEL
-from include.ai.usage import USAGE_XCOM_KEY
 from include.batch.answering import Answering, Progress
 from include.batch.chunks import Chunk, write_chunks
 from include.batch.report import Report
@@ -101,7 +100,7 @@ class BatchRun:
             asyncio.run(answering.run())
         finally:
             context["progress"] = str(answering.progress)
-            context["ti"].xcom_push(key=USAGE_XCOM_KEY, value=answering.usage.total)
+            answering.usage.publish()
         return answering.progress
 
     def report(self) -> dict[str, str]:

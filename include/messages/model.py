@@ -6,15 +6,13 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import get_current_context
 from pydantic_ai import Agent
 from pydantic_ai.exceptions import ModelHTTPError, ModelServerError, ModelTimeoutError, UnexpectedModelBehavior
 
 from include.ai import LLM_CONN_ID, untrusted
-from include.ai.limited_model import LimitedModel
+from include.ai.limited_model import LimitedModel, TaskUsage
 from include.ai.model import RequestRefused
 from include.ai.output import output_to_json
-from include.ai.usage import USAGE_XCOM_KEY, LLMUsage, UsageRecorder, sum_usage
 
 if TYPE_CHECKING:
     from include.ai import BaseModel
@@ -28,27 +26,6 @@ class Unanswerable(Exception):
     """The model answers other texts, but never this one."""
 
 
-class RunUsage(UsageRecorder):
-    """Adds up a run's calls. They reach XCom when asked to: at every call it would be slow."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._total: LLMUsage | None = None
-
-    def record(self, call: LLMUsage) -> None:
-        """Count one answered call."""
-        self._total = sum_usage(self._total, call)
-
-    def publish(self) -> None:
-        """Update the XCom `llm_usage`. Outside a task, do nothing."""
-        try:
-            ti = get_current_context()["ti"]
-        except RuntimeError:
-            return
-        if self._total:
-            ti.xcom_push(key=USAGE_XCOM_KEY, value=self._total)
-
-
 class PromptedModel:
     """The model of the connection `pydanticai_default`, with a prompt.
 
@@ -59,7 +36,7 @@ class PromptedModel:
 
     def __init__(self, system_prompt: str, output_type: type[BaseModel], in_flight: int) -> None:
         self.in_flight = in_flight
-        self.usage = RunUsage()
+        self.usage = TaskUsage()
         model = LimitedModel(LLM_CONN_ID, self.usage, in_flight)
         self._agent: Agent[None, Any] = Agent(model, system_prompt=system_prompt, output_type=output_type)
         self._asking_harmless = asyncio.Lock()
