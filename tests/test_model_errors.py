@@ -288,7 +288,7 @@ def test_the_accounts_limits_and_the_price_never_reach_the_provider(llm, monkeyp
         (404, "model_not_found", 'set its extra {"model": ...} or its host'),
         (400, None, "the request is invalid"),
         (400, "context_length_exceeded", "the text is too long for the model"),
-        (429, "insufficient_quota", "quota is used up"),
+        (429, "insufficient_quota", "the account's quota is used up. Raise it, or"),
     ],
 )
 def test_an_error_that_no_retry_mends_fails_at_once_and_says_what_to_set(run_dag, llm, logged, status, code, advice):
@@ -325,7 +325,9 @@ def test_without_connection_and_key_the_task_fails_at_once_and_says_what_to_set(
 def test_a_connection_without_a_model_says_how_to_name_one(llm, monkeypatch, model):
     monkeypatch.setenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT", model_connection(llm.base_url(), model))
 
-    with pytest.raises(AirflowFailException, match="Connection 'pydanticai_default': set its extra to .*names no model"):
+    with pytest.raises(
+        AirflowFailException, match=r"Connection 'pydanticai_default': set its extra to .*names no model"
+    ):
         ask()
 
 

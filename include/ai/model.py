@@ -161,7 +161,7 @@ class ConnectionModel(WrapperModel):
             case e.ModelNotFoundError():
                 what = 'set its extra {"model": ...} or its host: there is no such model or URL.'
             case e.ModelQuotaExceededError():
-                what = "the account's quota is used up."
+                what = "the account's quota is used up. Raise it, or name fallback_conn_ids in the extra."
             case e.ModelContextWindowExceededError():
                 kind, what = TextTooLong, "the text is too long for the model."
             case e.ModelHTTPError(status_code=status) if status == MISDIRECTED:

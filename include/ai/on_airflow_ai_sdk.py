@@ -14,7 +14,7 @@ from airflow_ai_sdk.operators.llm_branch import LLMBranchDecoratedOperator
 from pydantic_ai import Agent
 
 from include.ai.model import connection_model
-from include.ai.output import check_output, output_to_json, output_to_task_ids
+from include.ai.output import check_output, error_first, output_to_json, output_to_task_ids
 from include.common.task_defaults import QUIET
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def run_agent(self: Any, context: Context) -> Any:
     """Run `@task.llm` and `@task.agent`: their `execute`."""
     prompt = super(AgentDecoratedOperator, self).execute(context)
     self.agent.output_validator(check_output)
-    return output_to_json(self.agent.run_sync(prompt).output)
+    return output_to_json(error_first(self.agent.run_sync)(prompt).output)
 
 
 def run_branch(self: Any, context: Context) -> Any:

@@ -14,7 +14,7 @@ from airflow.providers.common.ai.hooks.pydantic_ai import PydanticAIHook
 from airflow.providers.common.ai.operators.llm_branch import LLMBranchOperator
 
 from include.ai.model import connection_model
-from include.ai.output import check_output, output_to_json, output_to_task_ids
+from include.ai.output import check_output, error_first, output_to_json, output_to_task_ids
 from include.common.templates import end_rendering
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class ConnectionHook(PydanticAIHook):
         agent: Agent[object, Any] = super().create_agent(*args, **kwargs)
         agent.output_validator(check_output)
         agent.output_validator(self.to_xcom)
+        agent.run_sync = error_first(agent.run_sync)  # type: ignore[method-assign]
         return agent
 
 
