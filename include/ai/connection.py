@@ -91,6 +91,8 @@ class ModelSource(NamedTuple):
                 f"the provider {name!r} knows no {', '.join(unknown)}. Besides model, its connection's extra may have "
                 f"{', '.join([*known, *LAYER_KEYS])}."
             )
+        if "aws_read_timeout" in parameters:  # boto3 has an HTTP client of its own
+            given = {"aws_read_timeout": CALL_TIMEOUT_S, "aws_connect_timeout": CONNECT_TIMEOUT_S, **given}
         accepted = parameters.get("http_client")
         if accepted and accepted.annotation != "httpx.AsyncClient | None":
             given["http_client"] = client

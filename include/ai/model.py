@@ -120,7 +120,8 @@ class ConnectionModel(WrapperModel):
         :raises AirflowException: a later try may succeed.
         """
         log.debug("Messages: %s", messages)
-        settings: Any = {"timeout": connection.CALL_TIMEOUT_S, **(model_settings or {}), "max_retries": 0}
+        ours = {"timeout": connection.CALL_TIMEOUT_S, **(model_settings or {}), "max_retries": 0}
+        settings: Any = {key: ours[key] for key in ours if key not in self.wrapped.unsupported_settings}
         started, calls, waited = time.monotonic(), 0, 0.0
         while True:
             try:
