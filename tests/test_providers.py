@@ -30,7 +30,7 @@ OPENAI_FORM = ("/chat/completions", "Authorization", "Bearer your-key")
 FORMS = {
     "openai-chat:": OPENAI_FORM,
     "azure:": OPENAI_FORM,
-    "anthropic:": ("https://api.anthropic.com/v1/messages", "x-api-key", "your-key"),
+    "anthropic:": ("https://api.anthropic.com/v1/messages", "Authorization", "Bearer your-key"),
     "bedrock:": ("/model/global.anthropic.claude-haiku-5-5/converse-stream", "Authorization", "AWS4-HMAC-SHA256"),
     "google:": ("/models/gemini-3.8-flash:generateContent", "x-goog-api-key", "your-key"),
     "google-cloud:": (
