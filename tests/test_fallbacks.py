@@ -17,7 +17,7 @@ from pydantic_ai.models.function import FunctionModel
 from include.ai import llm_kwargs, untrusted
 from include.ai.agents import agent_kwargs
 from include.ai.fallbacks import LONGEST_WAIT_S
-from include.ai.limited_model import LimitedModel, TaskUsage
+from include.ai.limited_model import LimitedModel, TaskUsage, read_limits
 from include.ai.model import ConnectionModel, RequestRefused, connection_model
 from tests.conftest import KEY, chat_requests
 from tests.test_logs_and_secrets import closed_port
@@ -215,8 +215,7 @@ def test_the_limits_are_those_of_the_connection_that_is_asked(models, monkeypatc
     models.fail(401).reply("Well.")
 
     assert Agent(model).run_sync("How are you?").output == "Well."
-    gaps = [each.rate_limit._request_gap for each in model.models]
-    assert gaps[1] > 0
+    assert [read_limits(each.source).share(slots=1) for each in model.models] == [(None, None), (300, None)]
 
 
 def test_an_answer_in_a_form_reaches_the_task_also_from_the_second_connection(models):
