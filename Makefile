@@ -32,8 +32,8 @@ help:  ## show this list
 	@echo "  STACK=common-ai runs the same DAGs on Airflow 3.3 (now: $(STACK), Airflow $(AIRFLOW))."
 	@echo "  PORT=8090 chooses another port for Airflow's UI, PYTHON=... another Python."
 
-demo: $(READY)  ## run every pattern for real and show the results (or some: DAG=routing,map_expand)
-	@$(BIN)/python -m local.demo --port $(PORT) --home $(DATA) --dags "$(DAG)"
+demo: $(READY)  ## run every pattern for real and show the results (some: DAG=routing,map_expand; with your key: PAID=1)
+	@$(BIN)/python -m local.demo --port $(PORT) --home $(DATA) --dags "$(DAG)" --paid "$(PAID)"
 
 start: $(READY)  ## start Airflow and the embedded parts, UI on http://127.0.0.1:8080
 	@$(BIN)/python -m local.stack start --port $(PORT) --home $(DATA)

@@ -19,6 +19,7 @@ from local.dags import FOLDER, template_dags, wanted_dags
 from local.demo_progress import Progress
 from local.demo_result import Result, name_of, one_line, table_of, totals_of
 from local.environment import PROJECT, user_environment, uses_embedded_queue
+from local.paid import EMBEDDED_ALL_THE_SAME, PaidModelError, cost_notice, has_key_alone, use_embedded_model
 from local.processes import StackError, interrupt_on_signals
 from local.send import SQS_DAG, send_to
 from local.stack import Stack, stack_arguments
@@ -196,6 +197,7 @@ class Demo:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m local.demo", description=__doc__)
     parser.add_argument("--dags", default="", help="ids of the DAGs to run, a comma list (default: the template's)")
+    parser.add_argument("--paid", default="", help="1 to call OpenAI's models if OPENAI_API_KEY is set")
     stack_arguments(parser)
     arguments = parser.parse_args()
     interrupt_on_signals()
@@ -207,6 +209,15 @@ def main() -> None:
         dags = wanted_dags(arguments.dags, stack.home / "airflow")
         found = stack.attach()
         demo = Demo(stack, console)
+        if has_key_alone() and arguments.paid != "1":
+            if found:
+                raise PaidModelError(
+                    "the stack that runs uses OPENAI_API_KEY. Use make demo PAID=1, or make stop first"
+                )
+            demo.say(EMBEDDED_ALL_THE_SAME)
+            use_embedded_model()
+        if notice := cost_notice(len(dags) / len(template_dags())):
+            demo.say(notice)
         if found:
             demo.say(f"using the stack that runs at {stack.api.url}")
             stack.api.log_in()
@@ -220,7 +231,7 @@ def main() -> None:
         results += [Result(file, NOT_IMPORTED, result=error) for file, error in broken.items()]
         not_run = sorted(stack.api.dags().keys() - dags.keys() - template_dags().keys())
         demo.say(f"memory of the stack: {stack.processes.memory_mb():.0f} MB")
-    except (StackError, httpx.HTTPError) as error:
+    except (StackError, PaidModelError, httpx.HTTPError) as error:
         sys.exit(f"The demo cannot run: {error}")
     except KeyboardInterrupt:
         sys.exit("Interrupted.")
