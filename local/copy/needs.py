@@ -33,7 +33,7 @@ PIN = re.compile(r"[A-Za-z0-9._-]+(\[[^]]*\])?==\S+")
 USES_THE_POOL = {"LLM_POOL", "LLM_TASK", "llm_kwargs", "agent_kwargs"}
 CONNECTION = re.compile(r"[a-z_]+_default")
 SETTING = re.compile(r"GENAI_[A-Z_]+")
-EVERY_DAG_HAS = ("dag_display_name", "schedule", "params")
+EVERY_DAG_HAS = ("description", "schedule", "params")
 
 
 @dataclass
