@@ -68,7 +68,7 @@ FILTER = {"type": "array", "items": {"type": "string", "maxLength": 200}, "maxIt
         "filters": Param(
             {},
             type="object",
-            properties={name: FILTER for name in FILTER_FIELDS},
+            properties=dict.fromkeys(FILTER_FIELDS, FILTER),
             additionalProperties=False,
             title="Filters",
             description='Only passages with one of these values, as in {"format": ["pdf", "html"]}.',
