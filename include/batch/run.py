@@ -25,7 +25,7 @@ from include.common.storage import artifact_path, name_on_storage, storage_path,
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-FOLDER = "batch_inference"
+FOLDER = "batch_inference_at_scale"
 
 log = logging.getLogger(__name__)
 
