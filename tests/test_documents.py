@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -26,6 +25,7 @@ from include.rag.documents import (
     split_document,
 )
 from include.rag.formats import UnreadableDocument
+from tests.document_files import pdf, pdf_that_means
 from tests.stores import read_documents
 
 pytestmark = pytest.mark.one_stack
@@ -48,58 +48,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def document(text: str, source: str = "a.md", format: str = "markdown") -> Document:
     return Document(source, "A", text, checksum="checksum of a", format=format)
-
-
-def pdf(*pages: str, title: str = "", password: str = "") -> bytes:
-    """A PDF with these lines of text on its pages; made by hand, as a writer is needed nowhere else."""
-    from pypdf import PdfWriter
-    from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
-
-    writer = PdfWriter()
-    font = DictionaryObject(
-        {
-            NameObject("/Type"): NameObject("/Font"),
-            NameObject("/Subtype"): NameObject("/Type1"),
-            NameObject("/BaseFont"): NameObject("/Helvetica"),
-        }
-    )
-    for text in pages:
-        page = writer.add_blank_page(width=595, height=842)
-        page[NameObject("/Resources")] = DictionaryObject(
-            {NameObject("/Font"): DictionaryObject({NameObject("/F1"): font})}
-        )
-        content = DecodedStreamObject()
-        lines = " T* ".join(f"({line}) Tj" for line in text.split("\n"))
-        content.set_data(f"BT /F1 12 Tf 14 TL 50 780 Td {lines} ET".encode("latin-1"))
-        page[NameObject("/Contents")] = writer._add_object(content)
-    if title:
-        writer.add_metadata({"/Title": title})
-    if password:
-        writer.encrypt(password)
-    file = io.BytesIO()
-    writer.write(file)
-    return file.getvalue()
-
-
-def pdf_that_means(text: str) -> bytes:
-    """A PDF with the letters A, B, C..., whose font says that they stand for the UTF-16 units of the text."""
-    from pypdf import PdfReader, PdfWriter
-    from pypdf.generic import DecodedStreamObject, NameObject
-
-    units = text.encode("utf-16-be", "surrogatepass").hex(" ", 2).split()
-    letters = [chr(ord("A") + n) for n in range(len(units))]
-    table = "\n".join(f"<{ord(letter):02x}> <{unit}>" for letter, unit in zip(letters, units, strict=True))
-    cmap = DecodedStreamObject()
-    cmap.set_data(
-        "begincmap 1 begincodespacerange <00> <ff> endcodespacerange "
-        f"{len(units)} beginbfchar\n{table}\nendbfchar endcmap".encode()
-    )
-    writer = PdfWriter(clone_from=PdfReader(io.BytesIO(pdf("".join(letters)))))
-    font = writer.pages[0]["/Resources"]["/Font"]["/F1"].get_object()
-    font[NameObject("/ToUnicode")] = writer._add_object(cmap)
-    file = io.BytesIO()
-    writer.write(file)
-    return file.getvalue()
 
 
 def test_documents_come_by_name_with_their_first_heading_as_title(folder):
