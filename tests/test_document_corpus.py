@@ -101,7 +101,9 @@ HTML = {
     "title-only": File(page("<p>Press.</p>", T), "Resetting - Help", ("> Resetting - Help", "Press.")),
     "empty-heading": File(page('<h1><img src="l.png"></h1><p>Press.</p>', T), "Resetting - Help"),
     "heading-wins": File(page("<h1>Resetting</h1><p>Press.</p>", T), "Resetting"),
-    "second-level": File(page("<h2>Limits</h2><p>Ten.</p>", T), "Resetting - Help", ("> Resetting - Help > Limits",)),
+    "second-level": File(
+        page(f"<h2>Limits</h2><p>{LONG}</p>", T), "Resetting - Help", ("> Resetting - Help > Limits",)
+    ),
     "no-title": File(page("<p>Press the button.</p>"), "Press the button."),
     "broken-heading": File(page("<h1>Resetting<br>a <em>tracker</em></h1><p>Press."), "Resetting a tracker"),
     "title-of-picture": File(page("<svg><title>Logo</title></svg><h1>Resetting</h1>"), "Resetting", lacks=("Logo",)),

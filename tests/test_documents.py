@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from itertools import pairwise
@@ -180,6 +181,61 @@ def test_a_file_whose_name_is_not_utf_8_is_named_and_left_out(folder, caplog):
 
     assert document_names() == ["good.md"]
     assert r"b'geb\xfchren.md'" in caplog.text
+
+
+def test_links_hidden_files_and_pipes_are_named_and_left_out(folder, tmp_path_factory, caplog):
+    caplog.set_level(logging.INFO)
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "secret.md").write_text("# Keys")
+    (folder / "good.md").write_text("# Good")
+    (folder / "link.md").symlink_to(elsewhere / "secret.md")
+    (folder / "inside.md").symlink_to(folder / "good.md")
+    (folder / "linked").symlink_to(elsewhere)
+    (folder / ".hidden.md").write_text("# Hidden")
+    (folder / ".git").mkdir()
+    (folder / ".git" / "description.md").write_text("# Hidden")
+    os.mkfifo(folder / "pipe.md")
+
+    assert document_names() == ["good.md"]
+    assert "symbolic links (copy the files instead): 3: inside.md, link.md, linked" in caplog.text
+    assert "hidden: 2: .git, .hidden.md" in caplog.text
+    assert "neither files nor folders: 1: pipe.md" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["link.md", "linked/secret.md", "../elsewhere/secret.md", "/etc/passwd", "."])
+def test_no_name_leads_out_of_the_knowledge_base(tmp_path, monkeypatch, name):
+    folder, elsewhere = tmp_path / "knowledge", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    (elsewhere / "secret.md").write_text("# Keys")
+    (folder / "good.md").write_text("# Good")
+    (folder / "link.md").symlink_to(elsewhere / "secret.md")
+    (folder / "linked").symlink_to(elsewhere)
+    monkeypatch.setenv("GENAI_KNOWLEDGE_BASE", str(folder))
+
+    with pytest.raises(AirflowFailException, match="There is no document"):
+        read_document(name)
+    assert file_checksum(name) == file_checksum("no-such.md")
+
+
+def test_a_knowledge_base_may_itself_be_a_link(tmp_path, monkeypatch):
+    (tmp_path / "version-1").mkdir()
+    (tmp_path / "version-1" / "good.md").write_text("# Good")
+    (tmp_path / "current").symlink_to(tmp_path / "version-1")
+    monkeypatch.setenv("GENAI_KNOWLEDGE_BASE", str(tmp_path / "current"))
+
+    assert [read_document(name).title for name in document_names()] == ["Good"]
+
+
+def test_files_that_are_no_documents_are_counted_once_and_are_no_errors(folder, caplog):
+    caplog.set_level(logging.INFO)
+    (folder / "good.md").write_text("# Good")
+    for name in ("logo.png", "style.css", "film.mp4"):
+        (folder / name).write_bytes(b"\0")
+
+    assert document_names() == ["good.md"]
+    (record,) = caplog.records
+    assert (record.levelname, record.getMessage()) == ("INFO", "Left out, files of types that are not read: 3")
 
 
 @pytest.mark.parametrize("name", ["", "no-such-folder"])

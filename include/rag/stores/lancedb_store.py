@@ -22,7 +22,7 @@ from include.rag.documents import Chunk
 from include.rag.stores.base import HIT_FIELDS, Hit, SearchQuery, complete_documents
 
 ALIASES = "_aliases"
-TOKENIZER = "icu"  # finds words also where no spaces stand between them, as in Chinese, Japanese and Thai
+TOKENIZER = "icu/split"  # finds words where no spaces stand between, as in Chinese or Thai, and parts of identifiers
 
 TEXT_COLUMNS = ("source", "title", "headings", "text", "format", "checksum", "document_checksum")
 NUMBER_COLUMNS = ("position", "document_chunks")
