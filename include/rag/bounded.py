@@ -37,7 +37,7 @@ _one_at_a_time = threading.Lock()
 
 
 def call(function: str, data: bytes) -> Any:
-    """Call `function`, as `include.rag.pdf:read_pdf`, with the bytes of a file.
+    """Call `function`, as `include.rag.pdf.read_pdf`, with the bytes of a file.
 
     :raises UnreadableDocument: it did, or any other error, or needed more than MOST_CPU_SECONDS or MOST_MEMORY.
     """
@@ -93,7 +93,7 @@ def serve(pipe_number: int) -> None:
 
 def _answer(name: str, data: bytes) -> tuple[Any, str]:
     """Return what the function returns, or the reason why it fails."""
-    module, function = name.split(":")
+    module, _, function = name.rpartition(".")
     try:
         return getattr(import_module(module), function)(data), ""
     except UnreadableDocument as error:

@@ -49,10 +49,10 @@ FORMATS: dict[str, tuple[str, str]] = {
     ".md": ("markdown", ""),
     ".markdown": ("markdown", ""),
     ".txt": (TEXT, ""),
-    ".html": ("html", "include.rag.web_pages:read_page"),
-    ".htm": ("html", "include.rag.web_pages:read_page"),
-    ".xhtml": ("html", "include.rag.web_pages:read_page"),
-    ".pdf": ("pdf", "include.rag.pdf:read_pdf"),
+    ".html": ("html", "include.rag.web_pages.read_page"),
+    ".htm": ("html", "include.rag.web_pages.read_page"),
+    ".xhtml": ("html", "include.rag.web_pages.read_page"),
+    ".pdf": ("pdf", "include.rag.pdf.read_pdf"),
 }
 try:
     from include.rag.office import OFFICE_FORMATS

@@ -24,10 +24,10 @@ Parser = Callable[[bytes], Parsed]
 
 # By suffix: the format, and what reads it.
 OFFICE_FORMATS = {
-    ".docx": ("word", "include.rag.office:read_word"),
-    ".pptx": ("powerpoint", "include.rag.office:read_powerpoint"),
-    ".xlsx": ("excel", "include.rag.office:read_excel"),
-    ".csv": ("csv", "include.rag.office:read_csv"),
+    ".docx": ("word", "include.rag.office.read_word"),
+    ".pptx": ("powerpoint", "include.rag.office.read_powerpoint"),
+    ".xlsx": ("excel", "include.rag.office.read_excel"),
+    ".csv": ("csv", "include.rag.office.read_csv"),
 }
 
 
