@@ -49,8 +49,8 @@ copy: $(READY)  ## copy a DAG and all it needs into your Astro project: make cop
 	@test -n "$(PATTERN)" && test -n "$(TO)" || { echo "Say which DAG, and where to: make copy PATTERN=rag_pipeline TO=path/of/an/astro/project"; exit 1; }
 	@$(BIN)/python -m local.copy "$(PATTERN)" "$(TO)"
 
-test: $(READY)  ## run the tests
-	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+test: $(READY)  ## run the tests (DATABASE=postgres: on PostgreSQL, which it starts; FILES=tests/test_x.py: some)
+	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(FILES)
 
 embed: $(READY)  ## test models of sentence-transformers, which `make test` skips (installs torch: 7 GB more)
 	@test -x $(EMBED_BIN)/python || "$(PYTHON)" -m venv .venv-sentence-transformers

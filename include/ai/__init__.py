@@ -42,8 +42,8 @@ def active_sdk() -> str:
         if registered_by.startswith(f"{package}."):
             return package
     raise ImportError(
-        f"No AI SDK: {registered_by or 'nothing'} has registered @task.llm. Install the packages of this project's "
-        "requirements.txt, or those of common-ai/requirements.txt (see docs)."
+        f"No AI SDK: {registered_by or 'nothing'} has registered @task.llm. Install airflow-ai-sdk (Airflow 3.1) or "
+        "apache-airflow-providers-common-ai (Airflow 3.2 and later)."
     )
 
 

@@ -18,14 +18,14 @@ from include.ai.model import ConnectionModel, connection_model
 from include.batch.answering import Answering, Progress
 from include.batch.chunks import Chunk, write_chunks
 from include.batch.report import Report
-from include.batch.rows import Result, input_file, read_rows
+from include.batch.rows import Result, read_rows
 from include.common.prices import listed_cost
-from include.common.storage import artifact_path, name_on_storage, storage_path, write_artifact
+from include.common.storage import artifact_path, input_file, name_on_storage, storage_path, write_artifact
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-FOLDER = "batch_inference"
+FOLDER = "batch_inference_at_scale"
 
 log = logging.getLogger(__name__)
 
