@@ -12,7 +12,8 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from pydantic import BaseModel
 
 from include.batch_api.run import BatchApiRun, batch_cost
-from include.common.storage import storage_path, stored_file, write_artifact
+from include.common.storage import storage_path, write_artifact
+from include.common.stored_files import stored_file
 from include.jobs.service import OpenAIService
 from tests.conftest import KEY, chat_requests
 from tests.emulator import BATCHES, Emulator

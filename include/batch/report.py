@@ -13,7 +13,8 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from include.batch.rows import Result
 from include.common.charts import bar_chart
 from include.common.json_lines import json_line
-from include.common.storage import new_artifact, write_artifact
+from include.common.storage import write_artifact
+from include.common.stored_files import new_artifact
 from include.common.text import whole_characters
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from include.batch.chunks import Chunk, write_chunks
 from include.batch.report import Report
 from include.batch.rows import Result, read_rows
 from include.common.prices import listed_cost
-from include.common.storage import artifact_path, input_file, name_on_storage, storage_path, write_artifact
+from include.common.storage import artifact_path, name_on_storage, storage_path, write_artifact
+from include.common.stored_files import input_file
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

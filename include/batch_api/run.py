@@ -19,7 +19,8 @@ from include.batch_api.requests import LONGEST_LINE
 from include.common.json_lines import json_line, read_lines
 from include.common.prices import listed_cost, read_price
 from include.common.provider_http import is_refusal_status
-from include.common.storage import artifact_path, input_file, new_artifact, stored_file
+from include.common.storage import artifact_path
+from include.common.stored_files import input_file, new_artifact, stored_file
 from include.common.text import clean_json
 from include.jobs.service import OpenAIService, openai_service
 

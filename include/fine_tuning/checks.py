@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from include.common.storage import input_file
+from include.common.stored_files import input_file
 from include.fine_tuning.examples import CheckedFile, Example, check_files, examples
 from include.jobs.service import OpenAIService, describe, task_error
 
