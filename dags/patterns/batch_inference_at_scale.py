@@ -19,9 +19,7 @@ from pydantic import Field
 from include.ai import BaseModel
 from include.batch.run import BatchRun
 from include.common.task_defaults import DEFAULT_ARGS, LLM_TASK
-from include.sample.data import FOLDER
-
-SAMPLE = FOLDER / "reviews.csv"
+from include.sample.reviews import REVIEWS
 
 # Together these tasks have as many slots as the pool: all that the account allows.
 TASKS = 2
@@ -114,7 +112,7 @@ def batch_inference_at_scale():
 
 def run():
     context = get_current_context()
-    return BatchRun(context["run_id"], context["params"], SAMPLE, PROMPT, ReviewLabels)
+    return BatchRun(context["run_id"], context["params"], REVIEWS, PROMPT, ReviewLabels)
 
 
 batch_inference_at_scale()
