@@ -32,8 +32,8 @@ help:  ## show this list
 	@echo "  STACK=common-ai runs the same DAGs on Airflow 3.3 (now: $(STACK), Airflow $(AIRFLOW))."
 	@echo "  PORT=8090 chooses another port for Airflow's UI, PYTHON=... another Python."
 
-demo: $(READY)  ## run every pattern for real and show the results (or some: DAG=routing,map_expand)
-	@$(BIN)/python -m local.demo --port $(PORT) --home $(DATA) --dags "$(DAG)"
+demo: $(READY)  ## run every pattern for real and show the results (some: DAG=routing,map_expand; with your key: PAID=1)
+	@$(BIN)/python -m local.demo --port $(PORT) --home $(DATA) --dags "$(DAG)" --paid "$(PAID)"
 
 start: $(READY)  ## start Airflow and the embedded parts, UI on http://127.0.0.1:8080
 	@$(BIN)/python -m local.stack start --port $(PORT) --home $(DATA)
@@ -82,13 +82,14 @@ clean: stop  ## remove the virtual environment and all local data
 	rm -rf $(VENV) .venv-sentence-transformers $(DATA)
 
 # The lock is complete, so nothing is resolved here (--no-deps). uv takes seconds where pip takes a minute;
-# pip is there for whoever has a package index that only pip is configured for.
+# pip is there for whoever has a package index that only pip is configured for. Bytecode is compiled here, as pip does:
+# where PYTHONDONTWRITEBYTECODE is set (as in many images), each process would compile all that it imports anew.
 $(READY): $(LOCK)
 	@test -n "$(PYTHON)" || { echo "This needs Python 3.11 or 3.12, and finds neither. Install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
 	@echo "Installing the pinned packages into $(VENV) (about 1.1 GB, once) ..."
 	@"$(PYTHON)" -m venv $(VENV) || { echo "No virtual environment could be made with $(PYTHON). On Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9 \
-		&& $(BIN)/uv pip install --quiet --no-deps --python $(BIN)/python -r $(LOCK) \
+		&& $(BIN)/uv pip install --quiet --no-deps --compile-bytecode --python $(BIN)/python -r $(LOCK) \
 		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(LOCK) \
 		|| { echo "The packages could not be installed: see the error above. A proxy or package index is set as for any pip install (pip config)."; exit 1; }
 	@touch $@

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from include.common.storage import storage_path
+from include.common.storage import name_on_storage, storage_path
 from tests.conftest import KEY
 from tests.scripted_model import CALL_USD, ScriptedServer
 from tests.storages import on_storage
@@ -46,8 +46,8 @@ def batch(run_dag: Callable[..., Any], model: ScriptedServer, storage: Path) -> 
 
 
 def results(storage: Path, run: Any = None) -> list[dict[str, Any]]:
-    name = "*" if run is None else run.run.run_id.replace(":", "%3A").replace("+", "%2B")
-    (file,) = storage.glob(f"batch_inference/{name}/results.jsonl")
+    name = "*" if run is None else name_on_storage(run.run.run_id)
+    (file,) = storage.glob(f"batch_inference_at_scale/{name}/results.jsonl")
     return [json.loads(line) for line in file.read_bytes().split(b"\n")[:-1]]
 
 
@@ -67,12 +67,12 @@ def test_each_row_gets_its_own_answer_in_the_order_of_the_input(batch, model, st
     assert [row["id"] for row in rows] == [f"r{n}" for n in range(120)]
     assert [row["answer"]["sentiment"] for row in rows] == [SENTIMENTS[n % 3] for n in range(120)]
     assert set(model.calls().values()) == {1}
-    report = json.loads(next(storage.glob("batch_inference/*/report.json")).read_text())
+    report = json.loads(next(storage.glob("batch_inference_at_scale/*/report.json")).read_text())
     assert report["outcome"] == {"answered": 120}
     assert report["values"]["sentiment"] == dict.fromkeys(SENTIMENTS, 40)
     assert report["cost_usd"] == pytest.approx(120 * CALL_USD)
     assert run.xcom("report")["result"] == f"120 rows: 120 answered, ${120 * CALL_USD:.4f}"
-    (chart,) = storage.glob("batch_inference/*/sentiment.svg")
+    (chart,) = storage.glob("batch_inference_at_scale/*/sentiment.svg")
     assert ElementTree.fromstring(chart.read_bytes()).tag.endswith("svg")  # noqa: S314
 
 
@@ -103,7 +103,7 @@ def test_csv_json_lines_and_parquet_give_the_same_results(batch, storage, form, 
         parquet.write_table(pa.Table.from_pylist(rows), file)
     batch(file=file.name, content=file.read_bytes(), output_format="parquet")
 
-    (found,) = storage.glob("batch_inference/*/results.parquet")
+    (found,) = storage.glob("batch_inference_at_scale/*/results.parquet")
     table = parquet.read_table(io.BytesIO(found.read_bytes())).to_pylist()
     assert [(row["row"], row["id"], row["answer"]["sentiment"]) for row in table] == [
         (n + 1, f"r{n}", SENTIMENTS[n % 3]) for n in range(12)

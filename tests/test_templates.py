@@ -11,7 +11,8 @@ from airflow.providers.standard.operators.bash import BashOperator
 from airflow.providers.standard.operators.python import PythonOperator
 from airflow.sdk import BaseOperator, dag, get_current_context, task, task_group
 
-from include.ai import agent_kwargs, llm_kwargs, untrusted
+from include.ai import llm_kwargs, untrusted
+from include.ai.agents import agent_kwargs
 from include.common.task_defaults import DEFAULT_ARGS
 from tests.conftest import KEY, chat_requests
 from tests.template_attack import ATTACK, Watch, left_behind, watching

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -13,24 +14,30 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk import get_current_context
 
 from include.ai import LLM_CONN_ID
-from include.ai.connection import read_model_source
-from include.ai.model import DEFAULT_MODEL
+from include.ai.model import ConnectionModel, connection_model
 from include.batch.answering import Answering, Progress
 from include.batch.chunks import Chunk, write_chunks
 from include.batch.report import Report
 from include.batch.rows import Result, RowsRun
+from include.common.prices import listed_cost
 from include.common.storage import artifact_path, name_on_storage, storage_path, write_artifact
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
-FOLDER = "batch_inference"
+FOLDER = "batch_inference_at_scale"
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
 class BatchRun(RowsRun):
-    """A DAG run over a file of rows; its params are also `batch`, `budget_usd`, `allowed_failures`, `output_format`."""
+    """A DAG run over a file of rows; its params are also `batch`, `budget_usd`, `allowed_failures`, `output_format`.
+
+    :param conn_id: the connection to the model.
+    """
+
+    conn_id: str = LLM_CONN_ID
 
     @property
     def _batch(self) -> str:
@@ -49,13 +56,11 @@ class BatchRun(RowsRun):
 
         :raises AirflowFailException: the file is not as it should be, or there is a budget and no price.
         """
-        source = read_model_source(LLM_CONN_ID, DEFAULT_MODEL)
-        if self.params["budget_usd"] is not None and not source.has_price:
-            raise AirflowFailException(
-                f"Connection {LLM_CONN_ID!r}: the price of {source.model_id!r} is not known, so the budget cannot be "
-                'kept. Set the extra {"usd_per_million_tokens": {"input": ..., "output": ...}}, or set no budget_usd.'
-            )
-        settings = json.dumps([source.model_id, self.system_prompt, self.output_type.model_json_schema()])
+        models = connection_model(self.conn_id).models
+        if self.params["budget_usd"] is not None:
+            for model in models:
+                _check_price(model)
+        settings = json.dumps([models[0].source.model_id, self.system_prompt, self.output_type.model_json_schema()])
         chunks = list(write_chunks(self.rows(), settings, self._folder, tasks))
         write_artifact(self._artifacts / "chunks.json", json.dumps(chunks))
         log.info("%d rows in %d chunks, below %s.", sum(n for _, n in chunks), len(chunks), self._folder)
@@ -79,6 +84,7 @@ class BatchRun(RowsRun):
             output_type=self.output_type,
             at_once=at_once,
             budget_usd=None if budget is None else budget * rows / sum(n for _, n in chunks),
+            conn_id=self.conn_id,
         )
         context: Any = get_current_context()
         try:
@@ -120,3 +126,15 @@ class BatchRun(RowsRun):
                     for row in chunk.rows()
                 ]
             yield results
+
+
+def _check_price(model: ConnectionModel) -> None:
+    """Check that the price of a model's answers is known, as far as its name tells.
+
+    :raises AirflowFailException: it is not.
+    """
+    if model.price is None and listed_cost(model.source.model_id.partition(":")[2], 1, 1) is None:
+        raise AirflowFailException(
+            f"Connection {model.conn_id!r}: the price of {model.source.model_id!r} is not known, so the budget cannot "
+            'be kept. Set the extra {"usd_per_million_tokens": {"input": ..., "output": ...}}, or set no budget_usd.'
+        )

@@ -26,7 +26,7 @@ from include.jobs.service import OpenAIService, openai_service
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
-FOLDER = "batch_api"
+FOLDER = "batch_api_inference"
 # What the provider takes off for the wait.
 DISCOUNT = 0.5
 ROWS_AT_ONCE = 500

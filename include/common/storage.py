@@ -7,13 +7,13 @@ sees.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
-from urllib.parse import quote
 from uuid import uuid4
 
 from airflow.providers.common.compat.sdk import AirflowFailException
@@ -49,13 +49,13 @@ def artifact_path(folder: str, run_id: str, name: str) -> ObjectStoragePath:
 def name_on_storage(text: str) -> str:
     """Return text from outside, such as a run id, as the name of one file or folder.
 
-    Another text has another name. A name never leads to another folder, and has at most 160 bytes, which leaves room
-    for an ending.
+    Another text has another name. A name never leads to another folder, stands in a URL as it is, and has at most 160
+    characters, which leaves room for an ending.
     """
-    if not text.strip("."):
-        return f"={len(text)}"  # `quote` leaves dots, and never writes "="
-    name = quote(text, safe="")
-    return name if len(name) <= 160 else f"{name[:95]}={sha256(text.encode()).hexdigest()}"
+    if re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,159}", text):
+        return text
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:100].lstrip(".")
+    return f"{readable}~{sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"  # no text above has "~"
 
 
 def stored_file(url: str) -> ObjectStoragePath:
