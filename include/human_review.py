@@ -89,7 +89,7 @@ def send_once(run_id: str, ticket: Mapping[str, str], draft: str, decision: Mapp
         "approved_by": person and person["name"],
         "approved_at": str(decision["responded_at"]),
     }
-    path = artifact_path("approved", run_id, f"{name_on_storage(ticket['ticket_id'])}.json")
+    path = artifact_path("human_review", run_id, f"{name_on_storage(ticket['ticket_id'])}.json")
     if not path.exists():
         write_artifact(path, json.dumps(record, indent=2, ensure_ascii=False))
     return {"file": str(path), "edited": record["edited"]}

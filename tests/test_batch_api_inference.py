@@ -106,7 +106,7 @@ def test_half_characters_and_nulls_of_answers_errors_and_ids_lose_no_result(stor
     run.write_requests()
     report = run.report(url)
 
-    asked, _ = Path(storage / "batch_api" / "run" / "requests.jsonl").read_text().splitlines()
+    asked, _ = Path(storage / "batch_api_inference" / "run" / "requests.jsonl").read_text().splitlines()
     assert json.loads(asked)["body"]["messages"][1]["content"] == "Nice. \ufffd"
     found = [json.loads(line) for line in Path(report["results"].removeprefix("file://")).read_text().splitlines()]
     assert [(row["id"], row["answer"], row["error"]) for row in found] == [

@@ -18,7 +18,7 @@ def answer(llm, *sentiments):
 
 
 def report_of(storage):
-    (file,) = storage.glob("sentiment/*/report.json")
+    (file,) = storage.glob("batch_inference/*/report.json")
     return json.loads(file.read_text())
 
 
@@ -72,7 +72,7 @@ def test_the_chart_is_an_svg_image_with_a_labelled_bar_per_sentiment(run_dag, ll
     answer(llm, "positive", "negative", "positive")
     run_dag("batch_inference", {"reviews": ["Great.", "Bad.", "Fine."]})
 
-    (file,) = storage.glob("sentiment/*/chart.svg")
+    (file,) = storage.glob("batch_inference/*/chart.svg")
     image = ElementTree.fromstring(file.read_bytes())  # noqa: S314
     assert image.tag == "{http://www.w3.org/2000/svg}svg"
     assert len(image.findall(".//{*}g[@id]/{*}path[@clip-path]")) == 3

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from include.common.storage import storage_path
+from include.common.storage import name_on_storage, storage_path
 from tests.conftest import KEY
 from tests.scripted_model import CALL_USD, ScriptedServer
 from tests.storages import on_storage
@@ -46,8 +46,8 @@ def batch(run_dag: Callable[..., Any], model: ScriptedServer, storage: Path) -> 
 
 
 def results(storage: Path, run: Any = None) -> list[dict[str, Any]]:
-    name = "*" if run is None else run.run.run_id.replace(":", "%3A").replace("+", "%2B")
-    (file,) = storage.glob(f"batch_inference/{name}/results.jsonl")
+    name = "*" if run is None else name_on_storage(run.run.run_id)
+    (file,) = storage.glob(f"batch_inference_at_scale/{name}/results.jsonl")
     return [json.loads(line) for line in file.read_bytes().split(b"\n")[:-1]]
 
 
@@ -67,12 +67,12 @@ def test_each_row_gets_its_own_answer_in_the_order_of_the_input(batch, model, st
     assert [row["id"] for row in rows] == [f"r{n}" for n in range(120)]
     assert [row["answer"]["sentiment"] for row in rows] == [SENTIMENTS[n % 3] for n in range(120)]
     assert set(model.calls().values()) == {1}
-    report = json.loads(next(storage.glob("batch_inference/*/report.json")).read_text())
+    report = json.loads(next(storage.glob("batch_inference_at_scale/*/report.json")).read_text())
     assert report["outcome"] == {"answered": 120}
     assert report["values"]["sentiment"] == dict.fromkeys(SENTIMENTS, 40)
     assert report["cost_usd"] == pytest.approx(120 * CALL_USD)
     assert run.xcom("report")["result"] == f"120 rows: 120 answered, ${120 * CALL_USD:.4f}"
-    (chart,) = storage.glob("batch_inference/*/sentiment.svg")
+    (chart,) = storage.glob("batch_inference_at_scale/*/sentiment.svg")
     assert ElementTree.fromstring(chart.read_bytes()).tag.endswith("svg")  # noqa: S314
 
 
@@ -103,7 +103,7 @@ def test_csv_json_lines_and_parquet_give_the_same_results(batch, storage, form, 
         parquet.write_table(pa.Table.from_pylist(rows), file)
     batch(file=file.name, content=file.read_bytes(), output_format="parquet")
 
-    (found,) = storage.glob("batch_inference/*/results.parquet")
+    (found,) = storage.glob("batch_inference_at_scale/*/results.parquet")
     table = parquet.read_table(io.BytesIO(found.read_bytes())).to_pylist()
     assert [(row["row"], row["id"], row["answer"]["sentiment"]) for row in table] == [
         (n + 1, f"r{n}", SENTIMENTS[n % 3]) for n in range(12)
@@ -187,14 +187,15 @@ def test_more_failures_than_are_allowed_fail_the_run_and_keep_the_results(batch,
         ("rows.csv", b"name,text\n", "has no rows"),
         ("rows.csv", b"name,body\na,b\n", "has no column 'text'. It has: 'name', 'body'"),
         ("rows.csv", b"text\nhello\n", "has no column 'name'"),
-        ("rows.csv", b"PK\x03\x04\x00\x00binary", "line 1, holds a NUL byte: it is no CSV"),
+        ("rows.csv", b"name,text,text\na,b,c\n", "has the column 'text' twice"),
+        ("rows.csv", b"PK\x03\x04\x00\x00binary", "line 1, holds a NUL byte: it is UTF-16"),
         ("rows.csv", b"name,text\na,\xff\xfe\n", "line 2, byte 3, is not UTF-8"),
-        ("rows.csv", b'name,text\na,"never closed\n' + b"b,c\n" * 400_000, "is no CSV"),
+        ("rows.csv", b'name,text\na,"never closed\n' + b"b,c\n" * 400_000, "is not valid CSV"),
         ("rows.jsonl", b"", "has no rows"),
-        ("rows.jsonl", b"name,text\na,b\n", "is no JSON lines: line 1"),
-        ("rows.jsonl", b'["a"]\n', "has no column 'text'"),
+        ("rows.jsonl", b"name,text\na,b\n", "is not JSON lines: line 1 is not JSON"),
+        ("rows.jsonl", b'["a"]\n', "line 1 is not a JSON object"),
         ("rows.jsonl", b'{"text": "' + b"x" * 1_000_001, "line 1, is longer than"),
-        ("rows.parquet", b"no parquet", "is no Parquet file"),
+        ("rows.parquet", b"no parquet", "is not a Parquet file that can be read"),
         ("rows.xlsx", b"PK", r"its name must end in .csv, .jsonl, .parquet"),
     ],
 )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +107,27 @@ def calls_a_model(task: Any) -> bool:
 def test_a_dag_says_what_it_is_for(dag):
     assert dag.doc_md.strip().startswith("### ")
     assert len(dag.doc_md) > 200
-    assert dag.dag_display_name != dag.dag_id
+    assert dag.description
+    assert dag.dag_display_name == dag.dag_id, "the search of Airflow 3.1 sees only this name"
     assert "genai" in dag.tags
     assert dag.owner == "genai"
+
+
+def test_the_text_of_a_dag_reads_well_in_airflows_ui(dag):
+    """Airflow shows code within a line as a block, and no HTML. And the text comes along where the DAG is copied."""
+    from markdown_it import MarkdownIt
+
+    tokens = [child for token in MarkdownIt().parse(dag.doc_md) for child in (token, *(token.children or []))]
+    kinds = {token.type for token in tokens}
+    assert not kinds & {"code_inline", "html_inline", "html_block"}
+    assert all(str(token.attrGet("href")).startswith("https://") for token in tokens if token.type == "link_open")
+    assert not re.search(r"docs/|include/|local/|README", dag.doc_md)
+
+
+def test_what_a_dag_writes_is_in_a_folder_of_its_name():
+    for path in dag_files():
+        folders = re.findall(r"artifact_path\(\"(\w+)\"", path.read_text())
+        assert set(folders) <= {path.stem}, path
 
 
 def test_a_dag_can_be_triggered_with_its_default_params(dag):
@@ -120,6 +140,43 @@ def test_each_param_has_a_title_a_description_and_a_type(dag):
         assert param.description, name
         assert param.schema.get("title"), name
         assert "type" in param.schema or "enum" in param.schema, name
+
+
+def parts_of(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A schema and those in it, with what `limits` added to each."""
+    yield schema | {key: value for part in schema.get("allOf", []) for key, value in part.items()}
+    for part in (schema.get("items"), *schema.get("properties", {}).values()):
+        if part:
+            yield from parts_of(part)
+
+
+def test_a_param_takes_no_value_that_is_too_long_or_out_of_range(dag):
+    for name in dag.params:
+        for schema in parts_of(dag.params.get_param(name).schema):
+            types = set(schema["type"] if isinstance(schema.get("type"), list) else [schema.get("type")])
+            bounds = {"string": ["maxLength"], "array": ["maxItems"], "integer": ["minimum", "maximum"]}
+            bounds["number"] = bounds["integer"]
+            for bound in [bound for kind in types & bounds.keys() for bound in bounds[kind]]:
+                given = schema.keys() | {"minimum"} if "exclusiveMinimum" in schema else schema.keys()
+                assert bound in given or {"enum", "const"} & {*schema, *schema.get("items", {})}, (name, bound)
+
+
+def test_airflows_form_changes_no_value_in_silence(dag):
+    """Which it does by the limits of a text's line and of a number, where these stand in the schema itself."""
+    for name in dag.params:
+        schema = dag.params.get_param(name).schema
+        cut = {"minimum", "maximum"} | ({"maxLength"} if schema.get("format") != "multiline" else set())
+        assert not cut & schema.keys(), f"{name}: **limits(...)"
+
+
+@pytest.mark.needs_dags("map_chunks")
+@pytest.mark.parametrize("rows", [-1, 100_001])
+def test_a_value_beyond_its_limits_is_refused_by_name(rows, dags):
+    from airflow.exceptions import ParamValidationError
+
+    params = dags["map_chunks"].params
+    with pytest.raises(ParamValidationError, match=f"rows.*{rows} is .* than the m..imum of"):
+        params["rows"] = rows
 
 
 def test_every_task_retries(dag):

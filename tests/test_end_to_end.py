@@ -59,23 +59,23 @@ def test_the_demo_runs_every_dag_to_success_and_reports_it(demo, home):
 @pytest.mark.needs_dags("prompt_chaining", "multi_agent", "batch_inference", "rag_pipeline")
 def test_the_demo_leaves_files_that_a_person_can_open(demo, home):
     artifacts = home / "artifacts"
-    assert list(artifacts.glob("outbox/*/reply.json"))
-    assert list(artifacts.glob("reports/*/report.md"))
-    assert list(artifacts.glob("sentiment/*/chart.svg"))
-    (answer,) = artifacts.glob("answers/*/answer.json")
+    assert list(artifacts.glob("prompt_chaining/*/reply.json"))
+    assert list(artifacts.glob("multi_agent/*/report.md"))
+    assert list(artifacts.glob("batch_inference/*/chart.svg"))
+    (answer,) = artifacts.glob("rag_pipeline/*/answer.json")
     assert json.loads(answer.read_text())["question"]
 
 
 @pytest.mark.needs_dags("batch_inference")
 def test_the_embedded_model_does_not_give_every_review_the_same_label(demo, home):
-    (report,) = (home / "artifacts").glob("sentiment/*/report.json")
+    (report,) = (home / "artifacts").glob("batch_inference/*/report.json")
     assert sum(count > 0 for count in json.loads(report.read_text())["counts"].values()) >= 2
 
 
 @pytest.mark.needs_dags("prompt_chaining")
 def test_no_prompt_and_no_answer_is_in_the_logs_of_real_workers(demo, home):
     logs = "\n".join(path.read_text(errors="replace") for path in (home / "airflow" / "logs").rglob("*.log"))
-    (reply,) = (home / "artifacts").glob("outbox/*/reply.json")
+    (reply,) = (home / "artifacts").glob("prompt_chaining/*/reply.json")
     answer = json.loads(reply.read_text())["reply"]["message"]
     assert "tokens)" in logs, "the logs are not where this test looks"
     assert "shows three of our vans as offline" not in logs

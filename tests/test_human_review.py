@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from include.common.storage import name_on_storage
 from include.human_review import review_form, send_once, summarize, verbatim
 from local.reviewer import Reviewer
 from tests.stack import wait_until
@@ -149,7 +150,7 @@ def test_on_a_real_airflow_drafts_are_approved_edited_rejected_and_rejected_by_t
 
     states = airflow.states("human_review", run_id)
     assert [states[f"ticket.send[{n}]"] for n in range(4)] == ["success", "success", "skipped", "skipped"]
-    folder = airflow.home / "artifacts" / "approved" / run_id.replace(":", "%3A").replace("+", "%2B")
+    folder = airflow.home / "artifacts" / "human_review" / name_on_storage(run_id)
     records = [json.loads(path.read_text()) for path in sorted(folder.iterdir())]
     assert [record["ticket_id"] for record in records] == ["line 1", "line 2"]
     assert [record["edited"] for record in records] == [False, True]

@@ -22,7 +22,7 @@ def plan(llm, market_research=(), financial_analysis=()):
 
 
 def report_of(storage):
-    (file,) = storage.glob("reports/*/report.md")
+    (file,) = storage.glob("multi_agent/*/report.md")
     return file.read_text()
 
 

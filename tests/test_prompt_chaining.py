@@ -20,7 +20,7 @@ def script(llm, reply=REPLY):
 
 def delivered(storage):
     """What lies in the outbox: the content of its only file."""
-    (file,) = storage.glob("outbox/*/*")
+    (file,) = storage.glob("prompt_chaining/*/*")
     return json.loads(file.read_text())
 
 
@@ -76,7 +76,7 @@ def test_two_runs_deliver_twice(run_dag, llm, storage):
         script(llm)
         run_dag("prompt_chaining")
 
-    assert len(list(storage.glob("outbox/*/reply.json"))) == 2
+    assert len(list(storage.glob("prompt_chaining/*/reply.json"))) == 2
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_every_team_that_must_act_is_assigned_and_no_other(run_dag, llm, storage
 
     assert run.state == "success"
     assert chosen(run, TEAMS) == teams
-    (file,) = storage.glob("incidents/*/handled.json")
+    (file,) = storage.glob("routing/*/handled.json")
     record = json.loads(file.read_text())
     assert record["incident"] == INCIDENT
     assert record["severity"] == "critical"

@@ -2,17 +2,18 @@
 ### Thousands of items: map chunks, not items
 
 A mapped task costs Airflow a second or two and a row in its database, and there may be no more of them than
-`[core] max_map_length` (1024). So thousands of items are mapped in lists: here each task sorts a chunk of tickets into
+*[core] max_map_length* (1024). So thousands of items are mapped in lists: here each task sorts a chunk of tickets into
 categories by their embeddings alone, 256 in one request.
 
 A task per item is right where each is slow or costs money of its own, for tens of items: see
-[`batch_inference`](/dags/batch_inference).
+*batch_inference*.
 """
 
 from airflow.sdk import Param, dag, get_current_context, task
 
 from include.ai.embeddings import Embedder
 from include.common.mapping import chunked, failures, mappable, mapped_results
+from include.common.params import limits
 from include.common.task_defaults import DEFAULT_ARGS, LLM_POOL
 from include.sample.data import tickets
 
@@ -28,7 +29,7 @@ def name_of(chunk: list[int]) -> str:
 
 
 @dag(
-    dag_display_name="Mapping: chunks of many items (sort tickets)",
+    description="Maps chunks of many items: sorts thousands of tickets into categories by embeddings.",
     schedule=None,
     default_args=DEFAULT_ARGS,
     tags=["genai", "mapping", "embeddings"],
@@ -37,13 +38,16 @@ def name_of(chunk: list[int]) -> str:
         "rows": Param(
             10_000,
             type="integer",
-            minimum=0,
-            maximum=100_000,
+            **limits(minimum=0, maximum=100_000),
             title="Rows",
             description="How many tickets; beyond 40 those of the sample data are repeated.",
         ),
         "chunk_size": Param(
-            1_000, type="integer", minimum=1, maximum=10_000, title="Chunk size", description="Tickets per task."
+            1_000,
+            type="integer",
+            **limits(minimum=1, maximum=10_000),
+            title="Chunk size",
+            description="Tickets per task.",
         ),
     },
 )

@@ -1,11 +1,11 @@
 """
-### `.expand()`: one task per message
+### .expand(): one task per message
 
 Masks personal data before a message may go to a model. How many tasks there are is known only when the list is there.
 
 - **No messages**: the mapped task is skipped, and the report is made all the same.
 - **A bad message** (an empty one): its task fails, the others' results are kept, and the report names it.
-- **Too many**: refused at once, with the way out ([`map_chunks`](/dags/map_chunks)).
+- **Too many**: refused at once, with the way out (*map_chunks*).
 """
 
 from airflow.providers.common.compat.sdk import AirflowFailException
@@ -17,7 +17,7 @@ from include.common.task_defaults import DEFAULT_ARGS
 
 
 @dag(
-    dag_display_name="Mapping: expand (mask personal data)",
+    description="One task per message: masks personal data before a message may go to a model.",
     schedule=None,
     default_args=DEFAULT_ARGS,
     tags=["genai", "mapping"],
@@ -30,7 +30,8 @@ from include.common.task_defaults import DEFAULT_ARGS
                 "The map is fine today, thank you.",
             ],
             type="array",
-            items={"type": "string"},
+            items={"type": "string", "maxLength": 5000},
+            maxItems=10_000,
             title="Messages",
             description="One message per line. Try none, or an empty one.",
         ),

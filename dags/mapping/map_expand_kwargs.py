@@ -1,13 +1,12 @@
 """
-### `.expand_kwargs()`: several arguments that belong together
+### .expand_kwargs(): several arguments that belong together
 
 Grades a model's answers against the expected ones. Two lists are zipped into pairs, and each pair becomes the keyword
-arguments of one task, where `.expand(answer=..., expected=...)` would try **every answer with every expectation**.
+arguments of one task, where *.expand(answer=..., expected=...)* would try **every answer with every expectation**.
 
-Lists of different lengths are refused with both lengths: `zip` alone would drop the surplus in silence.
+Lists of different lengths are refused with both lengths: *zip* alone would drop the surplus in silence.
 
-Airflow itself renders each of these arguments as a template. Here it does not (`include/common/templates.py`): an
-answer with `{{ ... }}` in it is text.
+Airflow itself renders each of these arguments as a template. Here it does not: an answer with {{ ... }} in it is text.
 """
 
 from airflow.providers.common.compat.sdk import AirflowFailException
@@ -19,7 +18,7 @@ from include.common.task_defaults import DEFAULT_ARGS
 
 
 @dag(
-    dag_display_name="Mapping: expand_kwargs (grade answers)",
+    description="Several arguments that belong together: grades answers against the expected ones.",
     schedule=None,
     default_args=DEFAULT_ARGS,
     tags=["genai", "mapping"],
@@ -28,14 +27,16 @@ from include.common.task_defaults import DEFAULT_ARGS
         "answers": Param(
             ["The link is valid for 60 minutes.", "The trial covers 25 vehicles."],
             type="array",
-            items={"type": "string"},
+            items={"type": "string", "maxLength": 5000},
+            maxItems=10_000,
             title="Answers",
             description="What the model said, one answer per line.",
         ),
         "expected": Param(
             ["60 minutes", "up to 5 vehicles"],
             type="array",
-            items={"type": "string"},
+            items={"type": "string", "maxLength": 5000},
+            maxItems=10_000,
             title="Expected",
             description="What it should have said, in the same order.",
         ),

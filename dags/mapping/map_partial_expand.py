@@ -1,8 +1,8 @@
 """
-### `.partial().expand()`: what varies, and what does not
+### .partial().expand(): what varies, and what does not
 
-A summary of each help document for one audience: the audience is the same for all (`partial`), the documents vary
-(`expand`). The tasks are named after their documents in the grid, by a `map_index_template` that is rendered from
+A summary of each help document for one audience: the audience is the same for all (*partial*), the documents vary
+(*expand*). The tasks are named after their documents in the grid, by a *map_index_template* that is rendered from
 what the task puts into its context.
 
 A document that fails does not stop the others: the report is made from the rest, and names it.
@@ -12,6 +12,7 @@ from airflow.sdk import Param, dag, get_current_context, task
 
 from include.ai import llm_kwargs, untrusted
 from include.common.mapping import mappable, mapped_results
+from include.common.params import limits
 from include.common.task_defaults import DEFAULT_ARGS
 from include.rag.documents import read_document
 
@@ -19,7 +20,7 @@ SUMMARY_PROMPT = "Say in one short sentence what the reader learns from the text
 
 
 @dag(
-    dag_display_name="Mapping: partial + expand (summaries)",
+    description="What varies and what does not: summaries of documents for one audience.",
     schedule=None,
     default_args=DEFAULT_ARGS,
     tags=["genai", "mapping", "llm"],
@@ -28,15 +29,15 @@ SUMMARY_PROMPT = "Say in one short sentence what the reader learns from the text
         "documents": Param(
             ["geofences.md", "refunds-and-returns.md"],
             type="array",
-            items={"type": "string"},
+            items={"type": "string", "maxLength": 200},
+            maxItems=10_000,
             title="Documents",
             description="File names of the knowledge base, one per line.",
         ),
         "audience": Param(
             "a fleet manager in a hurry",
             type="string",
-            minLength=3,
-            maxLength=100,
+            **limits(minLength=3, maxLength=100),
             title="Audience",
             description="Whom the summaries are for.",
         ),

@@ -18,7 +18,7 @@ COMPANIES = list(get_args(CompanyName))
 
 
 @dag(
-    dag_display_name="Mapping: task group (assess companies)",
+    description="Several steps per item: looks companies up and assesses them.",
     schedule=None,
     default_args=DEFAULT_ARGS,
     tags=["genai", "mapping"],
@@ -27,7 +27,8 @@ COMPANIES = list(get_args(CompanyName))
         "companies": Param(
             COMPANIES[:2],
             type="array",
-            items={"type": "string"},
+            items={"type": "string", "maxLength": 100},
+            maxItems=10_000,
             title="Companies",
             description=f"Among: {', '.join(COMPANIES)}. One that does not exist fails alone.",
         ),

@@ -1,8 +1,8 @@
 """
 ### Dead letters: what could not be answered, and back to where it came from
 
-`stream_inference` puts a message that it cannot read, or that the model never answers, on the topic
-`inference_dead_letters`: as it came, with the reason and its position. This DAG counts them by reason; with `replay` it
+*stream_inference* puts a message that it cannot read, or that the model never answers, on the topic
+*inference_dead_letters*: as it came, with the reason and its position. This DAG counts them by reason; with *replay* it
 puts each back on its topic, once, for example after a sender or the contract was corrected. **A dead letter is only
 checked off when the broker has taken it back.** A message that was too large for the dead letters comes from storage;
 one that its topic does not take stays, and the result says why.
@@ -15,7 +15,7 @@ from include.messages.contract import DEAD_LETTERS
 
 
 @dag(
-    dag_display_name="Dead letters: count them, or answer them again",
+    description="Counts the messages that could not be answered, or puts them back on their topic.",
     schedule=None,
     max_active_runs=1,
     default_args=DEFAULT_ARGS,

@@ -1,13 +1,12 @@
 """
 ### Event-driven: a message on Kafka starts a run that answers it
 
-The triggerer listens to the topic `inference_requests`. A message becomes an event of the asset `inference_request`,
+The triggerer listens to the topic *inference_requests*. A message becomes an event of the asset *inference_request*,
 and the event starts this DAG. **Several messages can come as one run**, so it reads all events; each message is
-answered by a task of its own, and the answers go to the topic `inference_replies`.
+answered by a task of its own, and the answers go to the topic *inference_replies*.
 
 This is Airflow's own form, for a few messages a minute of which one may get lost: the trigger commits a message before
-its event is stored, so a triggerer that stops at that moment loses it. `stream_inference` is the form that loses none;
-docs/event-driven-inference.md compares them, with numbers.
+its event is stored, so a triggerer that stops at that moment loses it. *stream_inference* is the form that loses none.
 """
 
 from typing import Literal
@@ -55,7 +54,7 @@ class Triage(BaseModel):
 
 
 @dag(
-    dag_display_name="Event-driven: answer messages from Kafka",
+    description="Answers messages from Kafka: an event starts a run.",
     schedule=[INFERENCE_REQUEST],
     default_args=DEFAULT_ARGS,
     tags=["genai", "scheduling", "asset", "kafka", "llm"],

@@ -1,17 +1,18 @@
 """
 ### Event-driven: messages on Amazon SQS start a run that answers them
 
-The triggerer polls the queue whose URL is the environment variable `GENAI_SQS_QUEUE`. Up to ten messages become one
-event of the asset `sqs_request`, and the event starts this DAG. **Several events can come as one run**, so it reads
+The triggerer polls the queue whose URL is the environment variable *GENAI_SQS_QUEUE*. Up to ten messages become one
+event of the asset *sqs_request*, and the event starts this DAG. **Several events can come as one run**, so it reads
 all of them and answers many messages at once.
 
-The trigger does **not** delete what it receives. The run does, when a message's reply is on the queue `<URL>-replies`.
-So a triggerer, scheduler or worker that is killed loses nothing: SQS gives the message out again after the visibility
+The trigger does **not** delete what it receives. The run does, when a message's reply is on the queue of replies. So a
+triggerer, scheduler or worker that is killed loses nothing: SQS gives the message out again after the visibility
 timeout, and a message that comes again finds its stored answer and is not paid again. What cannot be read, or never
-gets an answer, goes to `<URL>-dead-letters` with the reason.
+gets an answer, goes to the queue of dead letters with the reason.
 
-Without `GENAI_SQS_QUEUE` nothing is watched, and no AWS account is needed. Set it for the scheduler, DAG processor,
-triggerer and workers, and create the three queues and the connection `aws_default`: docs/event-driven-inference.md.
+Without *GENAI_SQS_QUEUE* nothing is watched, and no AWS account is needed. Set it for the scheduler, DAG processor,
+triggerer and workers. Create the connection *aws_default*, and three queues: that one, and two whose URLs are the same
+with *-replies* and *-dead-letters* at the end.
 """
 
 import asyncio
@@ -68,7 +69,7 @@ class Triage(BaseModel):
 
 
 @dag(
-    dag_display_name="Event-driven: answer messages from Amazon SQS",
+    description="Answers messages from Amazon SQS, and deletes each after its reply.",
     schedule=[SQS_REQUEST],
     default_args=DEFAULT_ARGS,
     tags=["genai", "scheduling", "asset", "sqs", "llm"],

@@ -6,10 +6,9 @@ messages at once, stores each answer, sends the replies, and only then commits. 
 scheduler or broker loses nothing. A message that is read again finds its stored answer and is not paid again; its
 reply may be sent again, and is the same.
 
-What cannot be read, or never gets an answer, goes to the topic `inference_dead_letters` as it came, with the reason
-(`dead_letters` replays it). A refused key or a broker that is down is not the message's fault: the run fails with one
+What cannot be read, or never gets an answer, goes to the topic *inference_dead_letters* as it came, with the reason
+(*dead_letters* replays it). A refused key or a broker that is down is not the message's fault: the run fails with one
 message, commits nothing further, and a later run goes on. Every ten minutes a run starts without a ring.
-docs/event-driven-inference.md has the numbers.
 """
 
 import asyncio
@@ -23,6 +22,7 @@ from airflow.timetables.trigger import CronTriggerTimetable
 from pydantic import Field
 
 from include.ai import BaseModel
+from include.common.params import limits
 from include.common.task_defaults import DEFAULT_ARGS, LLM_TASK
 from include.messages.contract import STREAM_REQUESTS
 from include.messages.kafka.doorbell import KafkaDoorbellTrigger
@@ -55,7 +55,7 @@ class Triage(BaseModel):
 
 
 @dag(
-    dag_display_name="Stream inference: answer every message, lose none",
+    description="Answers every message of a Kafka topic and loses none, whatever restarts.",
     schedule=AssetOrTimeSchedule(timetable=CronTriggerTimetable("*/10 * * * *", timezone="UTC"), assets=DOORBELL),
     catchup=False,
     max_active_runs=1,
@@ -66,8 +66,7 @@ class Triage(BaseModel):
         "budget_s": Param(
             600,
             type="integer",
-            minimum=1,
-            maximum=1200,
+            **limits(minimum=1, maximum=1200),
             title="Time budget",
             description="Seconds after which a run with a backlog lets its successor go on.",
         ),

@@ -9,8 +9,8 @@ it waits without a worker slot, and collects.
 batch that there is, and also a batch that expired or was cancelled leaves its finished answers. Only requests that are
 missing, or met an error that may pass, are sent again. Each answer is checked against the form that was asked for.
 
-The provider and the model are those of the connection `openai_default`. For answers now, see
-`batch_inference_at_scale`.
+The provider and the model are those of the connection *openai_default*. For answers now, see
+*batch_inference_at_scale*.
 """
 
 from typing import Literal
@@ -20,12 +20,13 @@ from pydantic import BaseModel, Field
 
 from include.batch_api.operator import OpenAIBatchOperator
 from include.batch_api.run import BatchApiRun
+from include.common.params import limits
 from include.common.task_defaults import DEFAULT_ARGS
 from include.sample.data import FOLDER
 
 CONNECTION = "openai_default"
 SAMPLE = FOLDER / "reviews.csv"
-PROMPT = "Classify a customer review of the fleet-tracking product Kestrel."
+PROMPT = "Classify a customer review of a fleet-tracking product."
 
 
 class ReviewLabels(BaseModel):
@@ -36,7 +37,7 @@ class ReviewLabels(BaseModel):
 
 
 @dag(
-    dag_display_name="Batch API: label a file of reviews at half price",
+    description="Labels a file of reviews at half the price, by the provider's Batch API.",
     schedule=None,
     default_args=DEFAULT_ARGS,
     tags=["genai", "pattern", "llm", "batch-api"],
@@ -45,30 +46,35 @@ class ReviewLabels(BaseModel):
         "input": Param(
             None,
             type=["null", "string"],
+            **limits(maxLength=2000),
             title="Input",
             description="URL of a .csv, .jsonl or .parquet file on the project's storage; empty: the sample reviews.",
         ),
         "text_column": Param(
-            "review", type="string", minLength=1, title="Text column", description="What the model gets of each row."
+            "review",
+            type="string",
+            **limits(minLength=1, maxLength=200),
+            title="Text column",
+            description="What the model gets of each row.",
         ),
         "id_column": Param(
             "review_id",
             type=["null", "string"],
+            **limits(maxLength=200),
             title="Id column",
             description="What to call the rows in the results; empty: their numbers.",
         ),
         "limit": Param(
             None,
             type=["null", "integer"],
-            minimum=1,
+            **limits(minimum=1, maximum=50_000),
             title="Limit",
             description="Only the first rows, to try a prompt; empty: all, up to 50,000.",
         ),
         "allowed_failures": Param(
             0.05,
             type="number",
-            minimum=0,
-            maximum=1,
+            **limits(minimum=0, maximum=1),
             title="Allowed failures",
             description="The run fails if a larger share of the rows ends without a valid answer.",
         ),

@@ -15,6 +15,7 @@ from pydantic import Field
 from include.ai import BaseModel, llm_kwargs, untrusted
 from include.common.charts import bar_chart
 from include.common.mapping import mapped_results
+from include.common.params import limits
 from include.common.storage import artifact_path, write_artifact
 from include.common.task_defaults import DEFAULT_ARGS
 from include.sample.data import reviews
@@ -31,7 +32,7 @@ class ReviewAnalysis(BaseModel):
 
 
 @dag(
-    dag_display_name="Batch inference: review sentiment",
+    description="Classifies the sentiment of reviews, one mapped task each.",
     schedule=None,
     default_args=DEFAULT_ARGS,
     tags=["genai", "pattern", "llm", "mapping"],
@@ -40,7 +41,7 @@ class ReviewAnalysis(BaseModel):
         "reviews": Param(
             None,
             type=["null", "array"],
-            items={"type": "string"},
+            items={"type": "string", "maxLength": 5000},
             maxItems=500,
             title="Reviews",
             description="One review per line; empty: labelled reviews of the sample data.",
@@ -48,7 +49,7 @@ class ReviewAnalysis(BaseModel):
         "limit": Param(
             None,
             type=["null", "integer"],
-            minimum=1,
+            **limits(minimum=1, maximum=500),
             title="Limit",
             description="Only the first reviews, to try a prompt; empty: all.",
         ),
@@ -76,7 +77,7 @@ def batch_inference():
     def report(rows: list[dict]):
         context = get_current_context()
         analysis = summarize_reviews(rows, mapped_results("analyze", rows))
-        folder = artifact_path("sentiment", context["run_id"], "")
+        folder = artifact_path("batch_inference", context["run_id"], "")
         write_artifact(folder / "chart.svg", bar_chart("Sentiment of the reviews", analysis["counts"]))
         write_artifact(folder / "report.json", json.dumps(analysis, indent=2, ensure_ascii=False))
         return {"artifacts": str(folder), "result": analysis["summary"]}

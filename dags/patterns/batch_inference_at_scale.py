@@ -1,13 +1,13 @@
 """
 ### Batch inference at scale: as fast as the account allows, each row paid once
 
-For thousands of rows, where a task per row (`batch_inference`) would cost more in Airflow than in tokens. The rows of
+For thousands of rows, where a task per row (*batch_inference*) would cost more in Airflow than in tokens. The rows of
 a CSV, JSON lines or Parquet file are cut into chunks, a few tasks share them, and each has many rows in flight.
 
 **A row that was answered is not paid again**: its answer is on object storage before it counts, so that a retry, a
 cleared task or a worker that was killed goes on where it stopped. A row that fails keeps its error and its number, and
 loses no other. All tasks together stay within the account's requests and tokens per minute, which the connection
-`pydanticai_default` tells, and `budget_usd` ends the run before it costs more.
+*pydanticai_default* states, and *budget_usd* ends the run before it costs more.
 """
 
 from datetime import timedelta
@@ -18,6 +18,7 @@ from pydantic import Field
 
 from include.ai import BaseModel
 from include.batch.run import BatchRun
+from include.common.params import limits
 from include.common.task_defaults import DEFAULT_ARGS, LLM_TASK
 from include.sample.data import FOLDER
 
@@ -28,7 +29,7 @@ TASKS = 2
 POOL_SLOTS = 4
 ROWS_AT_ONCE = 32
 
-PROMPT = "Classify a customer review of the fleet-tracking product Kestrel."
+PROMPT = "Classify a customer review of a fleet-tracking product."
 
 
 class ReviewLabels(BaseModel):
@@ -39,7 +40,7 @@ class ReviewLabels(BaseModel):
 
 
 @dag(
-    dag_display_name="Batch inference at scale: label a file of reviews",
+    description="Labels a file of thousands of reviews, and pays each row once.",
     schedule=None,
     default_args=DEFAULT_ARGS,
     tags=["genai", "pattern", "llm", "mapping"],
@@ -48,43 +49,49 @@ class ReviewLabels(BaseModel):
         "input": Param(
             None,
             type=["null", "string"],
+            **limits(maxLength=2000),
             title="Input",
             description="URL of a .csv, .jsonl or .parquet file on the project's storage; empty: the sample reviews.",
         ),
         "text_column": Param(
-            "review", type="string", minLength=1, title="Text column", description="What the model gets of each row."
+            "review",
+            type="string",
+            **limits(minLength=1, maxLength=200),
+            title="Text column",
+            description="What the model gets of each row.",
         ),
         "id_column": Param(
             "review_id",
             type=["null", "string"],
+            **limits(maxLength=200),
             title="Id column",
             description="What to call the rows in the results; empty: their numbers.",
         ),
         "limit": Param(
             None,
             type=["null", "integer"],
-            minimum=1,
+            **limits(minimum=1, maximum=10_000_000),
             title="Limit",
             description="Only the first rows, to try a prompt; empty: all.",
         ),
         "budget_usd": Param(
             None,
             type=["null", "number"],
-            minimum=0,
+            **limits(minimum=0, maximum=100_000),
             title="Budget",
             description="What the rows may cost in US dollars, over all tries. Empty: no limit.",
         ),
         "allowed_failures": Param(
             0.05,
             type="number",
-            minimum=0,
-            maximum=1,
+            **limits(minimum=0, maximum=1),
             title="Allowed failures",
             description="The run fails if a larger share of the rows ends without an answer.",
         ),
         "batch": Param(
             None,
             type=["null", "string"],
+            **limits(maxLength=200),
             title="Batch",
             description="Runs of the same batch pay once for the same rows, prompt and model. Empty: one of its own.",
         ),

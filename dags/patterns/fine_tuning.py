@@ -4,9 +4,9 @@
 Check the examples, estimate the cost, upload each file once, train, compare, promote. **Nothing is spent before every
 line of the examples is valid and the estimate is within the budget.** A retry, a cleared task, a worker or a triggerer
 that is killed takes up the job that there is. The fine-tuned model is promoted, as an update of the asset
-`tuned_model`, only if its answers to the validation set are better than the base model's by a margin.
+*tuned_model*, only if its answers to the validation set are better than the base model's by a margin.
 
-The provider, the base model and the price are those of the connection `openai_default`.
+The provider, the base model and the price are those of the connection *openai_default*.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from airflow.providers.common.compat.sdk import AirflowSkipException
 from airflow.sdk import Metadata, Param, dag, get_current_context, task
 
 from include.common.assets import TUNED_MODEL
+from include.common.params import limits
 from include.common.task_defaults import DEFAULT_ARGS, LLM_TASK
 from include.fine_tuning import checks, comparison
 from include.fine_tuning.operator import OpenAIFineTuneOperator
@@ -26,7 +27,7 @@ N_EPOCHS = 3
 
 
 @dag(
-    dag_display_name="Fine-tuning: ticket triage in house style",
+    description="Fine-tunes a model on tickets, compares it with the base model, and promotes the better one.",
     schedule=None,
     default_args=DEFAULT_ARGS,
     tags=["genai", "pattern", "fine-tuning"],
@@ -35,35 +36,35 @@ N_EPOCHS = 3
         "training_file": Param(
             None,
             type=["null", "string"],
+            **limits(maxLength=2000),
             title="Training examples",
             description="URL of a JSONL file on the project's storage; empty: the bundled examples.",
         ),
         "validation_file": Param(
             None,
             type=["null", "string"],
+            **limits(maxLength=2000),
             title="Validation examples",
             description="Likewise; none of its questions may be among the training examples.",
         ),
         "budget_usd": Param(
             5.0,
             type=["null", "number"],
-            minimum=0,
+            **limits(minimum=0, maximum=100_000),
             title="Budget",
             description="The run stops before the upload if training would cost more US dollars. Empty: no limit.",
         ),
         "margin": Param(
             0.05,
             type="number",
-            minimum=0,
-            maximum=1,
+            **limits(minimum=0, maximum=1),
             title="Margin",
             description="By how much the tuned model must score better than the base model to be promoted.",
         ),
         "evaluation_size": Param(
             100,
             type="integer",
-            minimum=1,
-            maximum=1000,
+            **limits(minimum=1, maximum=1000),
             title="Evaluation size",
             description="How many validation examples both models answer, at most.",
         ),
@@ -76,7 +77,8 @@ def fine_tuning():
 
     @task
     def validate():
-        training, validation = checks.check_examples(*checks.files_of_run(get_current_context()["params"]))
+        files = checks.files_of_run(get_current_context()["params"])
+        training, validation = checks.check_examples(openai_service(CONNECTION), *files)
         return {"training": training.examples, "validation": validation.examples, "tokens": training.tokens}
 
     @task

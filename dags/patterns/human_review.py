@@ -13,6 +13,7 @@ from pydantic import Field
 
 from include.ai import BaseModel, llm_kwargs, untrusted
 from include.common.mapping import mapped_results
+from include.common.params import limits
 from include.common.task_defaults import DEFAULT_ARGS
 from include.human_review import ReviewOperator, send_once, summarize
 
@@ -34,7 +35,7 @@ class Draft(BaseModel):
 
 
 @dag(
-    dag_display_name="Human review: replies that a person approves",
+    description="Drafts replies to tickets, and sends those that a person approves.",
     schedule=None,
     default_args=DEFAULT_ARGS,
     tags=["genai", "pattern", "llm", "human-in-the-loop"],
@@ -51,7 +52,7 @@ class Draft(BaseModel):
         "review_minutes": Param(
             1440,
             type="number",
-            exclusiveMinimum=0,
+            **limits(exclusiveMinimum=0, maximum=43_200),
             title="Minutes to review",
             description="After this time a draft without an answer is rejected.",
         ),

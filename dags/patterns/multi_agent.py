@@ -13,7 +13,9 @@ from typing import get_args
 from airflow.sdk import Param, dag, get_current_context, task
 from pydantic import Field, model_validator
 
-from include.ai import BaseModel, agent_kwargs, llm_kwargs, untrusted
+from include.ai import BaseModel, llm_kwargs, untrusted
+from include.ai.agents import agent_kwargs
+from include.common.params import limits
 from include.common.storage import artifact_path, write_artifact
 from include.common.task_defaults import DEFAULT_ARGS
 from include.sample.company_research import CompanyName, financial_figures, search_market_facts
@@ -68,7 +70,7 @@ class Synthesis(BaseModel):
 
 
 @dag(
-    dag_display_name="Multi-agent: company research",
+    description="Researches a company: an orchestrator plans, agents with tools work, a synthesizer writes.",
     schedule=None,
     default_args=DEFAULT_ARGS,
     tags=["genai", "pattern", "agent"],
@@ -84,8 +86,7 @@ class Synthesis(BaseModel):
         "question": Param(
             "Is the company growing in a healthy way, and what could stop it?",
             type="string",
-            minLength=10,
-            maxLength=2000,
+            **limits(minLength=10, maxLength=2000),
             title="Question",
             description="What the report shall answer.",
         ),
@@ -137,7 +138,7 @@ def multi_agent():
         asked = {name: context["params"][name] for name in ("company", "question")}
         open_questions = "\n".join(f"- {question}" for question in synthesis["open_questions"]) or "None."
         report = REPORT.format(**asked, answer=synthesis["answer"], findings=findings, open_questions=open_questions)
-        path = artifact_path("reports", context["run_id"], "report.md")
+        path = artifact_path("multi_agent", context["run_id"], "report.md")
         return {"report": write_artifact(path, report), "result": f"{asked['company']}: {synthesis['answer']}"}
 
     plan = plan_work()

@@ -38,7 +38,7 @@ class CustomerReply(BaseModel):
 
 
 @dag(
-    dag_display_name="Prompt chaining: ticket to reply",
+    description="Turns a support ticket into an analysis, and the analysis into a reply.",
     schedule=None,
     default_args=DEFAULT_ARGS,
     tags=["genai", "pattern", "llm"],
@@ -69,7 +69,7 @@ def prompt_chaining():
 
     @task
     def deliver_reply(analysis: dict, reply: dict):
-        path = artifact_path("outbox", get_current_context()["run_id"], "reply.json")
+        path = artifact_path("prompt_chaining", get_current_context()["run_id"], "reply.json")
         if not path.exists():
             write_artifact(path, json.dumps({"analysis": analysis, "reply": reply}, indent=2, ensure_ascii=False))
         return {

@@ -14,6 +14,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk import Param, dag, get_current_context, task
 
 from include.ai import llm_kwargs
+from include.common.params import limits
 from include.common.task_defaults import DEFAULT_ARGS, LLM_POOL
 from include.rag.answers import ANSWER_PROMPT, MOST_PASSAGES, Answer, answer_prompt
 from include.rag.evaluation import is_grounded, regressions, score_retrieval, spread_sample, write_report
@@ -24,7 +25,7 @@ from include.sample.data import evaluation_questions
 
 
 @dag(
-    dag_display_name="RAG evaluation: measure the knowledge base's answers",
+    description="Measures retrieval and answers of the knowledge base, and fails if they got worse.",
     schedule=None,
     default_args=DEFAULT_ARGS,
     tags=["genai", "pattern", "rag", "evaluation"],
@@ -33,14 +34,19 @@ from include.sample.data import evaluation_questions
         "stores": Param(
             ["vector_store_default"],
             type="array",
-            items={"type": "string"},
+            items={"type": "string", "maxLength": 200},
             minItems=1,
+            maxItems=10,
             uniqueItems=True,
             title="Stores",
             description="Connections to vector stores. Their indexes are brought up to date first.",
         ),
         "k": Param(
-            3, type="integer", minimum=1, maximum=MOST_PASSAGES, title="Passages", description="How many to retrieve."
+            3,
+            type="integer",
+            **limits(minimum=1, maximum=MOST_PASSAGES),
+            title="Passages",
+            description="How many to retrieve.",
         ),
         "mode": Param(
             "hybrid",
@@ -51,24 +57,21 @@ from include.sample.data import evaluation_questions
         "min_recall": Param(
             0.8,
             type="number",
-            minimum=0,
-            maximum=1,
+            **limits(minimum=0, maximum=1),
             title="Least recall",
             description="The run fails if fewer of the questions find their document.",
         ),
         "answers": Param(
             100,
             type="integer",
-            minimum=1,
-            maximum=1000,
+            **limits(minimum=1, maximum=1000),
             title="Answers",
             description="How many of the questions the language model answers, at most. Each is one call.",
         ),
         "min_grounded": Param(
             0.9,
             type="number",
-            minimum=0,
-            maximum=1,
+            **limits(minimum=0, maximum=1),
             title="Least share of grounded answers",
             description="The run fails if there are fewer. The embedded model is too small for this: set 0 for it.",
         ),

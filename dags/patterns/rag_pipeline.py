@@ -7,8 +7,8 @@ embedding model, a new collection is filled and then takes the old one's place: 
 
 The second half answers the question from the retrieved passages alone. Where they hold no answer it says
 "I don't know", and where nothing similar is found, no model is called at all. A citation of a passage that was not
-retrieved is refused, and the model asked again. The store is that of the connection `vector_store_default`: LanceDB or
-Weaviate. See docs/rag.md.
+retrieved is refused, and the model asked again. The store is that of the connection *vector_store_default*: LanceDB or
+Weaviate.
 """
 
 import json
@@ -18,6 +18,7 @@ from airflow.providers.common.compat.sdk import AirflowSkipException
 from airflow.sdk import Param, dag, get_current_context, task
 
 from include.ai import llm_kwargs
+from include.common.params import limits
 from include.common.storage import artifact_path, write_artifact
 from include.common.task_defaults import DEFAULT_ARGS, LLM_POOL
 from include.rag import ingestion
@@ -26,10 +27,11 @@ from include.rag.search import search
 from include.rag.stores.base import FILTER_FIELDS, SearchQuery
 
 DOCUMENTS_PER_TASK = 1000
+FILTER = {"type": "array", "items": {"type": "string", "maxLength": 200}, "maxItems": 100}
 
 
 @dag(
-    dag_display_name="RAG: ask the knowledge base",
+    description="Answers a question from the knowledge base, and cites where the answer stands.",
     schedule=None,
     default_args=DEFAULT_ARGS,
     tags=["genai", "pattern", "rag", "embeddings"],
@@ -38,11 +40,10 @@ DOCUMENTS_PER_TASK = 1000
         "query": Param(
             "How long is a password reset link valid?",
             type="string",
-            minLength=3,
-            maxLength=1000,
+            **limits(minLength=3, maxLength=1000),
             pattern=r"\S",
             title="Question",
-            description="A question about the fleet-tracking product Kestrel.",
+            description="What to answer from the documents.",
         ),
         "mode": Param(
             "hybrid",
@@ -51,20 +52,23 @@ DOCUMENTS_PER_TASK = 1000
             description="By meaning (vector), by words (keyword: BM25), or both ranks fused (hybrid).",
         ),
         "k": Param(
-            3, type="integer", minimum=1, maximum=MOST_PASSAGES, title="Passages", description="How many to retrieve."
+            3,
+            type="integer",
+            **limits(minimum=1, maximum=MOST_PASSAGES),
+            title="Passages",
+            description="How many to retrieve.",
         ),
         "min_score": Param(
             0.2,
             type="number",
-            minimum=-1,
-            maximum=1,
+            **limits(minimum=-1, maximum=1),
             title="Minimum similarity",
             description="Passages less similar to the question (cosine) are left out, in every mode.",
         ),
         "filters": Param(
             {},
             type="object",
-            properties={name: {"type": "array", "items": {"type": "string"}} for name in FILTER_FIELDS},
+            properties=dict.fromkeys(FILTER_FIELDS, FILTER),
             additionalProperties=False,
             title="Filters",
             description='Only passages with one of these values, as in {"format": ["pdf", "html"]}.',
@@ -106,7 +110,7 @@ def rag_pipeline():
     def publish_answer(answer: dict | None, passages: list[dict]):
         context = get_current_context()
         result = {"question": context["params"]["query"], **published_answer(answer, passages)}
-        path = artifact_path("answers", context["run_id"], "answer.json")
+        path = artifact_path("rag_pipeline", context["run_id"], "answer.json")
         write_artifact(path, json.dumps(result, indent=2, ensure_ascii=False))
         cited = f" [{', '.join(result['sources'])}]" if result["sources"] else ""
         return {**result, "artifact": str(path), "result": f"{result['answer']}{cited}"}

@@ -1,10 +1,10 @@
 """
 ### Routing: the model chooses who handles an incident
 
-`@task.llm_branch` may answer with nothing but ids of tasks downstream of it. It chooses twice:
+*@task.llm_branch* may answer with nothing but ids of tasks downstream of it. It chooses twice:
 
 1. **one** severity, which sets the deadline;
-2. **one or more** teams that must act (`allow_multiple_branches`), as it can be an accident *and* a wrong bill.
+2. **one or more** teams that must act (*allow_multiple_branches*), as it can be an accident *and* a wrong bill.
 
 What was not chosen is skipped. What comes after a choice runs whichever branches were taken.
 """
@@ -13,7 +13,8 @@ import json
 
 from airflow.sdk import Param, chain, dag, get_current_context, task
 
-from include.ai import chosen_branches, llm_kwargs, untrusted
+from include.ai import llm_kwargs, untrusted
+from include.ai.branches import chosen_branches
 from include.common.storage import artifact_path, write_artifact
 from include.common.task_defaults import DEFAULT_ARGS
 
@@ -38,7 +39,7 @@ TEAMS_PROMPT = "\n".join(
 
 
 @dag(
-    dag_display_name="Routing: who handles an incident",
+    description="The model chooses who handles an incident.",
     schedule=None,
     default_args=DEFAULT_ARGS,
     tags=["genai", "pattern", "llm", "branch"],
@@ -91,7 +92,7 @@ def routing():
         context = get_current_context()
         (handled,) = context["ti"].xcom_pull(task_ids=chosen_branches("route_incident"))
         assigned = context["ti"].xcom_pull(task_ids=chosen_branches("choose_teams"))
-        path = artifact_path("incidents", context["run_id"], "handled.json")
+        path = artifact_path("routing", context["run_id"], "handled.json")
         record = {"incident": context["params"]["incident"], **handled, "assigned": assigned}
         write_artifact(path, json.dumps(record, indent=2, ensure_ascii=False))
         teams = " and ".join(each["team"] for each in assigned)

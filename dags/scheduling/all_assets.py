@@ -1,8 +1,8 @@
 """
 ### All of two assets (AND): one digest, once both reviews and tickets have arrived
 
-`schedule=CUSTOMER_REVIEWS & SUPPORT_TICKETS` runs **once** when both were updated since its last run, in either order
-and however often, and then waits for both again. It counts what the new feedback is about, from both sides.
+The schedule *CUSTOMER_REVIEWS & SUPPORT_TICKETS* runs **once** when both were updated since its last run, in either
+order and however often, and then waits for both again. It counts what the new feedback is about, from both sides.
 """
 
 from airflow.sdk import dag, get_current_context, task
@@ -17,7 +17,7 @@ SOURCES = {"reviews": CUSTOMER_REVIEWS, "tickets": SUPPORT_TICKETS}
 
 
 @dag(
-    dag_display_name="All assets (AND): digest of reviews and tickets",
+    description="Runs once two assets have both been updated: a digest of reviews and tickets.",
     schedule=(CUSTOMER_REVIEWS & SUPPORT_TICKETS),
     default_args=DEFAULT_ARGS,
     tags=["genai", "scheduling", "asset"],
@@ -29,7 +29,7 @@ def all_assets():
         events = {name: triggering_events(asset) or newest_event(asset) for name, asset in SOURCES.items()}
         texts = {name: read_texts(files_of(found)) for name, found in events.items()}
         counts = {name: count_topics(found) for name, found in texts.items()}
-        path = artifact_path("digests", get_current_context()["run_id"], "digest.md")
+        path = artifact_path("all_assets", get_current_context()["run_id"], "digest.md")
         write_artifact(path, topic_table(counts))
         numbers = " and ".join(f"{len(found)} {name}" for name, found in texts.items())
         return {"digest": str(path), "result": f"{numbers}: {top_topics(counts)}"}

@@ -1,9 +1,9 @@
 """
 ### Any of two assets (OR): a report on new reviews, or whenever somebody asks
 
-`schedule=CUSTOMER_REVIEWS | REPORT_REQUEST` runs as soon as **one** of them is updated: new reviews have arrived, or
-somebody has pressed *Create Event* on `report_request` in the UI (or by REST). Then it reports on the newest
-reviews that there are.
+The schedule *CUSTOMER_REVIEWS | REPORT_REQUEST* runs as soon as **one** of them is updated: new reviews have arrived,
+or somebody has pressed *Create Event* on *report_request* in the UI (or by REST). Then it reports on the newest reviews
+that there are.
 """
 
 from airflow.providers.common.compat.sdk import AirflowSkipException
@@ -21,7 +21,7 @@ MOST_REVIEWS = 5
 
 
 @dag(
-    dag_display_name="Any asset (OR): review report",
+    description="Runs when either of two assets is updated: a report on the newest reviews.",
     schedule=(CUSTOMER_REVIEWS | REPORT_REQUEST),
     default_args=DEFAULT_ARGS,
     tags=["genai", "scheduling", "asset", "llm"],
@@ -44,7 +44,7 @@ def any_asset():
 
     @task
     def publish_report(reviews: dict, headline: str):
-        path = artifact_path("review_reports", get_current_context()["run_id"], "report.md")
+        path = artifact_path("any_asset", get_current_context()["run_id"], "report.md")
         write_artifact(path, f"# {headline}\n\n{len(reviews['texts'])} reviews, because of {reviews['because']}.\n")
         return {"report": str(path), "result": f"{reviews['because']}: {headline}"}
 

@@ -1,7 +1,7 @@
 """
 ### Asset consumer: runs because the knowledge base was updated
 
-Scheduled on the asset `knowledge_base`, with no time and no sensor. It reads the events that triggered it and writes
+Scheduled on the asset *knowledge_base*, with no time and no sensor. It reads the events that triggered it and writes
 what is new for the support team. **Several updates before it starts make one run with all their events**, so it goes
 through all of them. Started by hand, it takes the asset's newest event.
 """
@@ -19,7 +19,7 @@ KINDS = ("added", "changed", "removed")
 
 
 @dag(
-    dag_display_name="Asset consumer: what is new in the knowledge base",
+    description="Runs when the knowledge base was updated: lists what is new.",
     schedule=[KNOWLEDGE_BASE],
     default_args=DEFAULT_ARGS,
     tags=["genai", "scheduling", "asset"],
@@ -31,7 +31,7 @@ def asset_consumer():
         events = triggering_events(KNOWLEDGE_BASE) or newest_event(KNOWLEDGE_BASE)
         updates = [json.loads(file.read_bytes()) for file in files_of(events, "changes")]
         news = [f"- {kind}: {name}\n" for update in updates for kind in KINDS for name in update[kind]]
-        path = artifact_path("news", get_current_context()["run_id"], "news.md")
+        path = artifact_path("asset_consumer", get_current_context()["run_id"], "news.md")
         write_artifact(path, "".join(["# What is new in the knowledge base\n\n", *news]))
         return {"news": str(path), "result": f"{len(news)} changes in {len(events)} update(s)"}
 

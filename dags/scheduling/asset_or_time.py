@@ -1,7 +1,7 @@
 """
 ### Asset or time: check retrieval when the knowledge base changes, and every morning
 
-`AssetOrTimeSchedule` runs the DAG at 06:00 UTC **and** whenever `knowledge_base` is updated: a bad document shows at
+*AssetOrTimeSchedule* runs the DAG at 06:00 UTC **and** whenever *knowledge_base* is updated: a bad document shows at
 once, and a vector store that was changed by somebody else shows by the next morning. The check asks the index
 questions with known answers; no language model is called. The task says which of the two made it run.
 """
@@ -24,7 +24,7 @@ PASSAGES = 3  # the right document must be among so many
 
 
 @dag(
-    dag_display_name="Asset or time: check retrieval",
+    description="Runs after an update or at 06:00 UTC: checks retrieval.",
     schedule=AssetOrTimeSchedule(
         timetable=CronTriggerTimetable("0 6 * * *", timezone="UTC"),
         assets=KNOWLEDGE_BASE,
@@ -53,7 +53,7 @@ def asset_or_time():
             for each, found in zip(asked, hits, strict=True)
             if each["document"] not in {hit.source for hit in found}
         ]
-        path = artifact_path("retrieval_checks", context["run_id"], "missed.json")
+        path = artifact_path("asset_or_time", context["run_id"], "missed.json")
         write_artifact(path, json.dumps(missed, indent=2))
         return {
             "missed": str(path),

@@ -1,7 +1,7 @@
 """
 ### Asset producer: keep the knowledge base fresh, and start every DAG that waits for it
 
-Every hour it embeds the documents that changed, then updates the asset `knowledge_base`. DAGs scheduled on that asset
+Every hour it embeds the documents that changed, then updates the asset *knowledge_base*. DAGs scheduled on that asset
 run because of it. **Without a change there is no update**: the task is skipped, and no DAG is started for nothing.
 
 The update carries numbers and the URL of a file, not the data: an event is a row in Airflow's database. What was
@@ -20,7 +20,7 @@ from include.rag import updates
 
 
 @dag(
-    dag_display_name="Asset producer: refresh the knowledge base",
+    description="Embeds changed documents every hour, and updates the asset knowledge_base if there are any.",
     schedule="@hourly",
     catchup=False,
     max_active_runs=1,
@@ -41,7 +41,7 @@ def asset_producer():
         if not any(numbers.values()):
             raise AirflowSkipException("No document has changed since the last update of the asset.")
         context = get_current_context()
-        path = artifact_path("knowledge_base", context["run_id"], "changes.json")
+        path = artifact_path("asset_producer", context["run_id"], "changes.json")
         write_artifact(path, json.dumps(update, indent=2))
         context["outlet_events"][KNOWLEDGE_BASE].extra = {**numbers, "chunks": chunks, "changes": str(path)}
         counted = ", ".join(f"{number} {kind}" for kind, number in numbers.items())

@@ -2,7 +2,7 @@
 ### Feedback intake: two assets, updated together or each by itself
 
 Stands for the systems that deliver reviews and tickets. Each task lands a file of new rows and updates its asset with
-the number of rows and the file's URL. `any_asset` and `all_assets` wait for these two assets in different ways.
+the number of rows and the file's URL. *any_asset* and *all_assets* wait for these two assets in different ways.
 """
 
 from airflow.providers.common.compat.sdk import AirflowSkipException
@@ -18,7 +18,7 @@ SOURCES = ["reviews", "tickets"]
 
 
 @dag(
-    dag_display_name="Feedback intake: new reviews, new tickets",
+    description="Lands new reviews and tickets, and updates an asset for each.",
     schedule=None,
     default_args=DEFAULT_ARGS,
     tags=["genai", "scheduling", "asset"],
@@ -39,7 +39,7 @@ def feedback_intake():
         context = get_current_context()
         if source not in context["params"]["sources"]:
             raise AirflowSkipException(f"No {source} have arrived.")
-        path = artifact_path("feedback", context["run_id"], f"{source}.jsonl")
+        path = artifact_path("feedback_intake", context["run_id"], f"{source}.jsonl")
         write_artifact(path, b"".join(json_line({"text": text}) for text in texts))
         context["outlet_events"][asset].extra = {"rows": len(texts), "file": str(path)}
         return {"file": str(path), "result": f"{len(texts)} {source}"}

@@ -1,11 +1,16 @@
 """
 ### On demand: an application asks by REST and waits for the answer
 
-`POST /api/v2/dags/on_demand_inference/dagRuns` with `{"logical_date": null, "conf": {"message": "..."}}`. The params
-are a JSON schema: a wrong body is refused before a run exists, with the field's name. One task, as each costs
-Airflow a second or two; its return value is the answer, as JSON. `examples/ask.py` is a client to copy.
+A POST to */api/v2/dags/on_demand_inference/dagRuns* starts a run, with this body:
 
-The caller's own `dag_run_id` is an idempotency key: sent twice, it is one run, paid once.
+```
+{"logical_date": null, "conf": {"message": "..."}}
+```
+
+The params are a JSON schema: a wrong body is refused before a run exists, with the field's name. One task, as each
+costs Airflow a second or two; its return value is the answer, as JSON.
+
+The caller's own *dag_run_id* is an idempotency key: sent twice, it is one run, paid once.
 """
 
 from typing import Literal
@@ -28,7 +33,7 @@ class Triage(BaseModel):
 
 
 @dag(
-    dag_display_name="On demand: triage a message",
+    description="Sorts a message for an application that asks by REST and waits for the answer.",
     schedule=None,
     default_args=DEFAULT_ARGS,
     tags=["genai", "scheduling", "rest", "llm"],

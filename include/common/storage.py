@@ -7,19 +7,25 @@ sees.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
-from urllib.parse import quote
 from uuid import uuid4
+
+from airflow.providers.common.compat.sdk import AirflowFailException
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
 DEFAULT_FOLDER = Path(__file__).parents[1] / ".data" / "artifacts"
+
+
+class NotOnStorage(AirflowFailException, ValueError):
+    """A URL leads out of the project's storage."""
 
 
 def storage_path(*parts: str) -> ObjectStoragePath:
@@ -43,26 +49,37 @@ def artifact_path(folder: str, run_id: str, name: str) -> ObjectStoragePath:
 def name_on_storage(text: str) -> str:
     """Return text from outside, such as a run id, as the name of one file or folder.
 
-    Another text has another name. A name never leads to another folder, and has at most 160 bytes, which leaves room
-    for an ending.
+    Another text has another name. A name never leads to another folder, stands in a URL as it is, and has at most 160
+    characters, which leaves room for an ending.
     """
-    if not text.strip("."):
-        return f"={len(text)}"  # `quote` leaves dots, and never writes "="
-    name = quote(text, safe="")
-    return name if len(name) <= 160 else f"{name[:95]}={sha256(text.encode()).hexdigest()}"
+    if re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,159}", text):
+        return text
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:100].lstrip(".")
+    return f"{readable}~{sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"  # no text above has "~"
 
 
 def stored_file(url: str) -> ObjectStoragePath:
     """Return the artifact at `url`, for URLs that come from outside, as in an asset event.
 
-    :raises ValueError: the URL is not below the storage of this project.
+    :raises NotOnStorage: the URL is not below the storage of this project.
     """
     root = storage_path()
     # As this project writes it, and without the connection, as the storage's own tools show it.
     for prefix in (f"{root}/", f"{root.protocol}://{root.path}/"):
         if url.startswith(prefix) and ".." not in url.split("/"):
             return _open(f"{root}/{url.removeprefix(prefix)}")
-    raise ValueError(f"{url!r} is not a file on this project's storage, {root}.")
+    raise NotOnStorage(f"{url!r} is not a file on this project's storage, {root}.")
+
+
+def input_file(url: str | None, default: Path | None = None) -> ObjectStoragePath:
+    """Return the file at this URL of the project's storage, or the project's own file `default` if there is no URL.
+
+    :raises AirflowFailException: the URL is of somewhere else, or nothing is there.
+    """
+    path = local_file(default) if default and not url else stored_file(url or "")
+    if not path.is_file():
+        raise AirflowFailException(f"There is no file {path}.")
+    return path
 
 
 def local_file(path: Path) -> ObjectStoragePath:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from include.common.storage import storage_path, stored_file, write_artifact
+from include.common.storage import name_on_storage, storage_path, stored_file, write_artifact
 
 FOLDER = "dead_letters"
 
@@ -34,7 +33,7 @@ def store(source: str, message: StoredMessage) -> Pointer:
     """Write a message of the topic or queue `source` whole, or not at all; the same message is stored once."""
     content = message.model_dump_json().encode()
     sha256 = hashlib.sha256(content).hexdigest()
-    path = storage_path(FOLDER, quote(source, safe=""), f"{sha256}.json")
+    path = storage_path(FOLDER, name_on_storage(source), f"{sha256}.json")
     return Pointer(stored_at=write_artifact(path, content), value_bytes=len(message.value or b""), sha256=sha256)
 
 

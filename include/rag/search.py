@@ -14,7 +14,7 @@ from include.rag.stores.base import Hit, SearchQuery, VectorCollection
 from include.rag.stores.open import VECTOR_STORE_CONN_ID, open_vector_store
 
 # The alias of the collection that searches use. The names of all its collections begin so.
-INDEX = "KestrelHelp"
+INDEX = "KnowledgeBase"
 
 # Two texts that share this much of their words say the same: one of them is enough.
 NEAR_DUPLICATE = 0.85
