@@ -91,7 +91,7 @@ def document_names() -> list[str]:
     for path in _entries(folder):
         name = path.relative_to(folder).as_posix()
         if reason := _reason_to_leave_out(path, name):
-            left_out.setdefault(reason, []).append(ascii(os.fsencode(name)) if reason == NOT_UTF_8 else name)
+            left_out.setdefault(reason, []).append(name if name.isprintable() else ascii(os.fsencode(name)))
         else:
             names.append(name)
     for reason, files in sorted(left_out.items()):
