@@ -16,7 +16,7 @@ from rich.console import Console
 from include.ai.usage import USAGE_XCOM_KEY
 from local import demo
 from local.demo import CONF, Demo
-from local.demo_result import Result, table_of
+from local.demo_result import Result, table_of, totals_of
 from tests.conftest import PROJECT, dag_files
 from tests.virtual_time import VirtualTime
 
@@ -114,6 +114,27 @@ def test_the_table_fits_a_narrow_terminal_with_a_line_for_each_dag_that_succeede
     lines = printed([Result(dag_id, "success", 123.4, result="What came out, " * 20) for dag_id in dag_ids])
     assert [line.split()[0] for line in lines[1:]] == dag_ids
     assert max(map(len, lines)) <= 80
+
+
+def test_the_table_shows_what_a_run_cost_or_its_tokens_where_no_price_is_known():
+    paid, local, free = Result("paid", "success"), Result("local", "success"), Result("free", "success")
+    for result, costs in ((paid, (0.5, 0.0002)), (local, (0.25, None, 0.25))):
+        for cost in costs:
+            result.add_usage({"input_tokens": 1000, "output_tokens": 10, "cost_usd": cost})
+    lines = printed([paid, local, free])
+    assert [line.split()[3:] for line in lines[1:]] == [["$0.5002"], ["3,030", "tokens"], []]
+    assert totals_of([paid, local]).endswith("5,050 tokens. They cost $0.5002, and what has no known price.")
+    assert totals_of([local, free]).endswith("3,030 tokens.")
+
+
+@pytest.mark.parametrize("port", ["99999", "0", "-1", "http"])
+@pytest.mark.parametrize("module", ["demo", "stack"])
+def test_a_port_that_is_none_is_answered_with_what_to_do(module, port, tmp_path):
+    action = ["start"] if module == "stack" else []
+    command = [sys.executable, "-m", f"local.{module}", *action, "--port", port, "--home", str(tmp_path)]
+    ended = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2
+    assert ended.stderr.endswith(f"argument --port: {port!r} is not a port: choose a number from 1 to 65535\n")
 
 
 def test_the_table_says_in_full_why_a_dag_did_not_run():
