@@ -32,8 +32,8 @@ help:  ## show this list
 	@echo "  STACK=common-ai runs the same DAGs on Airflow 3.3 (now: $(STACK), Airflow $(AIRFLOW))."
 	@echo "  PORT=8090 chooses another port for Airflow's UI, PYTHON=... another Python."
 
-demo: $(READY)  ## run every pattern for real and show the results (or some: DAG=routing,map_expand)
-	@$(BIN)/python -m local.demo --port $(PORT) --home $(DATA) --dags "$(DAG)"
+demo: $(READY)  ## run every pattern for real and show the results (some: DAG=routing,map_expand; with your key: PAID=1)
+	@$(BIN)/python -m local.demo --port $(PORT) --home $(DATA) --dags "$(DAG)" --paid "$(PAID)"
 
 start: $(READY)  ## start Airflow and the embedded parts, UI on http://127.0.0.1:8080
 	@$(BIN)/python -m local.stack start --port $(PORT) --home $(DATA)
@@ -49,8 +49,8 @@ copy: $(READY)  ## copy a DAG and all it needs into your Astro project: make cop
 	@test -n "$(PATTERN)" && test -n "$(TO)" || { echo "Say which DAG, and where to: make copy PATTERN=rag_pipeline TO=path/of/an/astro/project"; exit 1; }
 	@$(BIN)/python -m local.copy "$(PATTERN)" "$(TO)"
 
-test: $(READY)  ## run the tests
-	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+test: $(READY)  ## run the tests (DATABASE=postgres: on PostgreSQL, which it starts; FILES=tests/test_x.py: some)
+	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(FILES)
 
 embed: $(READY)  ## test models of sentence-transformers, which `make test` skips (installs torch: 7 GB more)
 	@test -x $(EMBED_BIN)/python || "$(PYTHON)" -m venv .venv-sentence-transformers

@@ -39,10 +39,11 @@ def deferred_jobs():
     @task
     def upload():
         import asyncio
-        from include.fine_tuning.checks import TRAINING, example_file
+        from include.common.storage import input_file
+        from include.fine_tuning.checks import TRAINING
         from include.jobs.files import upload_once
         from include.jobs.service import openai_service
-        return asyncio.run(upload_once(openai_service("openai_default"), example_file(None, TRAINING)))
+        return asyncio.run(upload_once(openai_service("openai_default"), input_file(None, TRAINING)))
 
     OpenAIFineTuneOperator.partial(
         task_id="fine_tune", fine_tuning_file_id=upload(), poke_interval=5, retries=2

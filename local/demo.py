@@ -19,6 +19,7 @@ from local.dags import FOLDER, template_dags, wanted_dags
 from local.demo_progress import Progress
 from local.demo_result import Result, name_of, one_line, table_of, totals_of
 from local.environment import PROJECT, user_environment, uses_embedded_queue
+from local.paid import EMBEDDED_ALL_THE_SAME, PaidModelError, cost_notice, has_key_alone, use_embedded_model
 from local.processes import StackError, interrupt_on_signals
 from local.send import SQS_DAG, send_to
 from local.stack import Stack, stack_arguments
@@ -34,6 +35,8 @@ CONF: dict[str, dict[str, Any]] = {
     "rag_pipeline": {"min_score": 0.2},
 }
 MESSAGES = {"event_driven_inference": 2, "stream_inference": 8, SQS_DAG: 4}
+# The scheduler looks at each open run over and over: with all of them open at once, that took half a core.
+OPEN_RUNS = 8
 PARSE_TIMEOUT_S = 90.0
 RUN_TIMEOUT_S = 1200.0
 ASSET_WAIT_S = 5.0
@@ -68,7 +71,7 @@ class Demo:
         self.console.print(f"[dim]{time.monotonic() - self._started:4.0f} s[/dim]  {text}", soft_wrap=True)
 
     def run(self, dags: dict[str, Path]) -> list[Result]:
-        """Run these DAGs side by side until all have ended, and return a result for each.
+        """Run these DAGs, up to `OPEN_RUNS` side by side, until all have ended, and return a result for each.
 
         DAGs that wait for messages are sent some, through the broker or the queue. DAGs that wait for assets are left
         to the updates that the others make. Those that no update has started (as nothing has changed since the last
@@ -77,7 +80,7 @@ class Demo:
         :param dags: the file of each DAG, by DAG id.
         """
         results = self._wait_until_parsed(dags)
-        dag_ids = [dag_id for dag_id in dags if dag_id not in results]
+        dag_ids = dags.keys() - results.keys()
         for dag_id, dag in self.api.dags().items():
             if dag_id in dag_ids and dag["is_paused"]:
                 self.api.unpause(dag_id)
@@ -87,14 +90,17 @@ class Demo:
         if not uses_embedded_queue(user_environment()):
             messaged -= {SQS_DAG}
         self._send_messages(messaged)
-        run_ids = self._trigger([dag_id for dag_id in dag_ids if dag_id not in waiting], results)
+        # Those that take the longest first, so that none of them is left to run alone.
+        queue = sorted(dag_ids - waiting, key=lambda dag_id: (dags[dag_id].parent.name != "patterns", dag_id))
+        run_ids: dict[str, str] = {}
+        open_runs: dict[str, str] = {}
         deadline = time.monotonic() + RUN_TIMEOUT_S
-        last_end = time.monotonic() if run_ids or messaged else 0.0
-        open_runs = dict(run_ids)
+        last_end = time.monotonic() if queue or messaged else 0.0
         with self.console.status("") as status:
-            while open_runs or waiting:
+            while queue or open_runs or waiting:
                 if time.monotonic() > deadline:
-                    self.say(f"still running after {RUN_TIMEOUT_S:.0f} s: {', '.join([*open_runs, *waiting])}")
+                    late = ", ".join([*open_runs, *queue, *sorted(waiting)])
+                    self.say(f"still running after {RUN_TIMEOUT_S:.0f} s: {late}")
                     break
                 runs = self.api.runs(run_after_gte=since)
                 at_work = self._progress.look(open_runs)
@@ -104,6 +110,9 @@ class Demo:
                         last_end = time.monotonic()
                 started = self._started_by_assets(waiting, runs)
                 patience = MESSAGE_WAIT_S if waiting & messaged else ASSET_WAIT_S
+                if free := max(0, OPEN_RUNS - len(open_runs) - len(started)):
+                    started |= self._trigger(queue[:free], results)
+                    del queue[:free]
                 if not open_runs and not started and time.monotonic() > last_end + patience:
                     started = self._trigger(sorted(waiting), results)
                     waiting -= results.keys()
@@ -188,6 +197,7 @@ class Demo:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m local.demo", description=__doc__)
     parser.add_argument("--dags", default="", help="ids of the DAGs to run, a comma list (default: the template's)")
+    parser.add_argument("--paid", default="", help="1 to call OpenAI's models if OPENAI_API_KEY is set")
     stack_arguments(parser)
     arguments = parser.parse_args()
     interrupt_on_signals()
@@ -199,6 +209,15 @@ def main() -> None:
         dags = wanted_dags(arguments.dags, stack.home / "airflow")
         found = stack.attach()
         demo = Demo(stack, console)
+        if has_key_alone() and arguments.paid != "1":
+            if found:
+                raise PaidModelError(
+                    "the stack that runs uses OPENAI_API_KEY. Use make demo PAID=1, or make stop first"
+                )
+            demo.say(EMBEDDED_ALL_THE_SAME)
+            use_embedded_model()
+        if notice := cost_notice(len(dags) / len(template_dags())):
+            demo.say(notice)
         if found:
             demo.say(f"using the stack that runs at {stack.api.url}")
             stack.api.log_in()
@@ -212,7 +231,7 @@ def main() -> None:
         results += [Result(file, NOT_IMPORTED, result=error) for file, error in broken.items()]
         not_run = sorted(stack.api.dags().keys() - dags.keys() - template_dags().keys())
         demo.say(f"memory of the stack: {stack.processes.memory_mb():.0f} MB")
-    except (StackError, httpx.HTTPError) as error:
+    except (StackError, PaidModelError, httpx.HTTPError) as error:
         sys.exit(f"The demo cannot run: {error}")
     except KeyboardInterrupt:
         sys.exit("Interrupted.")

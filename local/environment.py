@@ -67,8 +67,9 @@ def airflow_environment(
         "AIRFLOW__API__HOST": "127.0.0.1",
         "AIRFLOW__API__PORT": str(api_port),
         "AIRFLOW__API__WORKERS": "1",
-        # SQLite has one writer at a time. The others wait for it so many seconds, not only 5.
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow' / 'airflow.db'}?timeout=60",
+        # SQLite has one writer at a time. The others wait for it so many seconds, not only 5. Tests set another.
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": os.environ.get("LOCAL_DATABASE")
+        or f"sqlite:///{home / 'airflow' / 'airflow.db'}?timeout=60",
         # To open and close one costs more than most queries, as SQLite reads the whole schema. With a limit below the
         # API server's 40 threads, those with a connection would wait for a thread, and the others for a connection.
         "AIRFLOW__DATABASE__SQL_ALCHEMY_ENGINE_ARGS": '{"pool_size": 50, "max_overflow": -1}',

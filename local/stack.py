@@ -34,7 +34,7 @@ UNUSABLE_IN_SETTINGS = frozenset("%$?:")
 
 TINY_MODEL_NOTICE = """\
 The language model is SmolLM2-135M, running on this machine: the plumbing is real, the answers are not wise.
-For a real model put OPENAI_API_KEY=... into .env (a current, cheap model is used), or the connection
+For a real model put OPENAI_API_KEY=... into .env (a current, cheap model is used; make demo PAID=1), or the connection
 AIRFLOW_CONN_PYDANTICAI_DEFAULT for Ollama or another provider; .env.example shows how."""
 OWN_MODEL_NOTICE = "The language model is the one of your settings (.env or the shell): its calls may cost money."
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -48,6 +49,27 @@ os.environ |= {
     "PYTHONPATH": str(PROJECT),
 }
 
+# Airflow's database is SQLite, or with DATABASE=postgres a server's that the first process starts for all.
+_server = contextlib.ExitStack()
+DATABASE = os.environ.get("DATABASE", "sqlite")
+NOT_ON_POSTGRES = ""
+if DATABASE == "postgres":
+    from tests.postgres import NoPostgres, new_database, postgres
+
+    try:
+        if "POSTGRES_OF_THE_TESTS" not in os.environ:
+            os.environ["POSTGRES_OF_THE_TESTS"] = _server.enter_context(postgres())
+        os.environ["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = new_database(os.environ["POSTGRES_OF_THE_TESTS"])
+    except NoPostgres as reason:
+        NOT_ON_POSTGRES = f"NOT TESTED ON POSTGRESQL: {reason}"
+elif DATABASE != "sqlite":
+    raise pytest.UsageError(f"DATABASE={DATABASE} is unknown. It is sqlite or postgres")
+
+
+def pytest_unconfigure() -> None:
+    _server.close()
+
+
 KEY = "sk-the-secret-key-of-the-tests"
 
 
@@ -73,6 +95,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if NOT_ON_POSTGRES:
+        for item in items:
+            item.add_marker(pytest.mark.skip(reason=NOT_ON_POSTGRES))
     items.sort(key=lambda item: GROUPS.get(item.path.name) != REAL_AIRFLOW)
 
 
@@ -378,6 +403,8 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "6",
         "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "2",
     }
+    if DATABASE == "postgres":
+        settings["LOCAL_DATABASE"] = new_database(os.environ["POSTGRES_OF_THE_TESTS"])
     (port,) = free_ports(1)
     started = now()
     try:

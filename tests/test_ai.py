@@ -18,7 +18,8 @@ from pydantic_ai.messages import ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.function import FunctionModel
 from pydantic_ai.usage import RequestUsage
 
-from include.ai import AIRFLOW_AI_SDK, COMMON_AI, BaseModel, active_sdk, agent_kwargs, llm_kwargs, untrusted
+from include.ai import AIRFLOW_AI_SDK, COMMON_AI, BaseModel, active_sdk, llm_kwargs, untrusted
+from include.ai.agents import agent_kwargs
 from include.ai.model import ConnectionModel
 from tests.conftest import KEY, PROJECT
 

@@ -13,7 +13,9 @@ from airflow.sdk import dag, task
 from pydantic_ai.exceptions import UserError
 from pydantic_ai.tools import Tool
 
-from include.ai import COMMON_AI, active_sdk, agent_kwargs, chosen_branches, llm_kwargs, untrusted
+from include.ai import COMMON_AI, active_sdk, llm_kwargs, untrusted
+from include.ai.agents import agent_kwargs
+from include.ai.branches import chosen_branches
 from tests.conftest import KEY, chat_requests
 from tests.test_ai import Colour, Order, Part, look_up
 

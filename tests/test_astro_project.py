@@ -103,7 +103,9 @@ def test_each_connection_of_the_env_example_is_one_that_airflow_reads() -> None:
 def test_the_env_example_has_the_settings_of_this_project() -> None:
     assert {name for name, _ in example_settings()} == {
         "OPENAI_API_KEY",
+        "OPENAI_BASE_URL",
         "AIRFLOW_CONN_PYDANTICAI_DEFAULT",
+        "AIRFLOW_CONN_OTHER_MODEL",
         "AIRFLOW_CONN_EMBEDDINGS_DEFAULT",
         "AIRFLOW_CONN_OPENAI_DEFAULT",
         "AIRFLOW_CONN_KAFKA_DEFAULT",

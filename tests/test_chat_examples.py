@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tracemalloc
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +14,9 @@ from include.fine_tuning.checks import TRAINING, VALIDATION
 from include.fine_tuning.examples import LONGEST_LINE, MOST_PROBLEMS, check_file, check_files, estimate_tokens, examples
 
 pytestmark = pytest.mark.one_stack
+
+MOST = 16_385
+check = partial(check_file, most_tokens=MOST)
 
 
 def conversation(n: int, **changes: Any) -> dict[str, Any]:
@@ -45,7 +49,9 @@ BAD_LINES = {
     "content null": (message(content=None), "messages.1.content", "string"),
     "a picture": (message(content=[{"type": "image_url"}]), "messages.1.content", "string"),
     "an unknown field": (message(content="a", mood="good"), "messages.1.mood", "not permitted"),
-    "a wrong weight": (message(content="a", weight=2), "messages.1.weight", "0 or 1"),
+    "a wrong weight": (message(content="a", weight=2), "messages.1.weight", "less than or equal to 1"),
+    "a weight that is no number": (message(content="a", weight=True), "messages.1.weight", "valid integer"),
+    "a name twice": (lines()[3].replace(b'"role": "user"', b'"role": "user", "role": "user"'), "", "has 'role' twice"),
     "nothing to learn": (message(content="a", weight=0), "", "nothing to learn from"),
     "no assistant": (json.dumps(conversation(1, assistant=None)).encode(), "", "no assistant message"),
     "no user": (json.dumps(conversation(1, user=None)).encode(), "", "no user message"),
@@ -74,7 +80,7 @@ BAD_LINES = {
 @pytest.mark.parametrize("name", BAD_LINES)
 def test_a_bad_line_is_reported_with_its_number_field_and_reason(name):
     bad, field, reason = BAD_LINES[name]
-    checked = check_file("train.jsonl", file_of([*lines(), bad, *lines(15)[13:]]))
+    checked = check("train.jsonl", file_of([*lines(), bad, *lines(15)[13:]]))
     assert checked.problems, "nothing was reported"
     (problem,) = checked.problems
     assert (problem.file, problem.line, problem.field) == ("train.jsonl", 13, field)
@@ -84,23 +90,25 @@ def test_a_bad_line_is_reported_with_its_number_field_and_reason(name):
 
 def test_all_bad_lines_are_reported_at_once_and_the_good_ones_counted():
     bad = [line for name, (line, _, _) in BAD_LINES.items() if name != "a duplicate"]
-    checked = check_file("train.jsonl", file_of([*lines(), *bad]))
+    checked = check("train.jsonl", file_of([*lines(), *bad]))
     assert {problem.line for problem in checked.problems} == set(range(13, 13 + len(bad)))
     assert checked.examples >= 12
 
 
 def test_a_byte_order_mark_is_named():
-    (problem,) = check_file("train.jsonl", file_of([b"\xef\xbb\xbf" + lines()[0], *lines()[1:]])).problems
+    (problem,) = check("train.jsonl", file_of([b"\xef\xbb\xbf" + lines()[0], *lines()[1:]])).problems
     assert (problem.line, "byte order mark" in problem.reason) == (1, True)
 
 
 @pytest.mark.parametrize("content", [b"", b"\n"])
 def test_an_empty_file_is_refused(content):
-    assert check_file("train.jsonl", io.BytesIO(content)).problems
+    assert check("train.jsonl", io.BytesIO(content)).problems
 
 
 def test_fewer_than_ten_examples_are_too_few_to_train_on_but_not_to_validate_with():
-    checked, validation = check_files(("train.jsonl", file_of(lines(9))), ("valid.jsonl", file_of(lines(12)[10:])))
+    checked, validation = check_files(
+        ("train.jsonl", file_of(lines(9))), ("valid.jsonl", file_of(lines(12)[10:])), MOST
+    )
     (problem,) = checked.problems
     assert str(problem) == "train.jsonl: 9 examples are too few: at least 10 are needed"
     assert validation.problems == []
@@ -108,7 +116,9 @@ def test_fewer_than_ten_examples_are_too_few_to_train_on_but_not_to_validate_wit
 
 def test_a_question_of_the_training_file_in_the_validation_file_is_a_leak_whatever_its_answer():
     leaked = json.dumps(conversation(3, system="Other words.", user="question  3?", assistant="Else")).encode()
-    _, validation = check_files(("train.jsonl", file_of(lines())), ("valid.jsonl", file_of([*lines(14)[12:], leaked])))
+    _, validation = check_files(
+        ("train.jsonl", file_of(lines())), ("valid.jsonl", file_of([*lines(14)[12:], leaked])), MOST
+    )
     (problem,) = validation.problems
     assert str(problem) == "valid.jsonl, line 3: messages: the same question is in train.jsonl, line 4"
 
@@ -128,7 +138,7 @@ def test_a_huge_file_is_read_in_little_memory_and_a_hostile_one_does_not_fill_th
             return len(buffer)
 
     tracemalloc.start()
-    checked = check_file("train.jsonl", io.BufferedReader(Endless(), 100_000))
+    checked = check("train.jsonl", io.BufferedReader(Endless(), 100_000))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert checked.problem_count > 4_000
@@ -138,7 +148,7 @@ def test_a_huge_file_is_read_in_little_memory_and_a_hostile_one_does_not_fill_th
 
 def test_the_bundled_examples_are_valid_and_as_many_as_promised():
     with TRAINING.open("rb") as one, VALIDATION.open("rb") as two:
-        training, validation = check_files((TRAINING.name, one), (VALIDATION.name, two))
+        training, validation = check_files((TRAINING.name, one), (VALIDATION.name, two), MOST)
     assert training.problems + validation.problems == []
     assert training.examples >= 200
     assert validation.examples >= 50

@@ -20,7 +20,7 @@ from local.copy.put import copy
 from local.kafka_broker import broker_connection
 from local.openai_emulator import serve as openai_emulator
 from local.sqs_server import sqs_client
-from tests.conftest import KEY, PROJECT, dag_files, template_dags
+from tests.conftest import DATABASE, KEY, PROJECT, dag_files, template_dags
 from tests.emulator import Emulator
 from tests.kafka import Broker, embedded_broker
 from tests.test_copying_a_pattern import astro_project
@@ -99,6 +99,8 @@ def broker(llm: Any, sqs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def copied_database(to: Path) -> str:
     """The URL of a copy of the session's Airflow database, so that no other test sees these runs and their assets."""
+    if DATABASE != "sqlite":
+        pytest.skip("the copied projects run on SQLite")
     with (
         contextlib.closing(sqlite3.connect(Path(os.environ["AIRFLOW_HOME"]) / "airflow.db")) as one,
         contextlib.closing(sqlite3.connect(to)) as other,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,10 @@ import pytest
 from rich.console import Console
 
 from include.ai.usage import USAGE_XCOM_KEY
-from local import demo
+from local import demo, environment
 from local.demo import CONF, Demo
 from local.demo_result import Result, table_of, totals_of
+from local.processes import StackError
 from tests.conftest import PROJECT, dag_files
 from tests.virtual_time import VirtualTime
 
@@ -159,3 +161,40 @@ def test_the_demo_starts_without_importing_airflow_whose_libraries_would_be_the_
     command = [sys.executable, "-c", script]
     ended = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120)
     assert (ended.stdout, ended.stderr) == (f"{USAGE_XCOM_KEY} False\n", "")
+
+
+# Money
+
+
+def start_of_main(monkeypatch: pytest.MonkeyPatch, home: Path, found: bool, *arguments: str) -> str:
+    """What `main` ends with on a stack that may run already, and otherwise cannot start."""
+
+    def start(_: object) -> None:
+        raise StackError(f"key: {os.environ['OPENAI_API_KEY']!r}")
+
+    stack = SimpleNamespace(
+        home=home, attach=lambda: found, start=start, stop=lambda: None, api=SimpleNamespace(url="a")
+    )
+    stack.api.log_in = lambda: start(None)
+    monkeypatch.setattr(demo, "Stack", lambda *_: stack)
+    monkeypatch.setattr(environment, "PROJECT", home)  # without the developer's own .env
+    monkeypatch.setattr(sys, "argv", ["demo", *arguments])
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-something")
+    with pytest.raises(SystemExit) as end:
+        demo.main()
+    return str(end.value)
+
+
+def test_a_key_alone_makes_no_demo_a_paid_one(monkeypatch, tmp_path, capsys):
+    assert "key: ''" in start_of_main(monkeypatch, tmp_path, False)
+    assert "make demo PAID=1 uses it" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("found", [False, True])
+def test_a_demo_that_may_be_paid_says_what_it_may_cost(monkeypatch, tmp_path, capsys, found):
+    assert "key: 'sk-something'" in start_of_main(monkeypatch, tmp_path, found, "--paid", "1")
+    assert "costs between $" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_stack_that_runs_with_a_key_is_used_only_by_a_demo_that_may_be_paid(monkeypatch, tmp_path):
+    assert "make demo PAID=1, or make stop first" in start_of_main(monkeypatch, tmp_path, True)

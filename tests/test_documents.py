@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
+import logging
 import os
 import re
 from itertools import pairwise
@@ -26,6 +26,7 @@ from include.rag.documents import (
     split_document,
 )
 from include.rag.formats import UnreadableDocument
+from tests.document_files import pdf, pdf_that_means
 from tests.stores import read_documents
 
 pytestmark = pytest.mark.one_stack
@@ -48,58 +49,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def document(text: str, source: str = "a.md", format: str = "markdown") -> Document:
     return Document(source, "A", text, checksum="checksum of a", format=format)
-
-
-def pdf(*pages: str, title: str = "", password: str = "") -> bytes:
-    """A PDF with these lines of text on its pages; made by hand, as a writer is needed nowhere else."""
-    from pypdf import PdfWriter
-    from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
-
-    writer = PdfWriter()
-    font = DictionaryObject(
-        {
-            NameObject("/Type"): NameObject("/Font"),
-            NameObject("/Subtype"): NameObject("/Type1"),
-            NameObject("/BaseFont"): NameObject("/Helvetica"),
-        }
-    )
-    for text in pages:
-        page = writer.add_blank_page(width=595, height=842)
-        page[NameObject("/Resources")] = DictionaryObject(
-            {NameObject("/Font"): DictionaryObject({NameObject("/F1"): font})}
-        )
-        content = DecodedStreamObject()
-        lines = " T* ".join(f"({line}) Tj" for line in text.split("\n"))
-        content.set_data(f"BT /F1 12 Tf 14 TL 50 780 Td {lines} ET".encode("latin-1"))
-        page[NameObject("/Contents")] = writer._add_object(content)
-    if title:
-        writer.add_metadata({"/Title": title})
-    if password:
-        writer.encrypt(password)
-    file = io.BytesIO()
-    writer.write(file)
-    return file.getvalue()
-
-
-def pdf_that_means(text: str) -> bytes:
-    """A PDF with the letters A, B, C..., whose font says that they stand for the UTF-16 units of the text."""
-    from pypdf import PdfReader, PdfWriter
-    from pypdf.generic import DecodedStreamObject, NameObject
-
-    units = text.encode("utf-16-be", "surrogatepass").hex(" ", 2).split()
-    letters = [chr(ord("A") + n) for n in range(len(units))]
-    table = "\n".join(f"<{ord(letter):02x}> <{unit}>" for letter, unit in zip(letters, units, strict=True))
-    cmap = DecodedStreamObject()
-    cmap.set_data(
-        "begincmap 1 begincodespacerange <00> <ff> endcodespacerange "
-        f"{len(units)} beginbfchar\n{table}\nendbfchar endcmap".encode()
-    )
-    writer = PdfWriter(clone_from=PdfReader(io.BytesIO(pdf("".join(letters)))))
-    font = writer.pages[0]["/Resources"]["/Font"]["/F1"].get_object()
-    font[NameObject("/ToUnicode")] = writer._add_object(cmap)
-    file = io.BytesIO()
-    writer.write(file)
-    return file.getvalue()
 
 
 def test_documents_come_by_name_with_their_first_heading_as_title(folder):
@@ -157,14 +106,15 @@ BROKEN = {
     "blank.txt": (b" \n\t\n", "empty"),
     "utf-16.md": ("# A".encode("utf-16"), "wrongly encoded"),
     "latin-1.txt": (b"Geb\xfchren", "wrongly encoded"),
-    "lies.html": (b'<meta charset="no-such-code"><p>Text</p>', "wrongly encoded"),
+    "undeclared.html": (b"<h1>Geb\xfchren</h1>", "wrongly encoded"),
     "no-text.html": (b"<html><script>1</script></html>", "empty"),
     "zeros.md": (b"# A\0B", "null"),
     "huge.md": (b"x" * 2000, "larger than 1,000 bytes"),
     "broken.pdf": (b"%PDF-1.7 and nothing more", "broken"),
     "scan.pdf": (b"", "empty"),
     "secret.pdf": (b"", "password"),
-    "table.xlsx": (b"PK", "type that is not read"),
+    "table.xlsx": (b"PK", "broken"),
+    "film.mp4": (b"", "type that is not read"),
 }
 
 
@@ -196,24 +146,29 @@ ODD_TEXTS = {  # as a file says it, and as it is indexed
 
 
 @pytest.mark.parametrize("text", ODD_TEXTS, ids=ascii)
-@pytest.mark.parametrize("name", ["page.html", "page.pdf"])
-def test_half_characters_and_nulls_of_a_page_or_pdf_do_not_stop_it(folder, name, text):
-    page = b"<meta charset=utf-7><h1>" + text.encode("utf-7") + b"</h1>"
-    (folder / name).write_bytes(page if name == "page.html" else pdf_that_means(text))
+def test_half_characters_and_nulls_of_a_pdf_do_not_stop_it(folder, text):
+    (folder / "page.pdf").write_bytes(pdf_that_means(text))
 
-    found = read_document(name)
+    found = read_document("page.pdf")
     assert ODD_TEXTS[text] in found.text
     assert found.title == ODD_TEXTS[text]
     assert ODD_TEXTS[text] in split_document(found)[0].text
+
+
+def test_half_characters_and_nulls_of_a_web_page_do_not_stop_it(folder):
+    (folder / "page.html").write_bytes(b"<h1>half &#xd83d; one, nu\0ll, \xf0\x9f\x9a\x9a</h1>")
+
+    found = read_document("page.html")
+    assert found.title == "half \ufffd one, null, \U0001f69a"
+    assert found.text == f"# {found.title}"
 
 
 @given(st.text(st.characters(categories=None), max_size=200))
 def test_any_text_of_a_page_can_be_cut_stored_and_compared(text):
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("GENAI_KNOWLEDGE_BASE", folder)
-        (Path(folder) / "page.html").write_bytes(
-            b"<meta charset=utf-7><h1>Title</h1>" + f"<p>{text}</p>".encode("utf-7")
-        )
+        escaped = "".join(f"&#{ord(character)};" for character in text)
+        (Path(folder) / "page.html").write_text(f"<h1>Title</h1><p>{escaped}</p>")
         found = split_document(read_document("page.html"))
 
     assert json.loads(json.dumps(found[0].text, ensure_ascii=False).encode()) == found[0].text
@@ -226,6 +181,61 @@ def test_a_file_whose_name_is_not_utf_8_is_named_and_left_out(folder, caplog):
 
     assert document_names() == ["good.md"]
     assert r"b'geb\xfchren.md'" in caplog.text
+
+
+def test_links_hidden_files_and_pipes_are_named_and_left_out(folder, tmp_path_factory, caplog):
+    caplog.set_level(logging.INFO)
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "secret.md").write_text("# Keys")
+    (folder / "good.md").write_text("# Good")
+    (folder / "link.md").symlink_to(elsewhere / "secret.md")
+    (folder / "inside.md").symlink_to(folder / "good.md")
+    (folder / "linked").symlink_to(elsewhere)
+    (folder / ".hidden.md").write_text("# Hidden")
+    (folder / ".git").mkdir()
+    (folder / ".git" / "description.md").write_text("# Hidden")
+    os.mkfifo(folder / "pipe.md")
+
+    assert document_names() == ["good.md"]
+    assert "symbolic links (copy the files instead): 3: inside.md, link.md, linked" in caplog.text
+    assert "hidden: 2: .git, .hidden.md" in caplog.text
+    assert "neither files nor folders: 1: pipe.md" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["link.md", "linked/secret.md", "../elsewhere/secret.md", "/etc/passwd", "."])
+def test_no_name_leads_out_of_the_knowledge_base(tmp_path, monkeypatch, name):
+    folder, elsewhere = tmp_path / "knowledge", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    (elsewhere / "secret.md").write_text("# Keys")
+    (folder / "good.md").write_text("# Good")
+    (folder / "link.md").symlink_to(elsewhere / "secret.md")
+    (folder / "linked").symlink_to(elsewhere)
+    monkeypatch.setenv("GENAI_KNOWLEDGE_BASE", str(folder))
+
+    with pytest.raises(AirflowFailException, match="There is no document"):
+        read_document(name)
+    assert file_checksum(name) == file_checksum("no-such.md")
+
+
+def test_a_knowledge_base_may_itself_be_a_link(tmp_path, monkeypatch):
+    (tmp_path / "version-1").mkdir()
+    (tmp_path / "version-1" / "good.md").write_text("# Good")
+    (tmp_path / "current").symlink_to(tmp_path / "version-1")
+    monkeypatch.setenv("GENAI_KNOWLEDGE_BASE", str(tmp_path / "current"))
+
+    assert [read_document(name).title for name in document_names()] == ["Good"]
+
+
+def test_files_that_are_no_documents_are_counted_once_and_are_no_errors(folder, caplog):
+    caplog.set_level(logging.INFO)
+    (folder / "good.md").write_text("# Good")
+    for name in ("logo.png", "style.css", "film.mp4"):
+        (folder / name).write_bytes(b"\0")
+
+    assert document_names() == ["good.md"]
+    (record,) = caplog.records
+    assert (record.levelname, record.getMessage()) == ("INFO", "Left out, files of types that are not read: 3")
 
 
 @pytest.mark.parametrize("name", ["", "no-such-folder"])

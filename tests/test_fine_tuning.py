@@ -10,17 +10,18 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
-from include.common.storage import storage_path, stored_file
+from include.common.storage import storage_path, stored_file, write_artifact
 from include.fine_tuning import checks as steps
-from include.fine_tuning.checks import check_examples, estimate, example_file, preflight
+from include.fine_tuning.checks import check_examples, estimate, files_of_run, most_tokens, preflight
 from include.fine_tuning.comparison import comparison_table, scores, word_f1
-from include.jobs.files import InputFile, upload_once
+from include.jobs.files import upload_once
 from include.jobs.service import OpenAIService, openai_service
 from tests.conftest import KEY, chat_requests
 from tests.emulator import JOBS, Emulator
 from tests.storages import on_storage
-from tests.test_chat_examples import conversation, file_of, lines
+from tests.test_chat_examples import conversation, lines, message
 
+GPT_4O = OpenAIService("c", None, "k", {"model": "gpt-4o-2024-08-06"})
 BASE_MODEL = "gpt-4o-mini"  # the scripted LLM has this one
 
 
@@ -44,6 +45,12 @@ def write(storage: Path, name: str, parts: list[bytes]) -> str:
     storage.mkdir(parents=True, exist_ok=True)
     (storage / name).write_bytes(b"\n".join(parts))
     return str(storage_path(name))
+
+
+def stored(name: str, parts: list[bytes]) -> Any:
+    path = storage_path(name)
+    write_artifact(path, b"\n".join(parts) + b"\n")
+    return path
 
 
 @on_storage("s3")
@@ -98,20 +105,32 @@ def test_the_budget_stops_the_run_before_anything_is_uploaded(provider, run_dag)
 
 def test_a_file_is_only_read_from_the_projects_storage(storage):
     with pytest.raises(AirflowFailException, match="is not a file on this project's storage"):
-        example_file("file:///etc/passwd", steps.TRAINING)
+        files_of_run({"training_file": "file:///etc/passwd", "validation_file": None})
     with pytest.raises(AirflowFailException, match="There is no file"):
-        example_file(str(storage_path("none.jsonl")), steps.TRAINING)
-    assert example_file(None, steps.TRAINING).name == "training_data.jsonl"
+        files_of_run({"training_file": str(storage_path("none.jsonl")), "validation_file": None})
+    bundled = files_of_run({"training_file": None, "validation_file": None})
+    assert [file.name for file in bundled] == ["training_data.jsonl", "validation_data.jsonl"]
 
 
-def test_of_many_bad_lines_the_error_shows_fifty_and_counts_the_rest():
-    many = InputFile("many.jsonl", lambda: file_of([b"{}"] * 80))
-    fine = InputFile("fine.jsonl", lambda: file_of(lines()))
+def test_of_many_bad_lines_the_error_shows_fifty_and_counts_the_rest(storage):
+    many, fine = stored("many.jsonl", [b"{}"] * 80), stored("fine.jsonl", lines())
     with pytest.raises(AirflowFailException) as raised:
-        check_examples(many, fine)
+        check_examples(GPT_4O, many, fine)
     message = str(raised.value)
     assert message.count("many.jsonl, line") == 50
     assert "and 30 more" in message
+
+
+def test_an_example_may_be_as_long_as_the_base_model_learns_from(storage):
+    long = message(content="word " * 40_000)  # about 50,000 tokens
+    files = stored("long.jsonl", [*lines(), long]), stored("fine.jsonl", lines(14)[12:])
+    check_examples(GPT_4O, *files)
+    for extra, most in (({"model": "smollm"}, 16_385), ({**GPT_4O.extra, "max_example_tokens": 4_096}, 4_096)):
+        with pytest.raises(AirflowFailException, match=f"long.jsonl, line 13: .*learns from at most {most}"):
+            check_examples(OpenAIService("c", None, "k", extra), *files)
+    for wrong in (0, -1, True, "many", 1.5):
+        with pytest.raises(AirflowFailException, match=r"max_example_tokens is .*, not a number of tokens"):
+            most_tokens(OpenAIService("c", None, "k", {"model": "m", "max_example_tokens": wrong}))
 
 
 def test_the_estimate_is_tokens_times_epochs_times_price():
@@ -127,8 +146,8 @@ def test_the_estimate_is_tokens_times_epochs_times_price():
 
 
 def test_a_file_of_the_same_content_is_uploaded_once_whatever_its_name(provider):
-    one, same = (InputFile(name, lambda: file_of(lines())) for name in ("one.jsonl", "two.jsonl"))
-    other = InputFile("one.jsonl", lambda: file_of(lines(13)))
+    one, same = (stored(name, lines()) for name in ("one.jsonl", "two.jsonl"))
+    other = stored("other.jsonl", lines(13))
     first = asyncio.run(upload_once(service(), one))
     assert asyncio.run(upload_once(service(), same)) == first
     assert asyncio.run(upload_once(service(), other)) != first
@@ -138,7 +157,7 @@ def test_a_file_of_the_same_content_is_uploaded_once_whatever_its_name(provider)
 
 def test_an_upload_whose_answer_was_lost_is_found_again(provider):
     provider.fault("POST", "/v1/files", times=4, drop="after")
-    file = InputFile("one.jsonl", lambda: file_of(lines()))
+    file = stored("one.jsonl", lines())
     with pytest.raises(AirflowException, match=r"uploading one\.jsonl failed"):
         asyncio.run(upload_once(service(), file))
     sent = len(provider.requests("POST", "/v1/files"))

@@ -8,9 +8,10 @@ import io
 import json
 from contextlib import closing
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+from airflow.sdk import dag, task
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,11 +22,11 @@ from include.batch.rows import Result, Row, read_rows
 from include.batch_api.requests import Answers, check_requests, write_upload
 from include.common.json_lines import json_line, read_lines
 from include.common.storage import storage_path, write_artifact
-from include.common.text import clean_text
-from include.fine_tuning.examples import check_file
+from include.common.text import clean_json, clean_text
+from include.messages.contract import parse_message
 from include.sample.feedback import read_texts
 from tests.storages import on_storage
-from tests.test_chat_examples import conversation, file_of, lines
+from tests.test_chat_examples import check, conversation, file_of, lines
 
 pytestmark = pytest.mark.one_stack
 
@@ -113,7 +114,9 @@ def test_any_text_in_json_lines_is_one_row(storage, rows, ascii_only):
     write_artifact(path, content)
 
     found = list(read_rows(path, "text", "name"))
-    assert [(row.number, row.id) for row in found] == [(n, whole(name)) for n, (name, _) in enumerate(rows, 1)]
+    assert [(row.number, row.id) for row in found] == [
+        (n, whole(name) or str(n)) for n, (name, _) in enumerate(rows, 1)
+    ]
     for row, text in zip(found, (whole(text) for _, text in rows), strict=True):
         if text.strip():
             assert row.text == text
@@ -141,7 +144,7 @@ def test_any_text_in_csv_and_parquet_is_one_row(storage, rows, form):
     path = storage_path(f"rows.{form}")
     write_artifact(path, file.getvalue())
 
-    expected = [(name, text if text.strip() else None) for name, text in rows]
+    expected = [(name or str(n), text if text.strip() else None) for n, (name, text) in enumerate(rows, 1)]
     assert [(row.id, row.text) for row in read_rows(path, "text", "name")] == expected
 
 
@@ -175,6 +178,107 @@ def test_any_text_comes_through_chunk_journal_and_results(storage, said):
         write(results)
     shown = [json.loads(line) for line in file.getvalue().split(b"\n")[:-1]]
     assert shown == [{name: getattr(result, name) for name in COLUMNS} for result in expected]
+
+
+class Found(BaseModel):
+    number: int
+    share: float
+    is_sure: bool
+    said: str
+    parts: list[str]
+    more: dict[str, int] | None
+
+
+ANSWERS = st.fixed_dictionaries(
+    {
+        "number": st.integers() | st.integers(-(2**80), 2**80) | st.sampled_from([2**63 - 1, 2**63, -(2**63) - 1]),
+        "share": st.floats(),
+        "is_sure": st.booleans(),
+        "said": texts(),
+        "parts": st.lists(texts(), max_size=2),
+        "more": st.none() | st.dictionaries(texts(), st.integers(), max_size=2),
+    }
+)
+
+
+@any_examples()
+@given(answers=st.lists(st.none() | ANSWERS, min_size=1, max_size=4), name=texts(), error=texts())
+def test_the_results_are_written_whatever_the_answers_hold(answers, name, error):
+    results = [Result(n, name, answer, error, "" if answer else "refused") for n, answer in enumerate(answers, 1)]
+    lines, table = io.BytesIO(), io.BytesIO()
+    for suffix, file in ((".jsonl", lines), (".parquet", table)):
+        with results_writer(suffix, Found, file) as write:
+            write(results)
+
+    from pyarrow import parquet
+
+    shown = [json.loads(line) for line in lines.getvalue().split(b"\n")[:-1]]
+    for row, flat in zip(shown, parquet.read_table(table).to_pylist(), strict=True):
+        assert (flat["row"], flat["id"], flat["error_class"]) == (row["row"], whole(name), row["error_class"])
+        if row["answer"] is None:
+            assert (flat["answer"], flat["error"]) == (None, whole(error))
+            continue
+        answer, number = flat["answer"], row["answer"]["number"]
+        if -(2**63) <= number < 2**63:
+            assert (answer["number"], flat["error"]) == (number, whole(error))
+        else:
+            assert answer["number"] is None
+            assert flat["error"].endswith(f"number does not fit its column: {number}")
+        assert repr(answer["share"]) == repr(row["answer"]["share"])
+        assert (answer["is_sure"], answer["said"]) == (row["answer"]["is_sure"], whole(row["answer"]["said"]))
+        assert json.loads(answer["parts"]) == list(map(whole, row["answer"]["parts"]))
+
+
+@any_examples()
+@given(text=texts(), name=texts(), echo=texts())
+def test_any_text_in_a_message_of_kafka_is_an_event_that_every_database_stores(text, name, echo):
+    given = {"version": 1, "request_id": name, "text": text, "reply": {"wanted": True, "echo": echo}}
+    message = Message(json.dumps(given | {"sent_at": "2026-01-01T00:00:00Z"}).encode())
+    event = parse_message(message)
+
+    stored = json.dumps(event)
+    assert clean_json(stored) == stored
+    if event["request"]:
+        assert (event["request"]["text"], event["request"]["reply"]["echo"]) == (joined(text), joined(echo))
+
+
+class Message(NamedTuple):
+    """As much of a Kafka message as is read."""
+
+    content: bytes
+
+    def value(self) -> bytes:
+        return self.content
+
+    def topic(self) -> str:
+        return "requests"
+
+    def partition(self) -> int:
+        return 0
+
+    def offset(self) -> int:
+        return 0
+
+
+@given(said=st.lists(texts(), min_size=20, max_size=20))
+@settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+def test_any_text_comes_through_an_xcom(run_any_dag, said):
+    said = [clean_text(text) for text in said]
+
+    @dag(schedule=None)
+    def any_text():
+        @task
+        def say() -> list[str]:
+            return said
+
+        @task
+        def hear(heard: list[str]) -> bool:
+            return heard == said
+
+        hear(say())
+
+    run = run_any_dag(any_text())
+    assert run.xcom("hear") is True
 
 
 async def note_all(chunk: Chunk, results: list[Result]) -> None:
@@ -231,5 +335,5 @@ def test_any_text_comes_through_feedback_and_artifacts(storage, said, one):
 def test_an_example_with_a_line_separator_is_one_example(sign):
     example = conversation(99)
     example["messages"][0]["content"] += f"before{sign}after"
-    checked = check_file("t.jsonl", file_of([*lines(), json.dumps(example, ensure_ascii=False).encode()]))
+    checked = check("t.jsonl", file_of([*lines(), json.dumps(example, ensure_ascii=False).encode()]))
     assert (checked.problems, checked.examples) == ([], len(lines()) + 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from local import environment
+from local import environment, paid
 from local.environment import airflow_environment, uses_embedded_model
 from local.processes import StackError
 from local.stack import Stack
@@ -43,6 +43,47 @@ def test_an_openai_key_alone_leaves_both_models_to_openai(tmp_path, monkeypatch)
     assert "AIRFLOW_CONN_PYDANTICAI_DEFAULT" not in found
     assert "AIRFLOW_CONN_EMBEDDINGS_DEFAULT" not in found
     assert not uses_embedded_model(environment.user_environment())
+
+
+@pytest.mark.parametrize("where", ["shell", "file"])
+def test_the_demo_uses_a_key_only_if_it_is_asked_to(tmp_path, project, monkeypatch, where):
+    if where == "shell":
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-something")
+    else:
+        monkeypatch.setenv("OPENAI_API_KEY", "")
+        monkeypatch.delenv("OPENAI_API_KEY")  # restored to what it was before the test
+        (project / ".env").write_text("OPENAI_API_KEY=sk-something\n")
+    assert paid.has_key_alone()
+
+    paid.use_embedded_model()
+    assert not paid.has_key_alone()
+    found = variables(tmp_path)
+    for name in ("AIRFLOW_CONN_PYDANTICAI_DEFAULT", "AIRFLOW_CONN_EMBEDDINGS_DEFAULT"):
+        assert json.loads(found[name])["host"] == MODEL_URL
+    assert not found["OPENAI_API_KEY"]
+
+
+def test_a_connection_is_a_model_that_was_asked_for(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-something")
+    monkeypatch.setenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT", OWN_MODEL)
+    assert not paid.has_key_alone()
+
+
+def test_what_a_paid_demo_may_cost_is_said_before_it_starts(monkeypatch):
+    assert paid.cost_notice(1.0) is None
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-something")
+    whole, half = (float(paid.cost_notice(share).split("$")[1].split()[0]) for share in (1.0, 0.5))
+    assert "gpt-6-luna" in paid.cost_notice(1.0)
+    assert 0 < half < whole
+    for connection in (OWN_MODEL, "not JSON", '{"conn_type": "pydanticai", "extra": "not JSON"}', "[]"):
+        monkeypatch.setenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT", connection)
+        assert "not known" in paid.cost_notice(1.0)
+
+
+def test_the_demo_prices_the_model_that_a_key_alone_calls():
+    from include.ai.model import DEFAULT_MODEL
+
+    assert paid.DEFAULT_MODEL == DEFAULT_MODEL
 
 
 def test_a_connection_in_the_env_file_replaces_the_embedded_model(tmp_path, project):

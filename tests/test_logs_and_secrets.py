@@ -239,3 +239,36 @@ def test_no_error_of_a_service_for_jobs_shows_the_login_or_key_of_its_url(echoin
     assert what != 307 or ("redirects to another host" in shown and set(echoing.hosts) == {address})
     for canary in CANARIES:
         assert canary not in shown
+
+
+# Error first
+
+
+@pytest.mark.parametrize("what", ["wrong key", "no connection", "wrong host", "answers of another form"])
+def test_the_log_of_a_failed_task_ends_with_the_error_below_few_frames_of_libraries(
+    run_dag, llm, logged, monkeypatch, what
+):
+    if what == "wrong key":
+        llm.fail(401, times=None)
+    elif what == "no connection":
+        monkeypatch.delenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT")
+    elif what == "wrong host":
+        monkeypatch.setenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT", model_connection(f"http://{closed_port()}/v1"))
+    else:
+        llm.reply("in plain text", times=None)
+    assert run_dag("prompt_chaining").state == "failed"
+
+    log = logged()
+    traceback_lines = log.partition("Task failed with exception")[2].partition("Traceback")[2].splitlines()
+    last = next(number for number, line in enumerate(traceback_lines) if number and line[:1] not in ("", " "))
+    error = {
+        "wrong key": "AirflowFailException: Connection 'pydanticai_default': set its password",
+        "no connection": "AirflowFailException: Set OPENAI_API_KEY, or create the connection",
+        "wrong host": "AirflowException: Connection 'pydanticai_default': check its host",
+        "answers of another form": "UnexpectedModelBehavior: ",
+    }[what]
+    assert error in traceback_lines[last]
+    frames = [line for line in traceback_lines[:last] if line.startswith('  File "')]
+    assert 0 < len(frames) <= 14
+    assert "During handling of the above exception" not in log
+    assert "Retrying request" not in log

@@ -30,6 +30,7 @@ from include.rag.stores.base import SearchQuery
 from include.rag.stores.open import open_vector_store
 from include.sample.data import questions
 from tests.conftest import KEY, chat_requests, embedding_requests, model_connection
+from tests.document_files import pdf
 from tests.storages import on_storage
 from tests.stores import delete_collections, each_store, read_documents
 
@@ -239,6 +240,17 @@ def test_files_that_cannot_be_read_are_named_and_the_rest_goes_in(index, knowled
     assert "empty.md is empty" in caplog.text
     assert stored(index)[1].keys() == {"free-trial.md", "geofences.md", "new.txt", "resetting-your-password.md"}
     assert stored(index)[1]["geofences.md"] == before  # the last version that could be read
+
+
+def test_a_document_of_which_a_part_cannot_be_read_goes_in_and_the_part_is_named(index, knowledge_base, caplog):
+    (knowledge_base / "manual.pdf").write_bytes(pdf("Open it.", "Close it.", broken=[2]))
+    changes = find_changes()
+    done = index_documents(changes["collection"], changes["documents"])
+
+    assert done["unreadable"] == {}
+    assert done["documents"] == 4
+    assert done["incomplete"].keys() == {"manual.pdf"}
+    assert "Incomplete: manual.pdf: page 2 cannot be read" in caplog.text
 
 
 @pytest.mark.parametrize("step", ["read_document", "split_document"])

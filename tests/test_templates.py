@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from airflow.providers.standard.operators.bash import BashOperator
 from airflow.providers.standard.operators.python import PythonOperator
-from airflow.sdk import BaseOperator, dag, task, task_group
+from airflow.sdk import BaseOperator, dag, get_current_context, task, task_group
 
-from include.ai import agent_kwargs, llm_kwargs, untrusted
+from include.ai import llm_kwargs, untrusted
+from include.ai.agents import agent_kwargs
 from include.common.task_defaults import DEFAULT_ARGS
 from tests.conftest import KEY, chat_requests
 from tests.template_attack import ATTACK, Watch, left_behind, watching
@@ -301,3 +302,21 @@ def test_templates_of_the_author_are_rendered_mapped_or_not(run_any_dag, storage
     assert run.xcom("expanded", map_index=0) == ["templates", None]
     assert run.xcom("by_kwargs", map_index=0) == ["templates", ["templates"]]
     assert run.task_instance("by_kwargs", 0).rendered_map_index == "templates"
+
+
+def test_the_name_of_a_mapped_task_is_one_line_that_every_database_takes(run_any_dag, storage):
+    def names():
+        @task(map_index_template="{{ first }} to {{ last }}")
+        def index(fails: bool):
+            context = get_current_context()
+            context["first"], context["last"] = "a\0b\ud83d\n" + "c" * 130, "d" * 500
+            if fails:
+                raise ValueError("after it has its name")
+
+        index.override(retries=0).expand(fails=[False, True])
+
+    run = run_any_dag(a_dag(names))
+
+    assert run.states() == {"index[0]": "success", "index[1]": "failed"}
+    for number in range(2):
+        assert run.task_instance("index", number).rendered_map_index == f"a b {'c' * 130} to {'d' * 112}"

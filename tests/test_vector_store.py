@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 
 from include.rag.stores.base import SearchQuery
 from include.rag.stores.open import open_vector_store
-from tests.stores import chunks, delete_collections, each_store
+from tests.stores import chunks, delete_collections, each_store, lancedb_connection
 
 pytestmark = pytest.mark.one_stack
 
@@ -341,6 +342,56 @@ def test_a_table_replaced_by_another_creator_is_made_and_written_again(store, pr
     assert collection.count() == 1
     collection.create(dimension=3)
     assert found(collection, "one", mode="keyword") == ["a.md"]
+
+
+LANGUAGES = {  # a sentence, and a word in it
+    "Chinese": ("如何重置密码并登录系统", "密码"),
+    "Japanese": ("パスワードをリセットする方法", "パスワード"),
+    "Japanese, Kanji": ("請求書の支払期限は三十日です", "支払期限"),
+    "Thai": ("วิธีรีเซ็ตรหัสผ่านของคุณ", "รหัสผ่าน"),
+    "German": ("Die Rückgabefrist beträgt vierzehn Tage.", "Rückgabefrist"),
+    "German, capitals": ("Fällige Gebühren zahlen Sie vor Ort.", "GEBÜHREN"),
+    "French": ("L'étiquette du boîtier est abîmée.", "boîtier"),
+    "Russian": ("Как сбросить пароль от учётной записи", "пароль"),
+    "Korean": ("비밀번호 재설정 방법", "비밀번호"),
+    "Arabic": ("كيفية إعادة تعيين كلمة المرور", "المرور"),
+    "Hindi": ("अपना पासवर्ड कैसे बदलें", "पासवर्ड"),
+}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_word_is_found_in_its_language(collection, language):
+    for name, (sentence, _) in LANGUAGES.items():
+        put(collection, f"{name}.md", sentence)
+
+    assert found(collection, LANGUAGES[language][1], mode="keyword")[:1] == [f"{language}.md"]
+
+
+def test_a_collection_of_before_gets_an_index_that_knows_words_without_spaces(tmp_path, monkeypatch):
+    from lancedb.index import FTS
+
+    monkeypatch.setenv("AIRFLOW_CONN_VECTOR_STORE_DEFAULT", lancedb_connection(tmp_path))
+    with open_vector_store() as store:
+        collection = store.collection("Old")
+        collection.create(dimension=3)
+        put(collection, "a.md", LANGUAGES["Chinese"][0])
+        store._db.open_table("Old").create_index("text", config=FTS())
+        assert found(collection, "密码", mode="keyword") == []
+        collection.create(dimension=3)
+        assert found(collection, "密码", mode="keyword") == ["a.md"]
+
+
+def test_a_copy_without_the_module_for_weaviate_says_what_it_takes(monkeypatch):
+    monkeypatch.setitem(sys.modules, "include.rag.stores.weaviate_store", None)
+    monkeypatch.setenv("AIRFLOW_CONN_VECTOR_STORE_DEFAULT", json.dumps({"conn_type": "weaviate", "host": "x"}))
+
+    with (
+        pytest.raises(
+            AirflowFailException, match=r"include/rag/stores/weaviate_store\.py and the package apache-airflow"
+        ),
+        open_vector_store(),
+    ):
+        pass
 
 
 def test_a_connection_of_another_type_is_named_with_what_is_supported(monkeypatch):

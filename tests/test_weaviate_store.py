@@ -115,23 +115,42 @@ def test_an_object_has_the_chunks_id_its_properties_and_the_vector_that_was_give
     ((stored,),) = fake.inserted
     assert str(stored.uuid) == chunk.id
     assert stored.vector == {"default": [0.5, 0.25]}
-    assert stored.properties == {name: value for name, value in vars(chunk).items() if name != "id"}
+    properties = {name: value for name, value in vars(chunk).items() if name != "id"}
+    assert stored.properties == {**properties, "words": "one"}
 
 
-def test_every_property_of_a_chunk_is_declared_and_only_its_text_is_searched_by_words():
+def test_every_property_of_a_chunk_is_declared_and_only_its_words_are_searched():
     from weaviate.collections.classes.config import _CollectionConfigCreate
 
     declared = _CollectionConfigCreate(name="Help", **weaviate.schema())._to_dict()
     (chunk,) = chunks("a.md", "one")
-    assert {each["name"] for each in declared["properties"]} == vars(chunk).keys() - {"id"}
+    assert {each["name"] for each in declared["properties"]} == vars(chunk).keys() - {"id"} | {"words"}
     assert [each["name"] for each in declared["properties"] if each.get("indexSearchable", True)] == [
-        "text",
+        "words",
         "position",
         "document_chunks",
     ]
     (vector,) = declared["vectorConfig"].values()
     assert vector["vectorizer"] == {"none": {}}
     assert vector["vectorIndexConfig"]["distance"] == "cosine"
+
+
+@pytest.mark.parametrize(
+    ("text", "query"),
+    [("重置K2的密码。", "密码"), ("パスワードをリセット", "リセット"), ("วิธีรีเซ็ตรหัสผ่าน", "รหัสผ่าน"), ("水を飲む", "水")],
+    ids=["Chinese", "Japanese", "Thai", "one character"],
+)
+def test_words_without_spaces_are_stored_and_searched_as_the_same_pairs_of_characters(pauses, text, query):
+    fake = FakeCollection()
+    collection(fake).replace_documents(chunks("a.md", text), [[1.0]])
+    collection(fake).search(SearchQuery(query, 7, mode="keyword"), [1.0])
+
+    ((stored,),) = fake.inserted
+    ((_, asked),) = fake.searches
+    assert stored.properties["text"] == text
+    found = set(asked["query"].split()) & set(stored.properties["words"].split())
+    assert found == set(asked["query"].split()) or len(query) == 1
+    assert all(len(word) <= 2 for word in asked["query"].split())
 
 
 @pytest.mark.parametrize(("mode", "kind"), [("vector", "near_vector"), ("keyword", "bm25"), ("hybrid", "hybrid")])
@@ -145,7 +164,7 @@ def test_each_mode_is_one_request_with_limit_and_filters(mode, kind):
     (condition,) = arguments["filters"].filters if hasattr(arguments["filters"], "filters") else [arguments["filters"]]
     assert (condition.target, condition.value) == ("format", ["pdf"])
     if mode != "vector":
-        assert arguments["query"] == "words"
+        assert (arguments["query"], arguments["query_properties"]) == ("words", ["words"])
     if mode != "keyword":
         assert [1.0, 0.0] in (arguments.get("vector"), arguments.get("near_vector"))
 

@@ -77,7 +77,8 @@ def fine_tuning():
 
     @task
     def validate():
-        training, validation = checks.check_examples(*checks.files_of_run(get_current_context()["params"]))
+        files = checks.files_of_run(get_current_context()["params"])
+        training, validation = checks.check_examples(openai_service(CONNECTION), *files)
         return {"training": training.examples, "validation": validation.examples, "tokens": training.tokens}
 
     @task

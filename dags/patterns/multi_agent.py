@@ -13,7 +13,8 @@ from typing import get_args
 from airflow.sdk import Param, dag, get_current_context, task
 from pydantic import Field, model_validator
 
-from include.ai import BaseModel, agent_kwargs, llm_kwargs, untrusted
+from include.ai import BaseModel, llm_kwargs, untrusted
+from include.ai.agents import agent_kwargs
 from include.common.params import limits
 from include.common.storage import artifact_path, write_artifact
 from include.common.task_defaults import DEFAULT_ARGS

@@ -13,7 +13,8 @@ import json
 
 from airflow.sdk import Param, chain, dag, get_current_context, task
 
-from include.ai import chosen_branches, llm_kwargs, untrusted
+from include.ai import llm_kwargs, untrusted
+from include.ai.branches import chosen_branches
 from include.common.storage import artifact_path, write_artifact
 from include.common.task_defaults import DEFAULT_ARGS
 

@@ -4,24 +4,20 @@ A DAG takes its task settings, its output base class and its wrapper for text fr
 unchanged on either SDK: airflow-ai-sdk (Airflow 3.1) or apache-airflow-providers-common-ai (Airflow 3.3).
 
     @task.llm(**llm_kwargs(), system_prompt="...", output_type=TicketAnalysis)
-    @task.agent(**agent_kwargs(system_prompt="...", tools=[search_market_facts]))
-    @task.llm_branch(**llm_kwargs(), system_prompt="...", allow_multiple_branches=True)
+    @task.llm_branch(**llm_kwargs("small_model"), system_prompt="...", allow_multiple_branches=True)
+    @task.agent(**agent_kwargs(system_prompt="...", tools=[search_market_facts]))  # of include.ai.agents
 
-The model is that of the Airflow connection `pydanticai_default`, read at the first call.
+The model is that of an Airflow connection, `pydanticai_default` if no other is named, read at the first call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
 import pydantic
-from airflow.providers.standard.utils.skipmixin import XCOM_SKIPMIXIN_FOLLOWED, XCOM_SKIPMIXIN_KEY
-from airflow.sdk import get_current_context, task
+from airflow.sdk import task
 from pydantic_ai.messages import TextContent
-from pydantic_ai.tools import Tool
-from pydantic_ai.toolsets import FunctionToolset
 
 from include.common.task_defaults import LLM_TASK
 from include.common.text import whole_characters
@@ -84,33 +80,12 @@ class BaseModel(pydantic.BaseModel):
         """
 
 
-class Toolset(FunctionToolset[None]):
-    """Tools of an agent. Its repr goes into the serialized DAG, so it is the same at every parse."""
+def llm_kwargs(conn_id: str = LLM_CONN_ID) -> dict[str, Any]:
+    """Return keyword arguments for `@task.llm` and `@task.llm_branch`: the model, and retries, time-out and pool.
 
-    def __repr__(self) -> str:
-        return f"Toolset({', '.join(sorted(self.tools))})"
-
-
-def llm_kwargs() -> dict[str, Any]:
-    """Return keyword arguments for `@task.llm` and `@task.llm_branch`: the model, and retries, time-out and pool."""
-    return {**LLM_TASK, **sdk.llm_kwargs(LLM_CONN_ID)}
-
-
-def agent_kwargs(
-    *,
-    system_prompt: str,
-    tools: Sequence[Callable[..., Any] | Tool[None]] = (),
-    output_type: type[Any] = str,
-) -> dict[str, Any]:
-    """Return keyword arguments for `@task.agent`: as `llm_kwargs`, with the agent's prompt, tools and output.
-
-    :param tools: functions (their docstrings tell the model what they do) or `pydantic_ai.Tool`s. They go in
-        as a toolset, which the SDKs leave alone; airflow-ai-sdk drops the settings of tools given to the agent
-        (approval, retries, time-out, schema).
-    :param output_type: `str`, or a subclass of `BaseModel`.
+    :param conn_id: the connection to the model.
     """
-    toolsets = [Toolset(tools=list(tools), id="tools")] if tools else []
-    return {**LLM_TASK, **sdk.agent_kwargs(LLM_CONN_ID, system_prompt, toolsets, output_type)}
+    return {**LLM_TASK, **sdk.llm_kwargs(conn_id)}
 
 
 def untrusted(text: str, metadata: Any = None) -> list[TextContent]:
@@ -121,9 +96,3 @@ def untrusted(text: str, metadata: Any = None) -> list[TextContent]:
     :param metadata: what `BaseModel.check` needs to check the answer; the model does not see it.
     """
     return [TextContent(content=whole_characters(text), metadata=metadata)]
-
-
-def chosen_branches(task_id: str) -> list[str]:
-    """Return the ids of the tasks that the `@task.llm_branch` task `task_id` of this run chose."""
-    decision = get_current_context()["ti"].xcom_pull(task_ids=task_id, key=XCOM_SKIPMIXIN_KEY)
-    return list(decision[XCOM_SKIPMIXIN_FOLLOWED])

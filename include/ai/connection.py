@@ -1,11 +1,12 @@
 """Models as Airflow connections: which model, where, with which key.
 
 A connection for a model has the service's base URL as its host, the API key as its password and
-`{"model": "<provider>:<name>"}` as its extra; the provider is one of pydantic-ai's (`openai-chat`, `ollama`,
-`azure`, `anthropic`, ...). Where the connection does not exist, OPENAI_API_KEY alone is enough.
+`{"model": "<provider>:<name>"}` as its extra; the provider is one of pydantic-ai's (`openai-chat`, `azure`,
+`anthropic`, ...). docs/models.md has an example of each. Where the connection does not exist, OPENAI_API_KEY alone is
+enough.
 
-The extra may also have the model's price (see `include.common.prices`) and the account's limits (see
-`include.ai.limited_model`). Every other key goes to the provider (`api_version` for Azure).
+LAYER_KEYS of the extra are for the layers of `include.ai`. Every other key goes to the provider (`api_version` for
+Azure), as those of the connections of apache-airflow-providers-common-ai do.
 """
 
 from __future__ import annotations
@@ -18,15 +19,17 @@ from typing import Any, NamedTuple, TypeVar
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowNotFoundException
 from httpx2 import AsyncClient, Limits, Timeout
 from pydantic_ai.exceptions import UserError
-from pydantic_ai.messages import ModelResponse
 from pydantic_ai.providers import Provider, infer_provider, infer_provider_class
 
-from include.common.prices import PRICE_KEY, Price, listed_cost, read_price
 from include.common.provider_http import check_host
 from include.common.shown import quiet_http_clients, shown_text, url_secrets
 
-# Keys of the extra that state the account's limits.
-LIMIT_KEYS = ("requests_per_minute", "tokens_per_minute", "pool_slots")
+LAYER_KEYS = ("fallback_conn_ids", "requests_per_minute", "tokens_per_minute", "pool_slots", "usd_per_million_tokens")
+# What providers call the base URL.
+URL_ARGUMENTS = ("base_url", "azure_endpoint", "api_base")
+# Arguments of providers that no connection can hold, and a key of the Vertex form that means nothing any more.
+NOT_FROM_AN_EXTRA = ("http_client", "client", "openai_client", "anthropic_client", "bedrock_client", "retry_options")
+WITHOUT_MEANING = "vertexai"
 
 # Seconds for one call, and for its connection to be made.
 CALL_TIMEOUT_S = 90.0
@@ -38,13 +41,12 @@ T = TypeVar("T")
 
 
 class ModelSource(NamedTuple):
-    """What a connection holds: the model's id as pydantic-ai reads it, its provider's arguments, limits and price."""
+    """What a connection holds: the model's id as pydantic-ai reads it, its provider's arguments, and the layers'."""
 
     conn_id: str
     model_id: str
     provider_args: dict[str, Any]
-    limits: dict[str, Any]
-    price: Price | None
+    layer_args: dict[str, Any]
 
     def build(self, infer: Callable[..., T], hooks: dict[str, list[Any]]) -> T:
         """Build the model.
@@ -66,18 +68,35 @@ class ModelSource(NamedTuple):
         except (UserError, ValueError, ImportError, TypeError) as error:
             raise AirflowFailException(
                 f"Connection {self.conn_id!r} names the model {self.model_id!r}, which cannot be built: "
-                f"{shown_text(error, self.secrets)} Set the connection's extra "
-                '{"model": "<provider>:<name>"}, its host (base URL) and its password (API key).'
+                f"{shown_text(error, self.secrets)}"
             ) from None
 
     def _provider(self, name: str, base_url: str, client: AsyncClient) -> Provider[Any]:
-        """Return pydantic-ai's provider `name` for this source, with this client if it takes one."""
-        arguments = self.provider_args | ({"base_url": base_url} if base_url else {})
+        """Return pydantic-ai's provider `name` for this source, with this client if it takes one.
+
+        :raises ValueError: the provider does not know one of the connection's arguments.
+        """
         provider = infer_provider_class(name)
-        accepted = inspect.signature(provider).parameters.get("http_client")
+        parameters = inspect.signature(provider).parameters
+        given = {key: value for key, value in self.provider_args.items() if key != "base_url"}
+        if base_url:
+            given[next((key for key in URL_ARGUMENTS if key in parameters), "host")] = base_url
+        if "credentials" in parameters and (account := given.pop("service_account_info", None)):
+            from google.oauth2.service_account import Credentials
+
+            given["credentials"] = Credentials.from_service_account_info(account)  # type: ignore[no-untyped-call]
+        if unknown := sorted(given.keys() - parameters.keys()):
+            known = [key for key in parameters if key not in (*URL_ARGUMENTS, *NOT_FROM_AN_EXTRA)]
+            raise ValueError(
+                f"the provider {name!r} knows no {', '.join(unknown)}. Besides model, its connection's extra may have "
+                f"{', '.join([*known, *LAYER_KEYS])}."
+            )
+        if "aws_read_timeout" in parameters:  # boto3 has an HTTP client of its own
+            given = {"aws_read_timeout": CALL_TIMEOUT_S, "aws_connect_timeout": CONNECT_TIMEOUT_S, **given}
+        accepted = parameters.get("http_client")
         if accepted and accepted.annotation != "httpx.AsyncClient | None":
-            arguments["http_client"] = client
-        return provider(**arguments) if arguments else infer_provider(name)
+            given["http_client"] = client
+        return provider(**given) if given else infer_provider(name)
 
     @property
     def secrets(self) -> set[str]:
@@ -86,25 +105,11 @@ class ModelSource(NamedTuple):
         base_url = self.provider_args.get("base_url", "")
         return (values - {base_url}) | url_secrets(base_url)
 
-    @property
-    def has_price(self) -> bool:
-        """Whether the cost of an answer will be known, as far as the model's name tells."""
-        return self.price is not None or listed_cost(self.model_id.split(":")[-1], 1, 1) is not None
-
-    def cost(self, response: ModelResponse) -> float | None:
-        """Return what the answer cost in US dollars; None if its price is unknown (as for a local model)."""
-        if self.price:
-            return self.price.cost(response.usage.input_tokens, response.usage.output_tokens)
-        try:
-            return float(response.cost().total_price)
-        except (LookupError, ValueError, AssertionError):
-            return None
-
 
 def read_model_source(conn_id: str, default_model: str) -> ModelSource:
     """Read the connection `conn_id`, or fall back to `default_model` at OpenAI if only OPENAI_API_KEY is set.
 
-    :raises AirflowFailException: neither is there, or the connection has no valid host, model or price.
+    :raises AirflowFailException: neither is there, or the connection has no valid host or model.
     """
     from airflow.sdk import Connection
 
@@ -113,22 +118,22 @@ def read_model_source(conn_id: str, default_model: str) -> ModelSource:
         conn = Connection.get(conn_id)
     except AirflowNotFoundException:
         if os.environ.get("OPENAI_API_KEY"):
-            return ModelSource(conn_id, default_model, {}, {}, None)
+            return ModelSource(conn_id, default_model, {}, {})
         raise AirflowFailException(
-            f"No model to call: there is no Airflow connection {conn_id!r} and OPENAI_API_KEY is not set. "
             f"Set OPENAI_API_KEY, or create the connection {conn_id!r} "
-            '(host = base URL, password = API key, extra = {"model": "openai-chat:<name>"}).'
+            '(host = base URL, password = API key, extra = {"model": "openai-chat:<name>"}): '
+            "there is neither, and so no model to call."
         ) from None
     check_host(conn_id, conn.host)
     extra = dict(conn.extra_dejson)
     model_id = extra.pop("model", None)
     if not model_id or not isinstance(model_id, str):
         raise AirflowFailException(
-            f'Connection {conn_id!r} names no model: set its extra to {{"model": "<provider>:<name>"}}, '
-            f'for example {{"model": "{default_model}"}}.'
+            f'Connection {conn_id!r}: set its extra to {{"model": "<provider>:<name>"}}, '
+            f'for example {{"model": "{default_model}"}}. It names no model.'
         )
-    price = read_price(conn_id, extra)
-    extra.pop(PRICE_KEY, None)
-    limits = {key: extra.pop(key) for key in LIMIT_KEYS if key in extra}
-    provider_args = {"base_url": conn.host, "api_key": conn.password, **extra}
-    return ModelSource(conn_id, model_id, {key: value for key, value in provider_args.items() if value}, limits, price)
+    extra.pop(WITHOUT_MEANING, None)
+    layer_args = {key: extra.pop(key) for key in LAYER_KEYS if key in extra}
+    # The forms of some types of connections have no host and no password, but these keys.
+    provider_args = {"base_url": conn.host, "api_key": conn.password, **{k: v for k, v in extra.items() if v}}
+    return ModelSource(conn_id, model_id, {k: v for k, v in provider_args.items() if v}, layer_args)

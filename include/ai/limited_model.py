@@ -49,7 +49,7 @@ def read_limits(source: ModelSource) -> AccountLimits:
     :raises AirflowFailException: they make no sense.
     """
     try:
-        return AccountLimits.model_validate(source.limits)
+        return AccountLimits.model_validate({key: source.layer_args.get(key) for key in AccountLimits.model_fields})
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, each['loc'])) or 'limits'}: {each['msg']}" for each in error.errors()]
         raise AirflowFailException(f"Connection {source.conn_id!r}, extra: {'; '.join(problems)}.") from None

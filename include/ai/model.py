@@ -1,8 +1,8 @@
 """A pydantic-ai model that is an Airflow connection.
 
 It costs nothing at parse: the connection is read and the real model built at the first call. It is the one layer that
-repeats a call, its usage goes to XCom, and every error says which connection it came from and whether a retry of the
-task may help.
+repeats a call, its usage goes to XCom, and every error says which connection it came from, what to set, and whether a
+retry of the task may help.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import json
 import logging
 import random
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
@@ -28,6 +30,11 @@ from include.ai.usage import UsageRecorder, read_usage
 from include.common.provider_http import MISDIRECTED, is_refusal_status, stay_on_host
 from include.common.shown import LONGEST_NAME, shown_text, shown_url
 from include.common.text import clean_json, clean_text
+
+try:
+    from include.common import prices
+except ImportError:  # a copied pattern may lack it: then the public price list says what an answer cost
+    prices = None  # type: ignore[assignment]
 
 # Used where only OPENAI_API_KEY is set: the cheapest current model in the openai package's list.
 DEFAULT_MODEL = "openai-chat:gpt-6-luna"
@@ -60,6 +67,7 @@ class ConnectionModel(WrapperModel):
         Model.__init__(self)  # WrapperModel's own would build the model now
         self.conn_id = conn_id
         self.usage_recorder = usage_recorder or UsageRecorder()
+        self.longest_wait_s = LONGEST_WAIT_S
         self._built: tuple[asyncio.AbstractEventLoop | None, Model] | None = None
 
     def __repr__(self) -> str:
@@ -69,6 +77,19 @@ class ConnectionModel(WrapperModel):
     def source(self) -> connection.ModelSource:
         """What the connection holds."""
         return connection.read_model_source(self.conn_id, DEFAULT_MODEL)
+
+    @property
+    def models(self) -> list[ConnectionModel]:
+        """The models that may answer: this one."""
+        return [self]
+
+    @cached_property
+    def price(self) -> prices.Price | None:
+        """The price that the connection states, if it does.
+
+        :raises AirflowFailException: what it states is not a price.
+        """
+        return None if prices is None else prices.read_price(self.conn_id, self.source.layer_args)
 
     @property
     def hooks(self) -> dict[str, list[Any]]:
@@ -83,6 +104,7 @@ class ConnectionModel(WrapperModel):
             loop = None
         # An HTTP client's connections belong to the event loop in which they were made.
         if self._built is None or loop not in (None, self._built[0]):
+            _ = self.price  # what is wrong with it is to be known before anything is paid
             self._built = (loop, self.source.build(infer_model, self.hooks))
         return self._built[1]
 
@@ -98,7 +120,8 @@ class ConnectionModel(WrapperModel):
         :raises AirflowException: a later try may succeed.
         """
         log.debug("Messages: %s", messages)
-        settings: Any = {"timeout": connection.CALL_TIMEOUT_S, **(model_settings or {}), "max_retries": 0}
+        ours = {"timeout": connection.CALL_TIMEOUT_S, **(model_settings or {}), "max_retries": 0}
+        settings: Any = {key: ours[key] for key in ours if key not in self.wrapped.unsupported_settings}
         started, calls, waited = time.monotonic(), 0, 0.0
         while True:
             try:
@@ -106,7 +129,7 @@ class ConnectionModel(WrapperModel):
                 break
             except e.ModelAPIError as error:
                 calls += 1
-                failure, wait = self._task_error(error), _wait(error, calls, waited)
+                failure, wait = self._task_error(error), _wait(error, calls, self.longest_wait_s - waited)
                 if wait is None or isinstance(failure, AirflowFailException):
                     log.debug("The provider's own words: %s", error)  # they may quote the key or the prompt
                     raise failure from None
@@ -116,23 +139,34 @@ class ConnectionModel(WrapperModel):
             await asyncio.sleep(wait)
         _clean(response, is_json=model_request_parameters.output_object is not None)
         log.debug("Answer: %s", response)
-        self.usage_recorder.record(read_usage(response, time.monotonic() - started, self.source.cost(response)))
+        cost_usd = self._cost(response)
+        response.usage.cost = None if cost_usd is None else Decimal(str(cost_usd))
+        self.usage_recorder.record(read_usage(response, time.monotonic() - started, cost_usd))
         return response
+
+    def _cost(self, response: ModelResponse) -> float | None:
+        """Return what the answer cost in US dollars; None if its price is unknown (as for a local model)."""
+        if self.price:
+            return self.price.cost(response.usage.input_tokens, response.usage.output_tokens)
+        try:
+            return float(response.cost().total_price)
+        except (LookupError, ValueError, AssertionError):
+            return None
 
     def _task_error(self, error: e.ModelAPIError) -> AirflowException:
         """Return what the task fails with if this error was the last."""
         kind: type[AirflowException] = AirflowFailException
         match error:
             case e.ModelAuthenticationError():
-                what = "the key was refused. Set the connection's password (or OPENAI_API_KEY) to one for this model."
+                what = "set its password (or OPENAI_API_KEY) to a key for this model: the key was refused."
             case e.ModelNotFoundError():
-                what = 'no such model or URL. Set the connection\'s extra {"model": ...} or its host.'
+                what = 'set its extra {"model": ...} or its host: there is no such model or URL.'
             case e.ModelQuotaExceededError():
-                what = "the account's quota is used up."
+                what = "the account's quota is used up. Raise it, or name fallback_conn_ids in the extra."
             case e.ModelContextWindowExceededError():
                 kind, what = TextTooLong, "the text is too long for the model."
             case e.ModelHTTPError(status_code=status) if status == MISDIRECTED:
-                what = "the server redirects to another host. Set the connection's host to the server that answers."
+                what = "set its host to the server that answers: this one redirects to another host."
             case e.ModelRequestRejectedError():
                 kind, what = RequestRefused, "the request is invalid."
             case e.ModelHTTPError(status_code=status) if is_refusal_status(status):
@@ -141,7 +175,7 @@ class ConnectionModel(WrapperModel):
                 kind, what = AirflowException, f"no answer within {connection.CALL_TIMEOUT_S:.0f} s."
             case e.ModelConnectionError():
                 kind = AirflowException
-                what = "the server cannot be reached. Is it running, and is the connection's host right?"
+                what = "check its host, and that the server runs: it cannot be reached."
             case _:
                 kind, what = AirflowException, "the call failed."
         # The provider's own words may quote what it was sent; its codes do not.
@@ -150,14 +184,31 @@ class ConnectionModel(WrapperModel):
             for name in ("status_code", "provider_error_code", "provider_error_type")
             if (value := getattr(error, name, None))
         ]
-        where = f"Connection {self.conn_id!r} (model {self.model_name!r} at {shown_url(self.base_url)})"
-        return kind(f"{where}: {what}" + (f" (provider: {', '.join(said)})" if said else ""))
+        where = ", ".join([f"model {self.model_name!r} at {shown_url(self.base_url)}", *said])
+        return kind(f"Connection {self.conn_id!r}: {what} ({where})")
 
 
-def _wait(error: e.ModelAPIError, calls: int, waited: float) -> float | None:
-    """Return the seconds until the next call, after so many calls and seconds of waiting; None if there is none."""
+def connection_model(conn_id: str, make: Callable[[str], ConnectionModel] | None = None) -> ConnectionModel:
+    """Return the model of the connection `conn_id`, with its fallbacks where that layer is there.
+
+    :param make: makes the model of one connection, if it is not to be a plain one.
+    """
+    recorder = UsageRecorder()
+    make = make or (lambda conn_id: ConnectionModel(conn_id, recorder))
+    try:
+        from include.ai.fallbacks import ConnectionChain
+    except ImportError:  # a copied pattern may lack it
+        return make(conn_id)
+    return ConnectionChain(conn_id, make)
+
+
+def _wait(error: e.ModelAPIError, calls: int, patience: float) -> float | None:
+    """Return the seconds until the next call, after so many calls; None if there is none.
+
+    :param patience: how many seconds the provider may still ask to wait.
+    """
     if asked := _asked_wait(error):
-        return asked if calls < MOST_CALLS and waited + asked <= LONGEST_WAIT_S else None
+        return asked if calls < MOST_CALLS and asked <= patience else None
     jitter = random.uniform(0.75, 1)  # noqa: S311 (no secret)
     return PAUSES_S[calls - 1] * jitter if calls <= len(PAUSES_S) else None
 

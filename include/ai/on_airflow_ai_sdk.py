@@ -6,7 +6,6 @@ instance of its own base class, and makes one string of the list of tasks that `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -14,20 +13,19 @@ from airflow_ai_sdk.operators.agent import AgentDecoratedOperator
 from airflow_ai_sdk.operators.llm_branch import LLMBranchDecoratedOperator
 from pydantic_ai import Agent
 
-from include.ai.model import ConnectionModel
-from include.ai.output import check_output, output_to_json, output_to_task_ids
+from include.ai.model import connection_model
+from include.ai.output import check_output, error_first, output_to_json, output_to_task_ids
 from include.common.task_defaults import QUIET
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
-    from pydantic_ai.toolsets import FunctionToolset
 
 
 def run_agent(self: Any, context: Context) -> Any:
     """Run `@task.llm` and `@task.agent`: their `execute`."""
     prompt = super(AgentDecoratedOperator, self).execute(context)
     self.agent.output_validator(check_output)
-    return output_to_json(self.agent.run_sync(prompt).output)
+    return output_to_json(error_first(self.agent.run_sync)(prompt).output)
 
 
 def run_branch(self: Any, context: Context) -> Any:
@@ -48,12 +46,4 @@ LLMBranchDecoratedOperator.execute = run_branch
 
 def llm_kwargs(conn_id: str) -> dict[str, Any]:
     """Return what `@task.llm` and `@task.llm_branch` need to call the model of a connection."""
-    return {**QUIET, "model": ConnectionModel(conn_id)}
-
-
-def agent_kwargs(
-    conn_id: str, system_prompt: str, toolsets: Sequence[FunctionToolset[None]], output_type: type[Any]
-) -> dict[str, Any]:
-    """Return what `@task.agent` needs for an agent with these tools."""
-    agent = Agent(ConnectionModel(conn_id), system_prompt=system_prompt, output_type=output_type, toolsets=toolsets)
-    return {**QUIET, "agent": agent}
+    return {**QUIET, "model": connection_model(conn_id)}

@@ -7,21 +7,20 @@ a retry can help, and whose usage is counted. And nothing of it is rendered as a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.ai.hooks.pydantic_ai import PydanticAIHook
 from airflow.providers.common.ai.operators.llm_branch import LLMBranchOperator
 
-from include.ai.model import ConnectionModel
-from include.ai.output import check_output, output_to_json, output_to_task_ids
+from include.ai.model import connection_model
+from include.ai.output import check_output, error_first, output_to_json, output_to_task_ids
 from include.common.templates import end_rendering
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
     from pydantic_ai import Agent
     from pydantic_ai.models import Model
-    from pydantic_ai.toolsets import FunctionToolset
 
 
 class ConnectionHook(PydanticAIHook):
@@ -36,13 +35,14 @@ class ConnectionHook(PydanticAIHook):
 
     def get_conn(self) -> Model:
         """Return the model of the connection."""
-        return ConnectionModel(self.llm_conn_id)
+        return connection_model(self.llm_conn_id)
 
     def create_agent(self, *args: Any, **kwargs: Any) -> Agent[object, Any]:
         """Create the provider's agent, with this project's checks of its output."""
         agent: Agent[object, Any] = super().create_agent(*args, **kwargs)
         agent.output_validator(check_output)
         agent.output_validator(self.to_xcom)
+        agent.run_sync = error_first(agent.run_sync)  # type: ignore[method-assign]
         return agent
 
 
@@ -57,15 +57,3 @@ def prepare(context: Context) -> None:
 def llm_kwargs(conn_id: str) -> dict[str, Any]:
     """Return what `@task.llm` and `@task.llm_branch` need to call the model of a connection."""
     return {"llm_conn_id": conn_id, "serialize_output": True, "pre_execute": prepare}
-
-
-def agent_kwargs(
-    conn_id: str, system_prompt: str, toolsets: Sequence[FunctionToolset[None]], output_type: type[Any]
-) -> dict[str, Any]:
-    """Return what `@task.agent` needs for an agent with these tools."""
-    return {
-        **llm_kwargs(conn_id),
-        "system_prompt": system_prompt,
-        "toolsets": toolsets,
-        "output_type": output_type,
-    }

@@ -1,11 +1,30 @@
-"""What an SDK does with a model's output before it goes to XCom."""
+"""What an SDK does with a model's output before it goes to XCom, and with the errors of its call."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
 
+from airflow.providers.common.compat.sdk import AirflowException
 from pydantic_ai import ModelRetry, RunContext
+from pydantic_ai.exceptions import AgentRunError
 from pydantic_core import to_jsonable_python
+
+T = TypeVar("T")
+
+
+def error_first(run: Callable[..., T]) -> Callable[..., T]:
+    """Return a function that runs an agent, whose errors begin there: 40 frames of libraries only hide the message."""
+
+    @wraps(run)
+    def run_agent(*args: Any, **kwargs: Any) -> T:
+        try:
+            return run(*args, **kwargs)
+        except (AirflowException, AgentRunError) as error:
+            raise error.with_traceback(None) from None
+
+    return run_agent
 
 
 def check_output(ctx: RunContext[Any], output: Any) -> Any:

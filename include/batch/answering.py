@@ -17,7 +17,7 @@ from pydantic_ai.usage import RunUsage
 
 from include.ai import LLM_CONN_ID, untrusted
 from include.ai.limited_model import LimitedModel, TaskUsage
-from include.ai.model import RequestRefused, TextTooLong
+from include.ai.model import RequestRefused, TextTooLong, connection_model
 from include.ai.output import output_to_json
 from include.batch.chunks import Chunk
 from include.batch.rows import Result, Row
@@ -84,6 +84,7 @@ class Answering:
     :param system_prompt: tells the model what to do with each row's text.
     :param output_type: the form of an answer.
     :param at_once: rows in flight.
+    :param conn_id: the connection to the model.
     :param budget_usd: US dollars that these rows may cost in all, over all tries and runs; None for no limit.
     """
 
@@ -96,12 +97,13 @@ class Answering:
         output_type: type[BaseModel],
         at_once: int,
         budget_usd: float | None,
+        conn_id: str = LLM_CONN_ID,
     ) -> None:
         self.progress = Progress(rows)
         self.usage = TaskUsage()
         self._chunks = chunks
-        self._model = LimitedModel(LLM_CONN_ID, self.usage, at_once)
-        self._agent: Agent[None, Any] = Agent(self._model, system_prompt=system_prompt, output_type=output_type)
+        model = connection_model(conn_id, lambda conn_id: LimitedModel(conn_id, self.usage, at_once))
+        self._agent: Agent[None, Any] = Agent(model, system_prompt=system_prompt, output_type=output_type)
         self._at_once = at_once
         self._budget_usd = budget_usd
         self._in_flight = 0
@@ -156,7 +158,7 @@ class Answering:
                     if len(chunk.open_results) == len(rows):
                         await asyncio.to_thread(chunk.complete, rows)
             except Exception as error:  # of several that fail for the same reason, the first says it
-                self._stop = self._stop or error
+                self._stop = self._stop or error.with_traceback(None)  # 40 frames of libraries
             finally:
                 self._in_flight -= 1
 
@@ -178,9 +180,8 @@ class Answering:
                 await asyncio.sleep(pause)
         self._unanswered_in_a_row = 0
         tokens = {"input_tokens": used.input_tokens, "output_tokens": used.output_tokens}
-        return Result(
-            row.number, row.id, answer, error, error_class, used.requests, **tokens, cost_usd=self._cost(used)
-        )
+        cost = None if used.requests and used.cost is None else float(used.cost or 0)
+        return Result(row.number, row.id, answer, error, error_class, used.requests, **tokens, cost_usd=cost)
 
     async def _ask(self, text: str, used: RunUsage) -> tuple[dict[str, Any] | None, str, str]:
         """Return the answer, or an error of the row's own and its class."""
@@ -192,14 +193,6 @@ class Answering:
             return None, str(error), "refused"
         except UnexpectedModelBehavior:
             return None, "the model's answers did not have the form that was asked for", "invalid answer"
-
-    def _cost(self, used: RunUsage) -> float | None:
-        """Return the price in US dollars; None if it is not known."""
-        if not used.requests:
-            return 0.0
-        if price := self._model.source.price:
-            return price.cost(used.input_tokens, used.output_tokens)
-        return None if used.cost is None else float(used.cost)
 
     def _leave(self, row: Row, problem: AirflowException) -> None:
         """Leave the row to a later try."""

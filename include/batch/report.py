@@ -14,6 +14,7 @@ from include.batch.rows import Result
 from include.common.charts import bar_chart
 from include.common.json_lines import json_line
 from include.common.storage import new_artifact, write_artifact
+from include.common.text import whole_characters
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -123,14 +124,25 @@ def _schema(output_type: type[BaseModel]) -> pa.Schema:
 
 
 def _flat(result: Result, schema: pa.Schema) -> dict[str, Any]:
+    """Return the row of the table. What a column cannot hold, such as an integer of 80 bits, is named in `error`."""
     import pyarrow as pa
 
-    row = {name: getattr(result, name) for name in COLUMNS}
-    if result.answer:
-        texts = {field.name for field in schema.field("answer").type if pa.types.is_string(field.type)}
-        row["answer"] = {name: _text(v) if name in texts else v for name, v in result.answer.items()}
+    row = {name: _text(value) if isinstance(value := getattr(result, name), str) else value for name in COLUMNS}
+    if not result.answer:
+        return row
+    row["answer"] = answer = {}
+    for field in schema.field("answer").type:
+        value = result.answer.get(field.name)
+        value = _text(value) if pa.types.is_string(field.type) else value
+        try:
+            pa.scalar(value, field.type)
+            answer[field.name] = value
+        except (pa.ArrowException, OverflowError):
+            row["error"] = "; ".join(filter(None, (row["error"], f"{field.name} does not fit its column: {value}")))
     return row
 
 
 def _text(value: Any) -> str | None:
-    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if value is None:
+        return None
+    return whole_characters(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))

@@ -14,13 +14,13 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk import get_current_context
 
 from include.ai import LLM_CONN_ID
-from include.ai.connection import read_model_source
-from include.ai.model import DEFAULT_MODEL
+from include.ai.model import ConnectionModel, connection_model
 from include.batch.answering import Answering, Progress
 from include.batch.chunks import Chunk, write_chunks
 from include.batch.report import Report
-from include.batch.rows import Result, input_file, read_rows
-from include.common.storage import artifact_path, name_on_storage, storage_path, write_artifact
+from include.batch.rows import Result, read_rows
+from include.common.prices import listed_cost
+from include.common.storage import artifact_path, input_file, name_on_storage, storage_path, write_artifact
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -39,6 +39,7 @@ class BatchRun:
     :param default_input: the file where `input` is empty.
     :param system_prompt: tells the model what to do with each row's text.
     :param output_type: the form of an answer.
+    :param conn_id: the connection to the model.
     """
 
     def __init__(
@@ -48,11 +49,13 @@ class BatchRun:
         default_input: Path,
         system_prompt: str,
         output_type: type[BaseModel],
+        conn_id: str = LLM_CONN_ID,
     ) -> None:
         self._params = params
         self._default_input = default_input
         self._system_prompt = system_prompt
         self._output_type = output_type
+        self._conn_id = conn_id
         self._batch = params["batch"] or run_id
         self._folder = storage_path(FOLDER, name_on_storage(self._batch))
         self._artifacts = artifact_path(FOLDER, run_id, "")
@@ -62,13 +65,11 @@ class BatchRun:
 
         :raises AirflowFailException: the file is not as it should be, or there is a budget and no price.
         """
-        source = read_model_source(LLM_CONN_ID, DEFAULT_MODEL)
-        if self._params["budget_usd"] is not None and not source.has_price:
-            raise AirflowFailException(
-                f"Connection {LLM_CONN_ID!r}: the price of {source.model_id!r} is not known, so the budget cannot be "
-                'kept. Set the extra {"usd_per_million_tokens": {"input": ..., "output": ...}}, or set no budget_usd.'
-            )
-        settings = json.dumps([source.model_id, self._system_prompt, self._output_type.model_json_schema()])
+        models = connection_model(self._conn_id).models
+        if self._params["budget_usd"] is not None:
+            for model in models:
+                _check_price(model)
+        settings = json.dumps([models[0].source.model_id, self._system_prompt, self._output_type.model_json_schema()])
         path = input_file(self._params["input"], self._default_input)
         rows = read_rows(path, self._params["text_column"], self._params["id_column"])
         chunks = list(write_chunks(islice(rows, self._params["limit"]), settings, self._folder, tasks))
@@ -94,6 +95,7 @@ class BatchRun:
             output_type=self._output_type,
             at_once=at_once,
             budget_usd=None if budget is None else budget * rows / sum(n for _, n in chunks),
+            conn_id=self._conn_id,
         )
         context: Any = get_current_context()
         try:
@@ -135,3 +137,15 @@ class BatchRun:
                     for row in chunk.rows()
                 ]
             yield results
+
+
+def _check_price(model: ConnectionModel) -> None:
+    """Check that the price of a model's answers is known, as far as its name tells.
+
+    :raises AirflowFailException: it is not.
+    """
+    if model.price is None and listed_cost(model.source.model_id.partition(":")[2], 1, 1) is None:
+        raise AirflowFailException(
+            f"Connection {model.conn_id!r}: the price of {model.source.model_id!r} is not known, so the budget cannot "
+            'be kept. Set the extra {"usd_per_million_tokens": {"input": ..., "output": ...}}, or set no budget_usd.'
+        )

@@ -5,22 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
-
-from airflow.providers.common.compat.sdk import AirflowFailException
+from typing import TYPE_CHECKING, Any, cast
 
 from include.batch_api.api import ENDPOINT, BatchApi, OpenAIBatchTrigger
 from include.batch_api.requests import Answers, check_requests, write_upload
 from include.batch_api.rounds import Rounds
-from include.common.storage import stored_file
-from include.jobs.files import InputFile, upload_once
+from include.common.storage import input_file, stored_file
+from include.jobs.files import upload_once
 from include.jobs.job import Job, Outcome
 from include.jobs.operator import PaidJobOperator
 from include.jobs.record import JobKey, read_record
 from include.jobs.service import openai_service, task_error
 
 if TYPE_CHECKING:
-    from airflow.sdk import ObjectStoragePath
     from airflow.sdk.definitions.context import Context
 
 # No batch goes on for longer, with the time that the provider takes to cancel one.
@@ -72,7 +69,7 @@ class OpenAIBatchOperator(PaidJobOperator):
 
     def execute(self, context: Context) -> Any:
         ti = context["ti"]
-        path, output = _stored(self.input_url), _stored(self.output_url)
+        path, output = input_file(self.input_url), stored_file(self.output_url)
         requests = check_requests(path)
         self._leave_what_was_given_up(ti)
         rounds = _rounds(ti)
@@ -89,8 +86,7 @@ class OpenAIBatchOperator(PaidJobOperator):
         self.log.info("Round %d: %d of %d requests are to be sent.", rounds.number, len(missing), len(requests))
         upload = rounds.folder / "requests.jsonl"
         self._request = {"endpoint": ENDPOINT, "sha256": write_upload(upload, path, missing)}
-        input_file = InputFile(path.name, lambda: cast(BinaryIO, upload.open("rb")))  # type: ignore[no-untyped-call]
-        self._input_file_id = asyncio.run(upload_once(openai_service(self.conn_id), input_file, "batch"))
+        self._input_file_id = asyncio.run(upload_once(openai_service(self.conn_id), upload, "batch"))
         return super().execute(context)
 
     def request(self) -> dict[str, Any]:
@@ -150,10 +146,3 @@ class OpenAIBatchOperator(PaidJobOperator):
 
 def _rounds(ti: Any) -> Rounds:
     return Rounds(JobKey(ti).value, ti.max_tries)
-
-
-def _stored(url: str) -> ObjectStoragePath:
-    try:
-        return stored_file(url)
-    except ValueError as error:
-        raise AirflowFailException(str(error)) from None

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from include.batch_api.api import ENDPOINT
-from include.common.json_lines import json_line, read_lines
+from include.common.json_lines import DuplicateName, json_line, read_json, read_lines
 from include.common.provider_http import is_refusal_status
 from include.common.storage import new_artifact
 from include.common.text import clean_json
@@ -50,8 +50,6 @@ def check_requests(path: ObjectStoragePath) -> dict[str, str]:
 
     :raises AirflowFailException: naming the bad lines, or the limit that the file is above.
     """
-    if not path.is_file():
-        raise AirflowFailException(f"There is no file {path}.")
     found: dict[str, str] = {}
     lines: dict[str, int] = {}
     model, problems = "", []
@@ -91,10 +89,12 @@ def _read(path: ObjectStoragePath) -> Iterator[tuple[int, Request | str]]:
 
 def _request(line: bytes) -> Request | str:
     try:
-        given = json.loads(clean_json(line.decode()))
+        given = read_json(clean_json(line.decode()))
         custom_id, body = given["custom_id"], given["body"]
         sent = json.dumps(body, sort_keys=True).encode()
-    except (ValueError, RecursionError):
+    except DuplicateName as error:
+        return str(error)
+    except ValueError:
         return "it is not JSON"
     except (KeyError, TypeError):
         return 'it is no {"custom_id": ..., "body": {...}}'

@@ -14,12 +14,12 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from pydantic import BaseModel, ValidationError
 
 from include.batch.report import Report
-from include.batch.rows import Result, Row, input_file, read_rows
+from include.batch.rows import Result, Row, read_rows
 from include.batch_api.requests import LONGEST_LINE
 from include.common.json_lines import json_line, read_lines
 from include.common.prices import listed_cost, read_price
 from include.common.provider_http import is_refusal_status
-from include.common.storage import artifact_path, new_artifact, stored_file
+from include.common.storage import artifact_path, input_file, new_artifact, stored_file
 from include.common.text import clean_json
 from include.jobs.service import OpenAIService, openai_service
 
@@ -105,7 +105,7 @@ class BatchApiRun:
 
     def _results(self, answers: ObjectStoragePath) -> Iterator[Result]:
         """Yield each row's result; the answers are in the order of the rows, without those that were not asked."""
-        with answers.open("rb") as file:  # type: ignore[no-untyped-call]
+        with answers.open("rb") as file:
             lines = read_lines(file, LONGEST_LINE)
             for row in self._rows():
                 if row.text is None:

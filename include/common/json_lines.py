@@ -12,6 +12,10 @@ from collections.abc import Iterator
 from typing import Any
 
 
+class DuplicateName(ValueError):
+    """An object has a name twice; the message says which."""
+
+
 def json_line(value: Any) -> bytes:
     """The value as a line. Half characters, which UTF-8 does not have, are escaped as JSON does it."""
     return f"{json.dumps(value, ensure_ascii=False)}\n".encode("utf-8", "backslashreplace")
@@ -32,3 +36,24 @@ def read_lines(file: Any, longest: int) -> Iterator[tuple[int, bytes | None]]:
         yield number, None if is_long else line
         while is_long and line and not line.endswith(b"\n"):
             line = reader.readline(longest)
+
+
+def read_json(text: str | bytes) -> Any:
+    """Read a JSON text.
+
+    :raises DuplicateName: an object has a name twice, of which `json` would take the last.
+    :raises ValueError: it is not valid, or nested too deeply.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise DuplicateName(f"an object has {name[:100]!r} twice")
+        found[name] = value
+    return found

@@ -16,10 +16,16 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 from uuid import uuid4
 
+from airflow.providers.common.compat.sdk import AirflowFailException
+
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
 DEFAULT_FOLDER = Path(__file__).parents[1] / ".data" / "artifacts"
+
+
+class NotOnStorage(AirflowFailException, ValueError):
+    """A URL leads out of the project's storage."""
 
 
 def storage_path(*parts: str) -> ObjectStoragePath:
@@ -55,14 +61,25 @@ def name_on_storage(text: str) -> str:
 def stored_file(url: str) -> ObjectStoragePath:
     """Return the artifact at `url`, for URLs that come from outside, as in an asset event.
 
-    :raises ValueError: the URL is not below the storage of this project.
+    :raises NotOnStorage: the URL is not below the storage of this project.
     """
     root = storage_path()
     # As this project writes it, and without the connection, as the storage's own tools show it.
     for prefix in (f"{root}/", f"{root.protocol}://{root.path}/"):
         if url.startswith(prefix) and ".." not in url.split("/"):
             return _open(f"{root}/{url.removeprefix(prefix)}")
-    raise ValueError(f"{url!r} is not a file on this project's storage, {root}.")
+    raise NotOnStorage(f"{url!r} is not a file on this project's storage, {root}.")
+
+
+def input_file(url: str | None, default: Path | None = None) -> ObjectStoragePath:
+    """Return the file at this URL of the project's storage, or the project's own file `default` if there is no URL.
+
+    :raises AirflowFailException: the URL is of somewhere else, or nothing is there.
+    """
+    path = local_file(default) if default and not url else stored_file(url or "")
+    if not path.is_file():
+        raise AirflowFailException(f"There is no file {path}.")
+    return path
 
 
 def local_file(path: Path) -> ObjectStoragePath:

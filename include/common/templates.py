@@ -8,6 +8,9 @@ What another task returned is not rendered, with three exceptions, all closed he
 - Some decorators render again what the function returned: those of the common-ai provider, and `@task.bash`.
 - An argument named `map_index_template` replaces the task's own, and is rendered as the task's name.
 
+A name that a `map_index_template` gives to a mapped task is text from outside, too: it becomes one line of the length
+that Airflow's database takes, as PostgreSQL would fail the task after its work is done.
+
 What the author of a DAG writes (`suffix="{{ dag_run.run_id }}"`, a `map_index_template`) is rendered as usual.
 """
 
@@ -21,8 +24,13 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 # Airflow has no setting for this. If the class moves, this import fails, and no DAG runs without the protection.
 from airflow.sdk.definitions._internal.expandinput import ListOfDictsExpandInput
 
+from include.common.shown import shown_text
+
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
+# The length of Airflow's column `rendered_map_index`.
+LONGEST_TASK_NAME = 250
 
 _resolve = ListOfDictsExpandInput.resolve
 
@@ -41,7 +49,7 @@ ListOfDictsExpandInput.resolve = resolve_as_data  # type: ignore[method-assign]
 
 
 def end_rendering(context: Context) -> None:
-    """Render nothing of the task any more: its templates are rendered, and what follows is text from outside.
+    """Render nothing of the task any more but its name: its templates are rendered, and what follows is from outside.
 
     A `pre_execute` of a task's own replaces this one, and has to call it.
 
@@ -54,3 +62,12 @@ def end_rendering(context: Context) -> None:
             "If others choose the names of arguments, hand them over in one argument, as a dict."
         )
     task.template_fields = ()
+    variables: dict[str, Any] = context  # type: ignore[assignment]
+    if template := variables.get("map_index_template"):  # Airflow renders it when the task has ended
+        variables["map_index_template"] = f"{{% set name %}}{template}{{% endset %}}{{{{ task_name(name) }}}}"
+        variables["task_name"] = task_name
+
+
+def task_name(text: object) -> str:
+    """Return the text as the name of a mapped task."""
+    return shown_text(text, longest=LONGEST_TASK_NAME)

@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from include.common.storage import stored_file
+from include.common.storage import input_file
 from include.fine_tuning.examples import CheckedFile, Example, check_files, examples
-from include.jobs.files import InputFile
 from include.jobs.service import OpenAIService, describe, task_error
+
+if TYPE_CHECKING:
+    from airflow.sdk import ObjectStoragePath
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TRAINING = EXAMPLES / "train" / "training_data.jsonl"
@@ -28,37 +30,22 @@ INSTEAD = (
     "without tuning: a current model that is shown a few similar examples in its prompt often does as well."
 )
 PROBLEMS_IN_ERROR = 50
+# How many tokens of an example OpenAI's models learn from, by the beginning of their names; and any other model, unless
+# the connection's extra says `max_example_tokens`.
+EXAMPLE_TOKENS = {"gpt-4o": 65_536, "gpt-4.1": 65_536}
+OTHER_EXAMPLE_TOKENS = 16_385
 
 log = logging.getLogger(__name__)
 
 
-def example_file(url: str | None, bundled: Path) -> InputFile:
-    """Return the file at this URL of the project's storage; the bundled one if there is no URL.
-
-    :raises AirflowFailException: the URL is of somewhere else, or nothing is there.
-    """
-    if url is None:
-        return InputFile(bundled.name, lambda: bundled.open("rb"))
-    try:
-        path = stored_file(url)
-    except ValueError as error:
-        raise AirflowFailException(str(error)) from None
-    if not path.is_file():
-        raise AirflowFailException(f"There is no file {url}.")
-    return InputFile(path.name, lambda: cast(BinaryIO, path.open("rb")))  # type: ignore[no-untyped-call]
-
-
-def files_of_run(params: Mapping[str, Any]) -> tuple[InputFile, InputFile]:
-    """Return the training and the validation file that a run's params name."""
-    return (
-        example_file(params["training_file"], TRAINING),
-        example_file(params["validation_file"], VALIDATION),
-    )
+def files_of_run(params: Mapping[str, Any]) -> tuple[ObjectStoragePath, ObjectStoragePath]:
+    """Return the training and the validation file that a run's params name, or the bundled ones."""
+    return input_file(params["training_file"], TRAINING), input_file(params["validation_file"], VALIDATION)
 
 
 def evaluation_examples(params: Mapping[str, Any]) -> list[Example]:
     """Read the first examples of the validation file, as many as the params say."""
-    with files_of_run(params)[1].open() as file:
+    with files_of_run(params)[1].open("rb") as file:
         return list(islice(examples(file), params["evaluation_size"]))
 
 
@@ -102,13 +89,29 @@ async def preflight(service: OpenAIService) -> str:
     return model
 
 
-def check_examples(training: InputFile, validation: InputFile) -> tuple[CheckedFile, CheckedFile]:
+def most_tokens(service: OpenAIService) -> int:
+    """Return how many tokens of an example the base model learns from.
+
+    :raises AirflowFailException: the connection names no base model, or its extra is not a number of tokens.
+    """
+    model = service.base_model
+    stated = service.extra.get("max_example_tokens")
+    if stated is None:
+        return next((most for name, most in EXAMPLE_TOKENS.items() if model.startswith(name)), OTHER_EXAMPLE_TOKENS)
+    if type(stated) is not int or stated <= 0:
+        raise AirflowFailException(f"{service}: the extra max_example_tokens is {stated!r}, not a number of tokens.")
+    return stated
+
+
+def check_examples(
+    service: OpenAIService, training: ObjectStoragePath, validation: ObjectStoragePath
+) -> tuple[CheckedFile, CheckedFile]:
     """Check both files.
 
     :raises AirflowFailException: naming every bad line, up to 50; the log has up to 1,000 per file.
     """
-    with training.open() as one, validation.open() as two:
-        checked = check_files((training.name, one), (validation.name, two))
+    with training.open("rb") as one, validation.open("rb") as two:
+        checked = check_files((training.name, one), (validation.name, two), most_tokens(service))
     problems = [problem for file in checked for problem in file.problems]
     for problem in problems:
         log.error("%s", problem)
@@ -117,7 +120,7 @@ def check_examples(training: InputFile, validation: InputFile) -> tuple[CheckedF
         shown = "\n".join(str(problem) for problem in problems[:PROBLEMS_IN_ERROR])
         more = f"\n... and {count - PROBLEMS_IN_ERROR} more: see the log." if count > PROBLEMS_IN_ERROR else ""
         raise AirflowFailException(f"{count} problems with the examples; nothing was uploaded:\n{shown}{more}")
-    return checked[0], checked[1]
+    return checked
 
 
 def estimate(service: OpenAIService, tokens: int, n_epochs: int, budget_usd: float | None) -> dict[str, Any]:

@@ -14,11 +14,10 @@ from typing import Annotated, BinaryIO, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from include.common.json_lines import read_lines
+from include.common.json_lines import DuplicateName, read_json, read_lines
 
 LEAST_EXAMPLES = 10
 LONGEST_LINE = 1_000_000
-MOST_TOKENS = 16_000
 # A file of which every line is bad must not fill the memory, or the log.
 MOST_PROBLEMS = 1_000
 
@@ -32,7 +31,7 @@ class Message(BaseModel):
 
     role: Literal["system", "user", "assistant"]
     content: _Text
-    weight: Literal[0, 1] | None = None
+    weight: Annotated[int, Field(ge=0, le=1)] | None = None
 
 
 class Example(BaseModel):
@@ -105,25 +104,25 @@ class CheckedFile:
             self.problems.append(Problem(self.name, line, field, reason))
 
 
-def check_files(training: tuple[str, BinaryIO], validation: tuple[str, BinaryIO] | None = None) -> list[CheckedFile]:
-    """Check a training file and, if there is one, its validation file, each as (name, bytes); find every bad line.
+def check_files(
+    training: tuple[str, BinaryIO], validation: tuple[str, BinaryIO], most_tokens: int
+) -> tuple[CheckedFile, CheckedFile]:
+    """Check a training file and its validation file, each as (name, bytes); find every bad line.
 
     Beside what a single line can have wrong: a conversation that stands twice in a file, a question of the training
     file that is in the validation file as well (its score would be worth nothing), and too few examples.
     """
-    trained = check_file(*training)
-    if validation is None:
-        return [trained]
-    validated = check_file(*validation, least=1)
+    trained = check_file(*training, most_tokens)
+    validated = check_file(*validation, most_tokens, least=1)
     for question, line in validated.questions.items():
         if question in trained.questions:
             reason = f"the same question is in {trained.name}, line {trained.questions[question]}"
             validated.report(line, "messages", reason)
-    return [trained, validated]
+    return trained, validated
 
 
-def check_file(name: str, file: BinaryIO, least: int = LEAST_EXAMPLES) -> CheckedFile:
-    """Check one file, which must hold at least `least` examples."""
+def check_file(name: str, file: BinaryIO, most_tokens: int, least: int = LEAST_EXAMPLES) -> CheckedFile:
+    """Check one file, which must hold at least `least` examples of at most `most_tokens` tokens each."""
     checked = CheckedFile(name)
     seen: dict[bytes, int] = {}
     lines = 0
@@ -133,7 +132,11 @@ def check_file(name: str, file: BinaryIO, least: int = LEAST_EXAMPLES) -> Checke
         if example is None:
             continue
         checked.examples += 1
-        checked.tokens += _tokens(checked, line, example)
+        tokens = estimate_tokens(example.messages)
+        checked.tokens += tokens
+        if tokens > most_tokens:
+            reason = f"about {tokens} tokens are too many: the model learns from at most {most_tokens}"
+            checked.report(line, "messages", reason)
         whole = _digest(message.role + message.content for message in example.messages)
         if whole in seen:
             checked.report(line, "messages", f"the same conversation is in line {seen[whole]}")
@@ -177,19 +180,17 @@ def _example(checked: CheckedFile, line: int, raw: bytes | None) -> Example | No
         checked.report(line, "", "the line is empty")
         return None
     try:
-        return Example.model_validate_json(raw)
+        example = Example.model_validate_json(raw)
+        read_json(raw)
+        return example
+    except DuplicateName as error:
+        checked.report(line, "", str(error))
+        return None
     except ValidationError as error:
         for each in error.errors(include_url=False, include_context=False, include_input=False):
             path = ".".join(str(step) for step in each["loc"])
             checked.report(line, path, each["msg"].removeprefix("Value error, "))
         return None
-
-
-def _tokens(checked: CheckedFile, line: int, example: Example) -> int:
-    tokens = estimate_tokens(example.messages)
-    if tokens > MOST_TOKENS:
-        checked.report(line, "messages", f"about {tokens} tokens are too many: at most {MOST_TOKENS} are learned from")
-    return tokens
 
 
 def _digest(texts: Iterable[str]) -> bytes:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from include.jobs.service import OpenAIService, task_error
 
 if TYPE_CHECKING:
+    from airflow.sdk import ObjectStoragePath
     from openai import AsyncOpenAI
 
 # A file at the provider that is deleted sooner is uploaded again: a job may still have to begin.
@@ -19,15 +19,8 @@ LEAST_LIFE_S = 2 * 24 * 3600.0
 log = logging.getLogger(__name__)
 
 
-class InputFile(NamedTuple):
-    """A file for a job: its name, and how to open it as bytes."""
-
-    name: str
-    open: Callable[[], BinaryIO]
-
-
 async def upload_once(
-    service: OpenAIService, file: InputFile, purpose: Literal["fine-tune", "batch"] = "fine-tune"
+    service: OpenAIService, file: ObjectStoragePath, purpose: Literal["fine-tune", "batch"] = "fine-tune"
 ) -> str:
     """Return the provider's id of this file, after uploading it unless the provider has the same content already.
 
@@ -35,7 +28,7 @@ async def upload_once(
 
     :raises AirflowException: the provider cannot be asked now; AirflowFailException: it refuses.
     """
-    with file.open() as content:
+    with file.open("rb") as content:
         digest = hashlib.file_digest(cast(Any, content), "sha256").hexdigest()
         size = content.seek(0, 2)
     name = f"{digest}.jsonl"
@@ -44,7 +37,7 @@ async def upload_once(
             if found := await _uploaded(client, name, size, purpose):
                 log.info("%s is at the provider already, as %s.", file.name, found)
                 return found
-            with file.open() as content:
+            with file.open("rb") as content:
                 uploaded = await client.files.create(file=(name, content), purpose=purpose, timeout=600)
         except Exception as error:
             raise task_error(service, f"uploading {file.name}", error) from None

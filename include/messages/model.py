@@ -11,7 +11,7 @@ from pydantic_ai.exceptions import ModelHTTPError, ModelServerError, ModelTimeou
 
 from include.ai import LLM_CONN_ID, untrusted
 from include.ai.limited_model import LimitedModel, TaskUsage
-from include.ai.model import RequestRefused
+from include.ai.model import RequestRefused, connection_model
 from include.ai.output import output_to_json
 
 if TYPE_CHECKING:
@@ -27,17 +27,20 @@ class Unanswerable(Exception):
 
 
 class PromptedModel:
-    """The model of the connection `pydanticai_default`, with a prompt.
+    """The model of a connection, with a prompt.
 
     :param system_prompt: what to do with the texts.
     :param output_type: the form of the answers.
     :param in_flight: how many texts the model is asked about at the same time.
+    :param conn_id: the connection to the model.
     """
 
-    def __init__(self, system_prompt: str, output_type: type[BaseModel], in_flight: int) -> None:
+    def __init__(
+        self, system_prompt: str, output_type: type[BaseModel], in_flight: int, conn_id: str = LLM_CONN_ID
+    ) -> None:
         self.in_flight = in_flight
         self.usage = TaskUsage()
-        model = LimitedModel(LLM_CONN_ID, self.usage, in_flight)
+        model = connection_model(conn_id, lambda conn_id: LimitedModel(conn_id, self.usage, in_flight))
         self._agent: Agent[None, Any] = Agent(model, system_prompt=system_prompt, output_type=output_type)
         self._asking_harmless = asyncio.Lock()
         self._well_at = 0.0

@@ -6,31 +6,40 @@ import hashlib
 import logging
 import os
 from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
-from itertools import accumulate, pairwise
 from pathlib import Path
 from uuid import NAMESPACE_URL, uuid5
 
 from airflow.providers.common.compat.sdk import AirflowFailException
-from markdown_it import MarkdownIt
 from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
 from include.common.text import whole_characters
-from include.rag.formats import TEXT, read_text
+from include.rag.formats import FORMATS, TEXT, read_text
+from include.rag.titles import LONGEST_TITLE, Heading, headings
 
 CHUNK_CHARACTERS = 800  # about 200 tokens: one or two sections of a help page
 CHUNK_OVERLAP = 100
-LONGEST_TITLE = 200
+READING = 2  # raise it when files are read or cut differently: all are read again, and new texts are embedded
+
+# Why files are left out.
+HIDDEN = "hidden"
+LINK = "symbolic links (copy the files instead)"
+SPECIAL = "neither files nor folders"
+NOT_UTF_8 = "names that are not UTF-8 (rename them)"
+OTHER_TYPE = "files of types that are not read"
+ODD = (LINK, SPECIAL, NOT_UTF_8)
+MOST_NAMED = 20
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Document:
-    """One file: its name below the knowledge base, its title (the first line), its whole text, and its format.
+    """One file: its name below the knowledge base, its title, its whole text, and its format.
 
-    `checksum` changes with the bytes of the file, and with how documents are cut.
+    `checksum` changes with the bytes of the file, and with how documents are read and cut. `notes` says what of the
+    file could not be read, such as single pages of a PDF.
     """
 
     source: str
@@ -38,6 +47,7 @@ class Document:
     text: str
     checksum: str
     format: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,30 +77,58 @@ def knowledge_base() -> Path:
 
 
 def document_names() -> list[str]:
-    """List all files in the knowledge base and below, readable or not, except hidden ones (.gitkeep).
+    """List the documents in the knowledge base and below: the files of a type that is read.
 
-    A file whose name is not UTF-8 is left out, with an error in the log: no database takes its name.
+    Left out, and named in the log, are hidden files, links (they may lead anywhere on the worker), devices and pipes,
+    and files whose name is not UTF-8, which no database takes. Files of other types are counted.
 
-    :raises ValueError: there are none, as in a folder that was not deployed.
+    :raises ValueError: there are no documents, as in a folder that was not deployed.
     """
     folder = knowledge_base()
-    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-    found = sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
-    names = [name for name in found if name == whole_characters(name)]
-    for name in set(found) - set(names):
-        log.error("Left out: %r, whose name is not UTF-8. Rename it.", os.fsencode(name))
+    names: list[str] = []
+    left_out: dict[str, list[str]] = {}
+    for path in _entries(folder):
+        name = path.relative_to(folder).as_posix()
+        if reason := _reason_to_leave_out(path, name):
+            left_out.setdefault(reason, []).append(ascii(os.fsencode(name)) if reason == NOT_UTF_8 else name)
+        else:
+            names.append(name)
+    for reason, files in sorted(left_out.items()):
+        shown = "" if reason == OTHER_TYPE else f": {', '.join(sorted(files)[:MOST_NAMED])}"
+        log.log(logging.WARNING if reason in ODD else logging.INFO, "Left out, %s: %d%s", reason, len(files), shown)
     if not names:
         raise ValueError(
             f"There are no documents in {folder}. Deploy them with the project, or set GENAI_KNOWLEDGE_BASE to their "
             "folder on every worker. The index stays as it is."
         )
-    return names
+    return sorted(names)
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    """Yield all in a folder and below that is not a folder; links and hidden folders are not entered."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir() and not path.is_symlink() and not path.name.startswith("."):
+            yield from _entries(path)
+        else:
+            yield path
+
+
+def _reason_to_leave_out(path: Path, name: str) -> str:
+    if path.name.startswith("."):
+        return HIDDEN
+    if path.is_symlink():
+        return LINK
+    if not path.is_file():
+        return SPECIAL
+    if path.suffix.lower() not in FORMATS:
+        return OTHER_TYPE
+    return "" if name == whole_characters(name) else NOT_UTF_8
 
 
 def file_checksum(name: str) -> str:
     """Compute the `Document.checksum` of a file without parsing it; another one if it cannot be read."""
     try:
-        with (knowledge_base() / name).open("rb") as file:
+        with _path(name).open("rb") as file:
             return _document_checksum(hashlib.file_digest(file, "sha256").hexdigest())
     except OSError:
         return _document_checksum("unreadable")  # `read_document` says why
@@ -102,19 +140,33 @@ def read_document(name: str) -> Document:
     :raises AirflowFailException: there is none; the message lists those that there are.
     :raises include.rag.formats.UnreadableDocument: it cannot be used.
     """
-    path = knowledge_base() / name
-    if Path(name).is_absolute() or ".." in path.parts or not path.is_file():
-        raise AirflowFailException(f"There is no document {name!r}. There are: {', '.join(document_names())}.")
+    try:
+        path = _path(name)
+    except OSError:
+        raise AirflowFailException(
+            f"There is no document {name!r}. There are: {', '.join(document_names())}."
+        ) from None
     file = read_text(path, name)
-    title = file.text.split("\n", 1)[0].lstrip("# ")[:LONGEST_TITLE]
-    return Document(name, title, file.text, _document_checksum(file.sha256), file.format)
+    return Document(name, file.title, file.text, _document_checksum(file.sha256), file.format, file.notes)
+
+
+def _path(name: str) -> Path:
+    """Return the path of a document.
+
+    :raises OSError: there is none, or a link leads to it.
+    """
+    folder = knowledge_base().resolve()
+    path = folder / name
+    if path.resolve() != path or folder not in path.parents or not path.is_file():
+        raise FileNotFoundError(name)
+    return path
 
 
 def split_document(document: Document) -> list[Chunk]:
     """Cut a document along its structure into overlapping chunks of at most CHUNK_CHARACTERS, headings not counted."""
     splitter = TextSplitter if document.format == TEXT else MarkdownSplitter
     pieces = splitter(CHUNK_CHARACTERS, overlap=CHUNK_OVERLAP).chunk_indices(document.text)
-    starts, paths = ([], []) if document.format == TEXT else _headings(document.text)
+    starts, paths = ([], []) if document.format == TEXT else _heading_paths(document)
     chunks = []
     for position, (start, text) in enumerate(pieces):
         # With its overlap, a chunk begins in the section before its own: the middle says where it belongs.
@@ -138,29 +190,23 @@ def split_document(document: Document) -> list[Chunk]:
     return chunks
 
 
-def _headings(text: str) -> tuple[list[int], list[str]]:
-    """Find where each Markdown heading starts, in characters, and the path of headings down to it."""
-    line_starts = [0, *accumulate(len(line) + 1 for line in text.split("\n"))]
-    tokens = _block_parser().parse(text)
-    starts, paths = [], []
-    above: list[tuple[int, str]] = []
-    for token, content in pairwise(tokens):
-        if token.type == "heading_open" and token.map:
-            level = int(token.tag[1:])
-            above = [heading for heading in above if heading[0] < level] + [(level, content.content)]
-            starts.append(line_starts[token.map[0]])
-            paths.append(" > ".join(name for _, name in above if name)[: 2 * LONGEST_TITLE])
-    return starts, paths
+def _heading_paths(document: Document) -> tuple[list[int], list[str]]:
+    """Find where each heading starts, in characters, and the path of headings down to it.
 
-
-@cache
-def _block_parser() -> MarkdownIt:
-    """Make a parser of Markdown's blocks, all that is needed. Making it takes longer than most documents do."""
-    return MarkdownIt("commonmark").disable(["inline", "text_join"])
+    The path begins with the title, as that of front matter, if no heading of level 1 stands above.
+    """
+    found = headings(document.text)
+    above = [] if document.title in [heading.text for heading in found] else [Heading(0, 0, document.title)]
+    paths = []
+    for heading in found:
+        least = 1 if heading.level == 1 else 0
+        above = [other for other in above if least <= other.level < heading.level] + [heading]
+        paths.append(" > ".join(other.text for other in above if other.text)[: 2 * LONGEST_TITLE])
+    return [heading.start for heading in found], paths
 
 
 def _document_checksum(sha256: str) -> str:
-    return _checksum(str(CHUNK_CHARACTERS), str(CHUNK_OVERLAP), sha256)
+    return _checksum(str(READING), str(CHUNK_CHARACTERS), str(CHUNK_OVERLAP), sha256)
 
 
 def _checksum(*parts: str) -> str:

@@ -1,19 +1,20 @@
-"""Documents as text: Markdown, plain text, HTML and PDF, each by a parser from PyPI.
+"""Documents as text, each format by a parser from PyPI.
 
-HTML and PDF become Markdown, so that all of them are cut along headings; a PDF's headings are its pages.
+All but plain text become Markdown, so that they are cut along headings; a PDF's headings are its pages.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import logging
 import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from include.common.text import clean_text
+from include.rag import bounded
+from include.rag.bounded import UnreadableDocument
+from include.rag.titles import headings, split_front_matter, title_of
 
 # More than any help page, and little enough for a worker's memory: a PDF can hold far more text than its size says.
 MAX_BYTES = 20_000_000
@@ -21,20 +22,44 @@ MAX_CHARACTERS = 2_000_000
 
 TEXT = "text"
 
-# Parts of a web page that are not its text.
-NOT_TEXT = ["script", "style", "noscript", "template", "svg", "nav", "header", "footer", "aside", "form", "iframe"]
 
+class Parsed(NamedTuple):
+    """A document's title, its text, and what of it could not be read."""
 
-class UnreadableDocument(ValueError):
-    """A file that cannot be used. The message names it and says why."""
+    title: str
+    text: str
+    notes: Sequence[str] = ()
 
 
 class FileText(NamedTuple):
-    """A file's format, its text (Markdown, or plain text where the format is `TEXT`), and the SHA-256 of its bytes."""
+    """A file as text (Markdown, or plain text where the format is `TEXT`), and the SHA-256 of its bytes.
+
+    `notes` says what of it could not be read, such as single pages of a PDF.
+    """
 
     format: str
+    title: str
     text: str
+    notes: tuple[str, ...]
     sha256: str
+
+
+# By suffix: the format, as searches can be filtered by it, and the parser, if one is needed.
+FORMATS: dict[str, tuple[str, str]] = {
+    ".md": ("markdown", ""),
+    ".markdown": ("markdown", ""),
+    ".txt": (TEXT, ""),
+    ".html": ("html", "include.rag.web_pages.read_page"),
+    ".htm": ("html", "include.rag.web_pages.read_page"),
+    ".xhtml": ("html", "include.rag.web_pages.read_page"),
+    ".pdf": ("pdf", "include.rag.pdf.read_pdf"),
+}
+try:
+    from include.rag.office import OFFICE_FORMATS
+except ImportError:
+    pass
+else:
+    FORMATS |= OFFICE_FORMATS
 
 
 def read_text(path: Path, name: str) -> FileText:
@@ -45,75 +70,40 @@ def read_text(path: Path, name: str) -> FileText:
     """
     if path.suffix.lower() not in FORMATS:
         raise UnreadableDocument(f"{name} has a type that is not read. Those that are: {', '.join(FORMATS)}.")
-    format_name, parse = FORMATS[path.suffix.lower()]
+    format_name, parser = FORMATS[path.suffix.lower()]
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise UnreadableDocument(f"{name} is larger than {MAX_BYTES:,} bytes.")
+            raise UnreadableDocument(f"is larger than {MAX_BYTES:,} bytes.")
         data = path.read_bytes()
-        text = parse(data)
-    except UnreadableDocument:
-        raise
-    except (UnicodeDecodeError, LookupError) as error:
-        raise UnreadableDocument(f"{name} is wrongly encoded (expected is UTF-8): {error}") from error
+        title, text, notes = bounded.call(parser, data) if parser else _plain(data, format_name)
+    except UnreadableDocument as error:
+        raise UnreadableDocument(f"{name} {error}") from error
     except OSError as error:
         raise UnreadableDocument(f"{name} cannot be read: {error.strerror}") from error
-    except Exception as error:  # parsers raise all kinds of errors on a broken file
-        raise UnreadableDocument(f"{name} is broken: {type(error).__name__}: {error}") from error
-    if parse is _plain and "\0" in text:
-        raise UnreadableDocument(f"{name} is not text: it contains null characters.")
-    text = re.sub(r"\r\n?", "\n", clean_text(text)).strip()
+    text = _tidy(text)
     if not text:
         raise UnreadableDocument(f"{name} is empty, or holds no text.")
     if len(text) > MAX_CHARACTERS:
         raise UnreadableDocument(f"{name} holds more than {MAX_CHARACTERS:,} characters.")
-    return FileText(format_name, text, hashlib.sha256(data).hexdigest())
+    return FileText(format_name, _tidy(title), text, tuple(map(clean_text, notes)), hashlib.sha256(data).hexdigest())
 
 
-def _plain(data: bytes) -> str:
-    return data.decode("utf-8-sig")
+def _plain(data: bytes, format_name: str) -> Parsed:
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UnreadableDocument(f"is wrongly encoded (expected is UTF-8): {error}") from None
+    if "\0" in text:
+        raise UnreadableDocument("is not text: it contains null characters.")
+    if format_name == TEXT:
+        return Parsed(title_of(_tidy(text)), text)
+    title, text = split_front_matter(_line_ends(text))
+    return Parsed(title or title_of(_tidy(text), headings(text)), text)
 
 
-def _html(data: bytes) -> str:
-    from bs4 import BeautifulSoup
-    from bs4.dammit import EncodingDetector
-    from markdownify import MarkdownConverter
-
-    encoding = EncodingDetector.find_declared_encoding(data, is_html=True) or "utf-8-sig"
-    page = BeautifulSoup(data.decode(encoding), "html.parser")
-    title = page.title.get_text(" ", strip=True) if page.title else ""
-    for part in page(["head", *NOT_TEXT]):
-        part.decompose()
-    text = MarkdownConverter(heading_style="ATX", strip=["a", "img"]).convert_soup(page).strip()
-    if text and title and not page.h1:
-        return f"# {title}\n\n{text}"
-    return str(text)
+def _line_ends(text: str) -> str:
+    return re.sub(r"\r\n?", "\n", text)
 
 
-def _pdf(data: bytes) -> str:
-    from pypdf import PdfReader
-
-    logging.getLogger("pypdf").setLevel(logging.ERROR)  # it warns of each small flaw that it repairs
-    reader = PdfReader(io.BytesIO(data))
-    if reader.is_encrypted:
-        raise ValueError("it is protected by a password")
-    pages, characters = [], 0
-    for number, page in enumerate(reader.pages, 1):
-        if text := clean_text(page.extract_text()).strip():
-            pages.append(f"## Page {number}\n\n{text}")
-            characters += len(text)
-            if characters > MAX_CHARACTERS:
-                break
-    if not pages:
-        return ""
-    title = str((reader.metadata and reader.metadata.title) or pages[0].split("\n")[2]).strip()
-    return "\n\n".join([f"# {title}", *pages])
-
-
-# By suffix: the format, as searches can be filtered by it, and what reads it.
-FORMATS: dict[str, tuple[str, Callable[[bytes], str]]] = {
-    ".md": ("markdown", _plain),
-    ".txt": (TEXT, _plain),
-    ".html": ("html", _html),
-    ".htm": ("html", _html),
-    ".pdf": ("pdf", _pdf),
-}
+def _tidy(text: str) -> str:
+    return _line_ends(clean_text(text)).strip()

@@ -18,8 +18,8 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 from include.ai.embeddings import Embedder
 from include.common.text import clean_text
 from include.rag import search
+from include.rag.bounded import UnreadableDocument
 from include.rag.documents import Chunk, document_names, file_checksum, knowledge_base, read_document, split_document
-from include.rag.formats import UnreadableDocument
 from include.rag.stores.base import VectorCollection
 from include.rag.stores.open import VECTOR_STORE_CONN_ID, open_vector_store
 
@@ -48,13 +48,15 @@ class Indexed(TypedDict):
     """What an `index_documents` did.
 
     `embedded` is how many of the chunks the embedding model was asked for. Two kinds of documents were left out:
-    `unreadable` has the reason for each, `differing` those that are not what was listed.
+    `unreadable` has the reason for each, `differing` those that are not what was listed. `incomplete` has what is
+    missing of documents that went in, such as single pages of a PDF.
     """
 
     documents: int
     chunks: int
     embedded: int
     unreadable: dict[str, str]
+    incomplete: dict[str, str]
     differing: list[str]
 
 
@@ -119,7 +121,7 @@ def index_documents(collection_name: str, documents: Mapping[str, str], conn_id:
     :raises AirflowException: documents are not as listed, and a new collection must not replace the old one without
         them. A retry may run on a worker that has them.
     """
-    done = Indexed(documents=0, chunks=0, embedded=0, unreadable={}, differing=[])
+    done = Indexed(documents=0, chunks=0, embedded=0, unreadable={}, incomplete={}, differing=[])
     embedder = Embedder()
     if search.collection_name(embedder) != collection_name:
         raise AirflowFailException(
@@ -183,7 +185,8 @@ def _split_documents(documents: Mapping[str, str], done: Indexed) -> Iterator[li
             done["differing"].append(source)
             continue
         try:
-            chunks = split_document(read_document(source))
+            document = read_document(source)
+            chunks = split_document(document)
         except Exception as error:  # one document must not stop the others
             known = isinstance(error, UnreadableDocument)
             reason = str(error) if known else f"{source} cannot be used: {type(error).__name__}: {error}"
@@ -191,6 +194,9 @@ def _split_documents(documents: Mapping[str, str], done: Indexed) -> Iterator[li
             log.error("Left out: %s", done["unreadable"][source])
         else:
             done["documents"] += 1
+            if document.notes:
+                done["incomplete"][source] = "; ".join(document.notes)[:LONGEST_REASON]
+                log.warning("Incomplete: %s: %s", source, done["incomplete"][source])
             yield chunks
 
 

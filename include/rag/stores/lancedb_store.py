@@ -22,6 +22,7 @@ from include.rag.documents import Chunk
 from include.rag.stores.base import HIT_FIELDS, Hit, SearchQuery, complete_documents
 
 ALIASES = "_aliases"
+TOKENIZER = "icu/split"  # finds words where no spaces stand between, as in Chinese or Thai, and parts of identifiers
 
 TEXT_COLUMNS = ("source", "title", "headings", "text", "format", "checksum", "document_checksum")
 NUMBER_COLUMNS = ("position", "document_chunks")
@@ -87,8 +88,8 @@ class LanceDBCollection:
                 pa.field("vector", pa.list_(pa.float32(), dimension)),
             ]
             table = self._db.create_table(self._name, schema=pa.schema(fields), exist_ok=True)
-        if not table.list_indices():
-            table.create_index("text", config=FTS())
+        if not any(index.index_details["base_tokenizer"] == TOKENIZER for index in table.list_indices()):
+            table.create_index("text", config=FTS(base_tokenizer=TOKENIZER))
 
     def documents(self) -> dict[str, str]:
         columns = ["source", "document_checksum", "document_chunks"]

@@ -27,8 +27,13 @@ def open_vector_store(conn_id: str = VECTOR_STORE_CONN_ID) -> Iterator[VectorSto
 
         store = LanceDBStore(conn.host, conn.extra_dejson)
     elif conn.conn_type == "weaviate":
-        from include.rag.stores.weaviate_store import WeaviateStore
-
+        try:
+            from include.rag.stores.weaviate_store import WeaviateStore
+        except ImportError as error:
+            raise AirflowFailException(
+                f"Connection {conn_id!r} is to Weaviate, for which {error.name} is missing. It takes "
+                "include/rag/stores/weaviate_store.py and the package apache-airflow-providers-weaviate."
+            ) from error
         store = WeaviateStore(conn_id)
     else:
         raise AirflowFailException(

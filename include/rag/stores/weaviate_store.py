@@ -6,6 +6,7 @@ Only `open_vector_store` imports this module, inside a task: Weaviate's client t
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -44,8 +45,13 @@ FIRST_PAUSE_S = 0.5
 # The most that a server returns or deletes at once (its QUERY_MAXIMUM_RESULTS, unless it is set).
 MAXIMUM_RESULTS = 10_000
 
+# A word of a script that is written without spaces: Thai, Lao, Burmese, Khmer, Japanese, Chinese. Each of Weaviate's
+# tokenizers that know such words is for one language, and has to be enabled on the server; none is for Thai.
+UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
+
 VECTOR = "default"
 TEXT_PROPERTIES = ("source", "title", "format", "checksum", "document_checksum")  # compared as a whole
+SHOWN = ("headings", "text")
 NUMBER_PROPERTIES = ("position", "document_chunks")
 
 log = logging.getLogger(__name__)
@@ -192,7 +198,7 @@ class WeaviateCollection:
         if not self._exists():
             return []
         find = self._collection.query
-        by_words: dict[str, Any] = {"query": query.text, "query_properties": ["text"]}
+        by_words: dict[str, Any] = {"query": _words(query.text), "query_properties": ["words"]}
         shared: dict[str, Any] = {
             "limit": query.limit,
             "filters": _matches(query.filters),
@@ -229,8 +235,8 @@ def schema() -> dict[str, Any]:
     return {
         "properties": [
             *(Property(name=name, **whole) for name in TEXT_PROPERTIES),
-            Property(name="headings", data_type=text, index_filterable=False, index_searchable=False),
-            Property(name="text", data_type=text, tokenization=Tokenization.WORD, index_filterable=False),
+            *(Property(name=name, data_type=text, index_filterable=False, index_searchable=False) for name in SHOWN),
+            Property(name="words", data_type=text, tokenization=Tokenization.WORD, index_filterable=False),
             *(Property(name=name, data_type=number, index_filterable=False) for name in NUMBER_PROPERTIES),
         ],
         "vector_config": Configure.Vectors.self_provided(
@@ -268,7 +274,17 @@ def insert_all(collection: Collection[Any, Any], objects: Sequence[Any]) -> None
 
 
 def _properties(chunk: Chunk) -> dict[str, Any]:
-    return {name: value for name, value in vars(chunk).items() if name != "id"}
+    properties = {name: value for name, value in vars(chunk).items() if name != "id"}
+    return {**properties, "words": _words(chunk.text)}
+
+
+def _words(text: str) -> str:
+    """Return what a keyword search compares: the text, with pairs of characters in place of words without spaces."""
+    return UNSPACED.sub(lambda found: " ".join(["", *_pairs(found[0]), ""]), text)
+
+
+def _pairs(word: str) -> list[str]:
+    return [word[start : start + 2] for start in range(max(1, len(word) - 1))]
 
 
 def _matches(filters: Mapping[str, Sequence[str]]) -> Any:

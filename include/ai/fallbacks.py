@@ -1,0 +1,106 @@
+"""Fallback connections: who is asked when the provider of a connection gives no answer.
+
+`{"fallback_conn_ids": ["other", "third"]}` in a connection's extra names the connections to ask instead, in order, as
+with apache-airflow-providers-common-ai. Each has its own model, key, limits and price.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+from pydantic_ai.exceptions import FallbackExceptionGroup, ModelAPIError
+from pydantic_ai.messages import ModelResponse
+from pydantic_ai.models import Model
+from pydantic_ai.models.fallback import FallbackModel
+
+from include.ai.connection import ModelSource
+from include.ai.model import ConnectionModel, RequestRefused
+
+# With a connection to fall back to: long enough for a limit per minute to reset.
+LONGEST_WAIT_S = 60.0
+
+log = logging.getLogger(__name__)
+
+
+def falls_back(error: Exception) -> bool:
+    """Return whether the next connection is asked: the provider gave no answer, and the request is not at fault.
+
+    It is down, out of quota, too slow, or refuses the key or the model. What it says no to, because of what was asked,
+    no other one is asked. A connection that describes no model is an error to correct, which nothing hides.
+    """
+    unanswered = isinstance(error.__context__, ModelAPIError) and not isinstance(error, RequestRefused)
+    if unanswered:
+        log.warning("No answer. %s", error)
+    return unanswered
+
+
+def read_fallbacks(source: ModelSource) -> list[str]:
+    """Read the ids of the connections to fall back to, in order.
+
+    :raises AirflowFailException: they are not a list of ids of other connections.
+    """
+    ids = source.layer_args.get("fallback_conn_ids") or []
+    if not isinstance(ids, list) or not all(isinstance(conn_id, str) for conn_id in ids):
+        raise AirflowFailException(
+            f"Connection {source.conn_id!r}: fallback_conn_ids in its extra must be a list of ids."
+        )
+    ids = [conn_id.strip() for conn_id in ids if conn_id.strip()]  # common-ai's form leaves empty lines
+    if len({source.conn_id, *ids}) <= len(ids):
+        raise AirflowFailException(
+            f"Connection {source.conn_id!r}: fallback_conn_ids in its extra must be other connections, each once."
+        )
+    return ids
+
+
+class ConnectionChain(ConnectionModel):
+    """The model of a connection, and those of its fallbacks.
+
+    :param conn_id: the first connection.
+    :param make: makes the model of one connection.
+    """
+
+    def __init__(self, conn_id: str, make: Callable[[str], ConnectionModel]) -> None:
+        super().__init__(conn_id)
+        self._make = make
+
+    @cached_property
+    def models(self) -> list[ConnectionModel]:
+        """The models, in order.
+
+        :raises AirflowFailException: one of them cannot be built: better known now than in an outage.
+        """
+        models = [self._make(conn_id) for conn_id in (self.conn_id, *read_fallbacks(self.source))]
+        for model in models[1:]:
+            if read_fallbacks(model.source):
+                raise AirflowFailException(
+                    f"Connection {model.conn_id!r} has fallback_conn_ids of its own, which nobody follows: list all "
+                    f"at {self.conn_id!r}."
+                )
+            _ = model.wrapped
+        for model in models[:-1]:
+            model.longest_wait_s = LONGEST_WAIT_S
+        return models
+
+    @cached_property
+    def wrapped(self) -> Model:  # type: ignore[override]
+        """The one model, or all of them."""
+        return FallbackModel(*self.models, fallback_on=falls_back) if len(self.models) > 1 else self.models[0]
+
+    async def request(self, *args: Any, **kwargs: Any) -> ModelResponse:
+        """Ask one model after the other.
+
+        :raises AirflowFailException: no retry of the task can help.
+        :raises AirflowException: a later try may succeed.
+        """
+        try:
+            return await self.wrapped.request(*args, **kwargs)
+        except FallbackExceptionGroup as group:
+            errors: Sequence[Exception] = group.exceptions
+        final = all(isinstance(error, AirflowFailException) for error in errors)
+        failure = (AirflowFailException if final else AirflowException)(" ".join(map(str, errors)))
+        failure.__context__, failure.__suppress_context__ = errors[0].__context__, True  # kept out of the log
+        raise failure

@@ -1,0 +1,190 @@
+"""Rows as CSV, JSON lines and Parquet have them, read one by one, whatever the file's size.
+
+Each reader yields, for each row, its cells in the columns that are asked for, or why it cannot be read; it raises
+AirflowFailException where the file itself is at fault.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+from airflow.providers.common.compat.sdk import AirflowFailException
+
+from include.common.json_lines import DuplicateName, read_json, read_lines
+
+if TYPE_CHECKING:
+    from airflow.sdk import ObjectStoragePath
+    from pyarrow.parquet import ParquetFile
+
+# A CSV field this long is the rest of the file after a quote that nobody closed.
+LONGEST_LINE = 1_000_000
+# What is in memory of a Parquet file: so many rows, and so many bytes of each column.
+PARQUET_ROWS = 100
+PARQUET_BYTES = 1 << 22
+
+
+class Unreadable(NamedTuple):
+    """A row or a cell that is there, but not as it should be."""
+
+    reason: str
+
+
+Cells = dict[str, Any] | Unreadable
+
+
+def csv_rows(path: ObjectStoragePath, columns: list[str]) -> Iterator[Cells]:
+    """Read a CSV file with a header, whose columns are separated by commas, or by semicolons or tabs."""
+    csv.field_size_limit(LONGEST_LINE)
+    with path.open("rb") as file:
+        lines = _csv_lines(path, file)
+        head = []  # up to the header: lines before it may be blank
+        for line in lines:
+            head.append(line)
+            if line.strip():
+                break
+        first = head[-1] if head else ""
+        separator = next((sign for sign in ";\t" if sign in first and "," not in first), ",")
+        # Like csv.DictReader, but a row of another length than the header is told from one that fits.
+        reader = csv.reader(chain(head, lines), delimiter=separator, strict=True)
+        try:
+            header = next((names for names in reader if any(map(str.strip, names))), [])
+            if not header:
+                raise AirflowFailException(f"{path} is empty.")
+            _require(path, columns, header)
+            for values in reader:
+                if len(values) == len(header):
+                    yield dict(zip(header, values, strict=True))
+                elif values:
+                    yield Unreadable(f"line {reader.line_num} has {len(values)} fields, the header {len(header)}")
+        except csv.Error as error:
+            reason = f"is not valid CSV: {error}"
+            if "new-line character" in str(error):
+                reason = "ends with a carriage return alone, as on old Macs: save the file with other line ends"
+            raise AirflowFailException(f"{path}, line {reader.line_num}, {reason}.") from None
+
+
+def json_rows(path: ObjectStoragePath, columns: list[str]) -> Iterator[Cells]:
+    """Read JSON lines. A field that a line leaves out is null; one that every line leaves out is a wrong name."""
+    found: dict[str, None] = {}
+    has_begun = False
+    with path.open("rb") as file:
+        for number, line in _text_lines(path, file):
+            if isinstance(line, str) and not line.strip():
+                continue
+            cells = line if isinstance(line, Unreadable) else _json_cells(number, line, columns)
+            if isinstance(cells, Unreadable):
+                if not has_begun:
+                    raise AirflowFailException(f"{path} is not JSON lines: {cells.reason}.")
+                yield cells
+            else:
+                found |= dict.fromkeys(cells)
+                yield {column: cells.get(column) for column in columns}
+            has_begun = True
+    if has_begun:
+        _require(path, columns, list(found))
+
+
+def _json_cells(number: int, line: str, columns: list[str]) -> Cells:
+    try:
+        cells = read_json(line)
+    except DuplicateName as error:
+        return dict.fromkeys(columns, Unreadable(f"line {number}: {error}"))
+    except ValueError:
+        return Unreadable(f"line {number} is not JSON")
+    return cells if isinstance(cells, dict) else Unreadable(f"line {number} is not a JSON object")
+
+
+def parquet_rows(path: ObjectStoragePath, columns: list[str]) -> Iterator[Cells]:
+    """Read a Parquet file page by page: a row group may be larger than the memory."""
+    from pyarrow import parquet
+
+    # With a cache, each column would throw away what is read ahead for the other.
+    with path.open("rb", cache_type="none") as file:
+
+        def opened() -> tuple[ParquetFile, list[str]]:
+            table = parquet.ParquetFile(file, pre_buffer=False, buffer_size=PARQUET_BYTES)
+            return table, table.schema_arrow.names
+
+        table, names = _guarded(f"{path} is not a Parquet file that can be read", opened)
+        _require(path, columns, names)
+        for group in range(table.num_row_groups):
+            values = [_parquet_values(path, table, group, column) for column in columns]
+            try:
+                yield from (dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True))
+            except ValueError:
+                raise AirflowFailException(
+                    f"{path}, row group {group + 1}, has columns of different lengths."
+                ) from None
+
+
+def _parquet_values(path: ObjectStoragePath, table: ParquetFile, group: int, column: str) -> Iterator[Any]:
+    where = f"{path}, row group {group + 1}, column {column!r}, cannot be read"
+    options: dict[str, Any] = {"row_groups": [group], "columns": [column], "batch_size": PARQUET_ROWS}
+    batches = _guarded(where, lambda: table.iter_batches(**options))
+    while (batch := _guarded(where, lambda: next(batches, None))) is not None:
+        yield from (_parquet_value(column, scalar) for scalar in batch.column(0))
+
+
+def _parquet_value(column: str, scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as error:
+        return Unreadable(f"column {column!r}: byte {error.start + 1} is not UTF-8")
+    except (ValueError, OverflowError) as error:  # a date after the year 9999, say
+        return Unreadable(f"column {column!r}: {scalar.type} out of range: {error}")
+
+
+def _guarded(where: str, read: Callable[[], Any]) -> Any:
+    """Call `read`.
+
+    :raises AirflowFailException: the file is at fault. A storage that cannot be read now raises what it raised.
+    """
+    import pyarrow as pa
+
+    try:
+        return read()
+    except (pa.ArrowException, ValueError, OverflowError, OSError) as error:
+        # Arrow's own OSErrors have no number, and are of no more special class.
+        if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
+            raise
+        raise AirflowFailException(f"{where}: {error}") from None
+
+
+def _require(path: ObjectStoragePath, columns: list[str], found: list[str]) -> None:
+    shown = ", ".join(map(repr, found)) or "-"
+    for column in columns:
+        if column not in found:
+            raise AirflowFailException(f"{path} has no column {column!r}. It has: {shown}.")
+        if found.count(column) > 1:
+            raise AirflowFailException(f"{path} has the column {column!r} twice. It has: {shown}.")
+
+
+def _csv_lines(path: ObjectStoragePath, file: IO[bytes]) -> Iterator[str]:
+    for _, line in _text_lines(path, file):
+        if isinstance(line, Unreadable):
+            raise AirflowFailException(f"{path}, {line.reason}.")
+        yield line
+
+
+def _text_lines(path: ObjectStoragePath, file: IO[bytes]) -> Iterator[tuple[int, str | Unreadable]]:
+    """Number and decode the lines, without a byte order mark."""
+    for number, line in read_lines(file, LONGEST_LINE):
+        if line is None:
+            raise AirflowFailException(f"{path}, line {number}, is longer than {LONGEST_LINE} bytes.")
+        yield number, _text(number, line)
+
+
+def _text(number: int, line: bytes) -> str | Unreadable:
+    if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return Unreadable("line 1, is UTF-16: save the file as UTF-8")
+    if b"\0" in line:
+        return Unreadable(f"line {number}, holds a NUL byte: it is UTF-16, to be saved as UTF-8, or it is not text")
+    try:
+        return line.removeprefix(codecs.BOM_UTF8).decode() if number == 1 else line.decode()
+    except UnicodeDecodeError as error:
+        where = f"line {number}, byte {error.start + 1}"
+        return Unreadable(f"{where}, is not UTF-8 (is it Latin-1 or Windows-1252?): save the file as UTF-8")

@@ -1,0 +1,106 @@
+"""A parser of untrusted files in a process of its own, which a file can neither stop nor fill.
+
+One process serves all files of a task: it starts at the first, and again after one that it did not survive.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from importlib import import_module
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from typing import Any, NamedTuple
+
+MOST_CPU_SECONDS = 120  # of computing time, so that a busy machine refuses nothing that an idle one reads
+MOST_MEMORY = 2_000_000_000
+
+_SERVE = "import sys; sys.path.insert(0, sys.argv[1]); from include.rag.bounded import serve; serve(int(sys.argv[2]))"
+
+
+class UnreadableDocument(ValueError):
+    """A file that cannot be used. The message names it and says why; a parser leaves out the name."""
+
+
+class _Process(NamedTuple):
+    process: subprocess.Popen[bytes]
+    pipe: Connection
+
+
+_running: dict[int, _Process] = {}  # by the process that started it: one that was forked from it starts its own
+_one_at_a_time = threading.Lock()
+
+
+def call(function: str, data: bytes) -> Any:
+    """Call `function`, as `include.rag.pdf.read_pdf`, with the bytes of a file.
+
+    :raises UnreadableDocument: it did, or any other error, or needed more than MOST_CPU_SECONDS or MOST_MEMORY.
+    """
+    with _one_at_a_time:
+        process, pipe = _started()
+        try:
+            pipe.send((function, data, MOST_CPU_SECONDS, MOST_MEMORY))
+            found, reason = pipe.recv()
+        except (EOFError, OSError):
+            del _running[os.getpid()]
+            pipe.close()
+            code = process.wait()
+            if code == -signal.SIGPROF:
+                raise UnreadableDocument(f"takes more than {MOST_CPU_SECONDS} s to read") from None
+            raise UnreadableDocument(
+                f"crashes its parser, or needs too much memory for it (exit code {code})"
+            ) from None
+    if reason:
+        raise UnreadableDocument(reason)
+    return found
+
+
+def _started() -> _Process:
+    found = _running.get(os.getpid())
+    if found is None or found.process.poll() is not None:
+        ours, theirs = Pipe()
+        process = subprocess.Popen(
+            [sys.executable, "-c", _SERVE, str(Path(__file__).parents[2]), str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,  # else it would hold the task's log open
+            pass_fds=[theirs.fileno()],
+        )
+        theirs.close()
+        found = _running[os.getpid()] = _Process(process, ours)
+    return found
+
+
+def serve(pipe_number: int) -> None:
+    """Answer calls until the other end is closed. This is the process's main function."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    pipe = Connection(pipe_number)
+    with suppress(EOFError, OSError):
+        while True:
+            name, data, most_cpu_seconds, most_memory = pipe.recv()
+            with suppress(ValueError, OSError):  # macOS has no such limit
+                resource.setrlimit(resource.RLIMIT_AS, (most_memory, resource.getrlimit(resource.RLIMIT_AS)[1]))
+            signal.setitimer(signal.ITIMER_PROF, most_cpu_seconds)  # its signal ends the process, in C code too
+            answer = _answer(name, data)
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            pipe.send(answer)
+
+
+def _answer(name: str, data: bytes) -> tuple[Any, str]:
+    """Return what the function returns, or the reason why it fails."""
+    module, _, function = name.rpartition(".")
+    try:
+        return getattr(import_module(module), function)(data), ""
+    except UnreadableDocument as error:
+        return None, str(error)
+    except ImportError as error:
+        return None, f"needs a package that is not installed ({error.name})"
+    except MemoryError:
+        return None, "needs too much memory to read"
+    except Exception as error:  # parsers raise all kinds of errors on a broken file
+        return None, f"is broken: {type(error).__name__}: {error}"
