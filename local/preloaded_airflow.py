@@ -33,10 +33,10 @@ def notice_ends_soon() -> None:
     """
     service = WatchedSubprocess._service_subprocess
 
-    def service_or_poll(self: WatchedSubprocess, max_wait_time: float, **options: Any) -> int | None:
+    def service_or_poll(self: WatchedSubprocess, max_wait_time: float, **options: Any) -> Any:
         return service(self, max_wait_time if self._open_sockets else min(max_wait_time, END_POLL_S), **options)
 
-    WatchedSubprocess._service_subprocess = service_or_poll  # type: ignore[method-assign]
+    WatchedSubprocess._service_subprocess = service_or_poll  # type: ignore[method-assign, assignment]
 
 
 if __name__ == "__main__":
