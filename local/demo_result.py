@@ -26,7 +26,14 @@ class Result:
     seconds: float = 0.0
     tasks: int = 0
     tokens: int = 0
+    cost_usd: float | None = 0.0
     result: str = ""
+
+    def add_usage(self, usage: dict[str, Any]) -> None:
+        """Add the XCom `llm_usage` of a task. The cost is None as soon as one price is unknown."""
+        self.tokens += usage["input_tokens"] + usage["output_tokens"]
+        known = self.cost_usd is not None and usage["cost_usd"] is not None
+        self.cost_usd = self.cost_usd + usage["cost_usd"] if known else None
 
 
 def one_line(values: list[Any]) -> str:
@@ -55,6 +62,7 @@ def table_of(results: list[Result]) -> Table:
     table.add_column("pattern", overflow="fold", max_width=32)
     table.add_column("state", no_wrap=True)
     table.add_column("s", justify="right", no_wrap=True)
+    table.add_column("cost", justify="right", no_wrap=True)
     table.add_column("result", overflow="fold", ratio=1)
     for each in results:
         done = each.state == "success"
@@ -62,13 +70,24 @@ def table_of(results: list[Result]) -> Table:
             escape(each.dag_id),
             f"[{COLOURS.get(each.state, 'red')}]{each.state}",
             f"{each.seconds:.0f}",
+            cost_of(each),
             Text(each.result, no_wrap=done, overflow="ellipsis" if done else "fold"),
         )
     return table
+
+
+def cost_of(result: Result) -> str:
+    """US dollars; tokens where the price is unknown, as for a local model; nothing where no model was called."""
+    if not result.tokens:
+        return ""
+    return f"{result.tokens:,} tokens" if result.cost_usd is None else f"${result.cost_usd:.4f}"
 
 
 def totals_of(results: list[Result]) -> str:
     """The numbers of all runs together."""
     done = sum(each.state == "success" for each in results)
     tasks, tokens = (sum(getattr(each, name) for each in results) for name in ("tasks", "tokens"))
-    return f"{done} of {len(results)} DAGs succeeded, with {tasks} tasks and {tokens} tokens."
+    costs = [each.cost_usd for each in results]
+    known = sum(cost for cost in costs if cost is not None)
+    cost = f" They cost ${known:.4f}{', and what has no known price' if None in costs else ''}." if known else ""
+    return f"{done} of {len(results)} DAGs succeeded, with {tasks} tasks and {tokens:,} tokens.{cost}"

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
@@ -37,6 +38,9 @@ The language model is SmolLM2-135M, running on this machine: the plumbing is rea
 For a real model put OPENAI_API_KEY=... into .env (a current, cheap model is used; make demo PAID=1), or the connection
 AIRFLOW_CONN_PYDANTICAI_DEFAULT for Ollama or another provider; .env.example shows how."""
 OWN_MODEL_NOTICE = "The language model is the one of your settings (.env or the shell): its calls may cost money."
+
+MODEL_PACKAGES = ("xllamacpp", "wordllama")
+MODEL_CONNECTIONS = ("AIRFLOW_CONN_PYDANTICAI_DEFAULT", "AIRFLOW_CONN_EMBEDDINGS_DEFAULT")
 
 Say = Callable[[str], None]
 
@@ -89,6 +93,7 @@ class Stack:
                 f"Airflow's settings cannot hold the character {unusable[0]!r} in the path {self.home}: "
                 "move the project to a folder without it."
             )
+        model_server = has_model_server(user_environment())
         deadline = time.monotonic() + START_TIMEOUT_S
         require_free_port(self._api_port)
         self.home.mkdir(parents=True, exist_ok=True)
@@ -104,12 +109,9 @@ class Stack:
         python = [sys.executable, "-m"]
         say(TINY_MODEL_NOTICE if uses_embedded_model(user_environment()) else OWN_MODEL_NOTICE)
         try:
-            self.processes.spawn(
-                "model-server",
-                [*python, "local.model_server", "--port", str(model_port)],
-                environment,
-                PROJECT,
-            )
+            if model_server:
+                command = [*python, "local.model_server", "--port", str(model_port)]
+                self.processes.spawn("model-server", command, environment, PROJECT)
             emulator = [*python, "local.openai_emulator", "--port", str(openai_port)]
             emulator += ["--folder", str(self.home / "openai_emulator"), "--upstream", f"{model_url}/v1"]
             self.processes.spawn("openai-emulator", emulator, environment, PROJECT)
@@ -120,10 +122,11 @@ class Stack:
             self.processes.wait_for("sqs-server", lambda: create_queues(queue), deadline)
             for name in ("api-server", "scheduler", "dag-processor", "triggerer"):
                 self.processes.spawn(name, [*python, "local.preloaded_airflow", name], environment, PROJECT)
-            self._wait_for("model-server", f"{model_url}/health", deadline)
+            if model_server:
+                self._wait_for("model-server", f"{model_url}/health", deadline)
             self._wait_for("openai-emulator", f"{openai_url}/health", deadline)
             self._wait_for("api-server", f"{self.api.url}/api/v2/version", deadline)
-            say("model server and API server are ready")
+            say("the API server is ready" if not model_server else "model server and API server are ready")
             self.api.log_in()
             self._create_pools()
             for part in ("scheduler", "dag_processor", "triggerer"):
@@ -169,6 +172,21 @@ class Stack:
         self.processes.wait_for(name, lambda: _answers(url), deadline)
 
 
+def has_model_server(user: dict[str, str]) -> bool:
+    """Whether the embedded models can run here.
+
+    :raises StackError: they cannot, and the user's settings do not name others.
+    """
+    missing = [package for package in MODEL_PACKAGES if not find_spec(package)]
+    unset = [name for name in MODEL_CONNECTIONS if not user.get(name)]
+    if missing and unset and not user.get("OPENAI_API_KEY"):
+        raise StackError(
+            f"The embedded models do not run on this machine, as {' and '.join(missing)} could not be installed. "
+            f"Put models of your own into .env: OPENAI_API_KEY, or {' and '.join(unset)}."
+        )
+    return not missing
+
+
 def _answers(url: str) -> bool:
     try:
         return httpx.get(url, timeout=2).is_success
@@ -176,9 +194,15 @@ def _answers(url: str) -> bool:
         return False
 
 
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: choose a number from 1 to 65535")
+    return int(text)
+
+
 def stack_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that say which stack is meant."""
-    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="port of the UI (default: %(default)s)")
+    parser.add_argument("--port", type=_port, default=DEFAULT_PORT, help="port of the UI (default: %(default)s)")
     parser.add_argument("--home", type=Path, default=DEFAULT_HOME, help="folder of its data (default: .local)")
 
 

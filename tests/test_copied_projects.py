@@ -130,7 +130,7 @@ def test_each_dag_runs_in_an_empty_project_to_which_it_was_copied(tmp_path, airf
         env={**os.environ, "PYTHONPATH": "", "PYTHONDONTWRITEBYTECODE": "1"},
         cwd="/",
         check=True,
-        timeout=600,
+        timeout=1800,
     )
 
     for dag_id, (_, task_id, says) in runs.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,9 @@ import pytest
 from rich.console import Console
 
 from include.ai.usage import USAGE_XCOM_KEY
-from local import demo, environment
+from local import demo, environment, stack
 from local.demo import CONF, Demo
-from local.demo_result import Result, table_of
+from local.demo_result import Result, table_of, totals_of
 from local.processes import StackError
 from tests.conftest import PROJECT, dag_files
 from tests.virtual_time import VirtualTime
@@ -116,6 +117,80 @@ def test_the_table_fits_a_narrow_terminal_with_a_line_for_each_dag_that_succeede
     lines = printed([Result(dag_id, "success", 123.4, result="What came out, " * 20) for dag_id in dag_ids])
     assert [line.split()[0] for line in lines[1:]] == dag_ids
     assert max(map(len, lines)) <= 80
+
+
+def test_the_table_shows_what_a_run_cost_or_its_tokens_where_no_price_is_known():
+    paid, local, free = Result("paid", "success"), Result("local", "success"), Result("free", "success")
+    for result, costs in ((paid, (0.5, 0.0002)), (local, (0.25, None, 0.25))):
+        for cost in costs:
+            result.add_usage({"input_tokens": 1000, "output_tokens": 10, "cost_usd": cost})
+    lines = printed([paid, local, free])
+    assert [line.split()[3:] for line in lines[1:]] == [["$0.5002"], ["3,030", "tokens"], []]
+    assert totals_of([paid, local]).endswith("5,050 tokens. They cost $0.5002, and what has no known price.")
+    assert totals_of([local, free]).endswith("3,030 tokens.")
+
+
+OWN_MODELS = {"AIRFLOW_CONN_PYDANTICAI_DEFAULT": "{}", "AIRFLOW_CONN_EMBEDDINGS_DEFAULT": "{}"}
+
+
+def test_where_the_embedded_models_cannot_be_installed_models_of_ones_own_are_asked_for(monkeypatch):
+    assert stack.has_model_server({})
+    monkeypatch.setattr(stack, "find_spec", lambda package: None if package == "wordllama" else object())
+    with pytest.raises(StackError, match=r"wordllama could not be installed.*OPENAI_API_KEY, or AIRFLOW_CONN_PYD.*and"):
+        stack.has_model_server({})
+    with pytest.raises(StackError, match="OPENAI_API_KEY, or AIRFLOW_CONN_EMBEDDINGS_DEFAULT"):
+        stack.has_model_server({"AIRFLOW_CONN_PYDANTICAI_DEFAULT": "{}"})
+    for settings in ({"OPENAI_API_KEY": "x"}, OWN_MODELS):
+        assert not stack.has_model_server(settings)
+
+
+# A FAKE of Python, venv, pip and uv, on a machine that has no wheel of some packages.
+FAKE_PYTHON = """#!/bin/sh
+case "$*" in
+  *"-m venv "*) mkdir -p .venv/bin; cp "$0" .venv/bin/python; cp "$0" .venv/bin/uv; exit 0;;
+esac
+for each in "$@"; do
+  test -f "$each" && case "$each" in *.txt) set -- "$@" $(cat "$each");; esac
+done
+case "$*" in
+  *MISSING*) exit 1;;
+  *" install "*) echo "$*" >> installed;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("missing", "code", "said"),
+    [
+        ("wordllama", 0, "wordllama==1 could not be installed on this machine"),
+        ("lancedb", 2, "Where it says that a package has no wheel, this machine is not supported"),
+    ],
+)
+def test_make_says_which_package_a_machine_lacks_and_installs_the_rest_where_it_can(tmp_path, missing, code, said):
+    shutil.copy(PROJECT / "Makefile", tmp_path)
+    (tmp_path / "requirements.txt").write_text("airflow-ai-sdk==1\n")
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local" / "airflow-ai-sdk.lock").write_text("lancedb==1\nwordllama==1\nxllamacpp==1\n")
+    python = tmp_path / "python"
+    python.write_text(FAKE_PYTHON.replace("MISSING", missing))
+    python.chmod(0o755)
+    command = ["make", ".venv/installed-from-lock", f"PYTHON={python}"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == code, ended.stderr
+    assert said in ended.stdout
+    installed = (tmp_path / "installed").read_text()
+    assert ("xllamacpp==1" in installed) == (code == 0)
+    assert f"{missing}==1" not in installed
+
+
+@pytest.mark.parametrize("port", ["99999", "0", "-1", "http"])
+@pytest.mark.parametrize("module", ["demo", "stack"])
+def test_a_port_that_is_none_is_answered_with_what_to_do(module, port, tmp_path):
+    action = ["start"] if module == "stack" else []
+    command = [sys.executable, "-m", f"local.{module}", *action, "--port", port, "--home", str(tmp_path)]
+    ended = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2
+    assert ended.stderr.endswith(f"argument --port: {port!r} is not a port: choose a number from 1 to 65535\n")
 
 
 def test_the_table_says_in_full_why_a_dag_did_not_run():

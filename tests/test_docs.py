@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 import pytest
 
+from include.sample import data
 from tests.conftest import PROJECT, dag_files, template_dags
 from tests.test_copying_a_pattern import astro_project
 
@@ -131,6 +132,25 @@ def test_the_page_of_every_pattern_has_a_diagram_and_says_how_it_fails_and_what_
     pages = [text for text in TEXT.values() if link in text.split("```mermaid")[0]]
     assert pages, f"no page has this link before its diagram: {link}"
     assert any("```mermaid" in text and re.search(r"fails", text) for text in pages)
+
+
+def test_the_counts_of_the_docs_are_those_of_the_project():
+    asked, checked = len(data.evaluation_questions()), len(data.questions())
+    incidents = len((PROJECT / "include" / "sample" / "incidents.jsonl").read_text().splitlines())
+    documents = len(list((PROJECT / "include" / "knowledge_base").iterdir()))
+    for page, text in [
+        ("README.md", f"{asked} labelled questions"),
+        ("README.md", f"checks retrieval with {checked} questions"),
+        ("README.md", f"{documents} documents about its product"),
+        ("docs/rag.md", f"{asked} questions"),
+        ("docs/routing.md", f"{incidents} labelled incidents"),
+        ("dags/patterns/rag_evaluation.py", f"the knowledge base {asked} questions"),
+    ]:
+        if not deleted(PROJECT / page):
+            assert text in (PROJECT / page).read_text(encoding="utf-8"), f"{page}: {text}"
+    numbers = "[Oo]ne|[Tt]wo|[Tt]hree|[Ff]our|[Ff]ive|[Ss]ix|[Ss]even|[Ee]ight|[Nn]ine|[Tt]en|[0-9]+"
+    for page, text in TEXT.items():
+        assert not re.search(rf"\b({numbers}) (DAGs|patterns|tests|pages)\b", text), f"{page}: count them here"
 
 
 def test_the_pictures_are_small():
