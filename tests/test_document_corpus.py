@@ -118,6 +118,15 @@ HTML = {
     "skip-link": File(page(SKIP.format("Skip to main content")), "Resetting", lacks=("Skip",)),
     "skip-link-german": File(page(SKIP.format("Zum Inhalt springen")), "Resetting", lacks=("Inhalt",)),
     "skip-link-class": File(page('<a class="skip-nav" href="#x">Zum Text</a><h1>R</h1>'), "R", lacks=("Zum Text",)),
+    "skip-in-text": File(
+        page('<main><h1>R</h1><p><a href="#x">Skip to step 3</a></p></main>'), "R", ("Skip to step 3",)
+    ),
+    "nested-furniture": File(
+        page("<aside><nav>Home<form>Find<nav>All</nav></form></nav></aside>" * 3 + "<main><h1>R</h1>Press.</main>"),
+        "R",
+        ("Press.",),
+        ("Home", "Find", "All"),
+    ),
     "contents-stay": File(page('<a href="#l">Limits</a><h1>R</h1><h2 id="l">Limits</h2>'), "R", ("Limits\n\n# R",)),
     "navigation": File(page("<nav>Home</nav><h1>R</h1><p>Press.</p>"), "R", lacks=("Home",)),
     "navigation-without-end": File(page("<nav><ul><li>Home</ul><h1>R</h1><p>Press."), "R", ("Press.",)),

@@ -87,7 +87,7 @@ def page_as_markdown(html: str, title: str = "") -> Parsed:
         return Parsed("", "")
     _flatten(page.body)
     page.strip_tags(NEVER_SHOWN)
-    for link in page.css("a[href*='#']"):
+    for link in reversed(page.css("a[href*='#']")):  # what is inside another comes first: dropping that frees both
         if _is_no_text(link, page):
             link.decompose()
     for line_break in page.css("h1 br"):
@@ -120,10 +120,12 @@ def _is_no_text(link: Any, page: Any) -> bool:
     text = _text(link).strip()
     if _SIGN.fullmatch(text) or _LINK_TO_HEADING.fullmatch(text):
         return True
+    if link.css_matches(", ".join(f"{part} a" for part in CONTENT)):
+        return False
     target = (link.attributes.get("href") or "").partition("#")[2]
     if _SKIP.fullmatch(text) or "skip" in (link.attributes.get("class") or ""):
         return True
-    if not re.fullmatch(r"[\w-]+", target) or link.css_matches(", ".join(f"{part} a" for part in CONTENT)):
+    if not re.fullmatch(r"[\w-]+", target):
         return False
     found = page.css_first(f"[id='{target}']")
     return found is not None and found.css_matches(", ".join(CONTENT))
@@ -137,7 +139,7 @@ def _drop_what_is_around(page: Any, has_content: bool, heading: Any) -> None:
     content = ", ".join(CONTENT)
     around = AROUND_CONTENT if has_content else ["header", "footer"]
     inside = {part.mem_id for part in page.css(", ".join(f"{part} {name}" for part in CONTENT for name in around))}
-    for part in page.css(", ".join(["nav", *around])):
+    for part in reversed(page.css(", ".join(["nav", *around]))):
         if part.mem_id in inside or (has_content and part.css_first(content) is not None):
             continue
         if heading is None or all(head.mem_id != heading.mem_id for head in part.css("h1")):
