@@ -68,9 +68,7 @@ lint: $(READY)  ## check format, style and types
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo --no-cache
 
-bench: $(READY)  ## measure parsing, waiting for answers and jobs, batches, streams, RAG, and the embedded model
-	@$(BIN)/python -m benchmarks.parse_cost
-	@$(BIN)/python -m benchmarks.on_demand_latency
+bench: $(READY)  ## measure waiting jobs, batches, streams, RAG, and the embedded model
 	@$(BIN)/python -m benchmarks.deferred_jobs
 	@$(BIN)/python -m benchmarks.batch_throughput
 	@$(BIN)/python -m benchmarks.stream_latency

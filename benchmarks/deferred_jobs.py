@@ -39,7 +39,7 @@ def deferred_jobs():
     @task
     def upload():
         import asyncio
-        from include.common.storage import input_file
+        from include.common.stored_files import input_file
         from include.fine_tuning.checks import TRAINING
         from include.jobs.files import upload_once
         from include.jobs.service import openai_service

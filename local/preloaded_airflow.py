@@ -9,15 +9,34 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from typing import Any
 
 import pydantic_ai.models.openai  # noqa: F401
 from airflow.__main__ import main
+from airflow.sdk.execution_time.supervisor import WatchedSubprocess
 
 import include.ai  # noqa: F401
 from local.one_writer import OneWriter
 
 # About a second each: the first two are what LanceDB imports.
 SLOW_IMPORTS_OF_TASKS = ("lance_namespace", "pandas", "matplotlib.figure")
+
+# Seconds between two looks at whether a process that has nothing more to say has ended.
+END_POLL_S = 0.05
+
+
+def notice_ends_soon() -> None:
+    """Let the supervisor of a task notice at once that its process has ended.
+
+    It sleeps until a socket of the process wakes it, or for the interval of heartbeats. A process that takes a moment
+    to end after its sockets are closed was noticed only then, and kept a slot of the executor until it was.
+    """
+    service = WatchedSubprocess._service_subprocess
+
+    def service_or_poll(self: WatchedSubprocess, max_wait_time: float, **options: Any) -> Any:
+        return service(self, max_wait_time if self._open_sockets else min(max_wait_time, END_POLL_S), **options)
+
+    WatchedSubprocess._service_subprocess = service_or_poll  # type: ignore[method-assign, assignment]
 
 
 if __name__ == "__main__":
@@ -26,6 +45,7 @@ if __name__ == "__main__":
 
         app.add_middleware(OneWriter)
     if "scheduler" in sys.argv:
+        notice_ends_soon()
         for module in SLOW_IMPORTS_OF_TASKS:
             import_module(module)
     sys.argv[0] = "airflow"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import json
@@ -51,6 +52,7 @@ os.environ |= {
 
 # Airflow's database is SQLite, or with DATABASE=postgres a server's that the first process starts for all.
 _server = contextlib.ExitStack()
+atexit.register(_server.close)  # after Airflow, which is imported later, has closed its connections
 DATABASE = os.environ.get("DATABASE", "sqlite")
 NOT_ON_POSTGRES = ""
 if DATABASE == "postgres":
@@ -64,10 +66,6 @@ if DATABASE == "postgres":
         NOT_ON_POSTGRES = f"NOT TESTED ON POSTGRESQL: {reason}"
 elif DATABASE != "sqlite":
     raise pytest.UsageError(f"DATABASE={DATABASE} is unknown. It is sqlite or postgres")
-
-
-def pytest_unconfigure() -> None:
-    _server.close()
 
 
 KEY = "sk-the-secret-key-of-the-tests"

@@ -6,6 +6,7 @@ The server is that of the system's package. It has no port, only a socket in its
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -40,8 +41,9 @@ def postgres() -> Iterator[str]:
     folder = tempfile.mkdtemp(prefix="genai-postgres-")
     user: dict[str, Any] = {"cwd": "/"}
     if os.geteuid() == 0:  # as whom the server refuses to run
-        user |= {"user": "nobody", "group": "nogroup", "extra_groups": []}
-        shutil.chown(folder, "nobody", "nogroup")
+        nobody = pwd.getpwnam("nobody")
+        user |= {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+        os.chown(folder, nobody.pw_uid, nobody.pw_gid)
     initdb, server = map(str, programs)
     options = ["--auth=trust", "--username=airflow", "--encoding=UTF8", "--locale=C", "--no-sync"]
     subprocess.run([initdb, f"--pgdata={folder}/data", *options], check=True, capture_output=True, **user)

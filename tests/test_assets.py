@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from include.common.asset_events import files_of
-from include.common.storage import storage_path, stored_file, write_artifact
+from include.common.storage import storage_path, write_artifact
+from include.common.stored_files import stored_file
 from include.rag.updates import remember_update, update_of
 from include.sample.feedback import count_topics, read_texts, top_topics, topic_table
 from tests.storages import on_storage

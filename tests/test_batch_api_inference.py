@@ -12,7 +12,8 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from pydantic import BaseModel
 
 from include.batch_api.run import BatchApiRun, batch_cost
-from include.common.storage import storage_path, stored_file, write_artifact
+from include.common.storage import storage_path, write_artifact
+from include.common.stored_files import stored_file
 from include.jobs.service import OpenAIService
 from tests.conftest import KEY, chat_requests
 from tests.emulator import BATCHES, Emulator
@@ -102,7 +103,7 @@ def test_half_characters_and_nulls_of_answers_errors_and_ids_lose_no_result(stor
     params = {"input": str(storage_path("rows.jsonl")), "text_column": "text", "id_column": "name", "limit": None}
     monkeypatch.setenv("AIRFLOW_CONN_C", json.dumps({"conn_type": "openai", "extra": {"model": "our-own"}}))
     params |= {"output_format": "jsonl", "allowed_failures": 1}
-    run = BatchApiRun("run", params, tmp_path, "c", "Summarize.", Summary)
+    run = BatchApiRun("run", params, tmp_path, "Summarize.", Summary, "c")
     run.write_requests()
     report = run.report(url)
 
@@ -126,7 +127,7 @@ def test_a_price_that_is_not_valid_is_refused_before_anything_is_paid(storage, t
     monkeypatch.setenv("AIRFLOW_CONN_C", json.dumps({"conn_type": "openai", "extra": extra}))
     params = {"input": None, "text_column": "review", "id_column": None, "limit": 1}
     with pytest.raises(AirflowFailException, match=r"'c', extra: usd_per_million_tokens\.output"):
-        BatchApiRun("run", params, tmp_path, "c", "Summarize.", Summary).write_requests()
+        BatchApiRun("run", params, tmp_path, "Summarize.", Summary, "c").write_requests()
 
 
 @pytest.mark.parametrize("status", [400, 408, 409, 422, 429, 500, None])
@@ -137,6 +138,6 @@ def test_a_row_counts_as_refused_only_if_it_would_not_be_sent_again(storage, tmp
     params = {"input": str(storage_path("rows.jsonl")), "text_column": "text", "id_column": None, "limit": None}
     params |= {"output_format": "jsonl", "allowed_failures": 1}
     monkeypatch.setenv("AIRFLOW_CONN_C", json.dumps({"conn_type": "openai", "extra": {"model": "our-own"}}))
-    report = BatchApiRun("run", params, tmp_path, "c", "Summarize.", Summary).report(url)
+    report = BatchApiRun("run", params, tmp_path, "Summarize.", Summary, "c").report(url)
 
     assert ("1 refused" if status in (400, 422) else "1 unanswered") in report["result"]

@@ -27,7 +27,7 @@ BANNED = {
 IN_DAGS_AND_INCLUDE = {
     "read_text": "depends on the machine's encoding and changes line ends: read_bytes",
     "write_text": "leaves half a file when it is killed: storage.write_artifact",
-    "ObjectStoragePath": "cannot be opened in an event loop: storage.storage_path, stored_file, local_file",
+    "ObjectStoragePath": "cannot be opened in an event loop: storage_path, stored_file, local_file",
 }
 # It is what the others are told to use.
 ALLOWED = {("include/common/json_lines.py", "readline"), ("include/common/storage.py", "ObjectStoragePath")}

@@ -53,6 +53,7 @@ MARKDOWN = {
     "comment-first": File("<!-- SPDX: MIT -->\n\n# Resetting\n\nPress.", "Resetting"),
     "link-heading": File("# [Resetting](reset.md) a tracker {#reset}\n\nPress.", "Resetting a tracker"),
     "anchor-heading": File('# <a name="top"></a>Resetting\n\nPress.', "Resetting"),
+    "code-heading": File("# The `<a>` element of List<String>\n\nPress.", "The `<a>` element of List<String>"),
     "second-level": File("## Resetting\n\nPress.", "Resetting"),
     "intro-first": File("Read this.\n\n## Limits\n\nTen.\n\n# Resetting\n\nPress.", "Resetting", ("Read this.",)),
     "no-heading": File("\n\nPress the button.\nThen wait.", "Press the button."),
@@ -105,6 +106,7 @@ HTML = {
         page(f"<h2>Limits</h2><p>{LONG}</p>", T), "Resetting - Help", ("> Resetting - Help > Limits",)
     ),
     "no-title": File(page("<p>Press the button.</p>"), "Press the button."),
+    "tag-in-heading": File(page("<h1>List&lt;String&gt;</h1><p>Press.</p>"), "List<String>"),
     "broken-heading": File(page("<h1>Resetting<br>a <em>tracker</em></h1><p>Press."), "Resetting a tracker"),
     "title-of-picture": File(page("<svg><title>Logo</title></svg><h1>Resetting</h1>"), "Resetting", lacks=("Logo",)),
     "site-heading": File(
@@ -190,6 +192,7 @@ PDF = {
     "title-untitled": File(pdf("The manual\nOpen it.", title="untitled"), "The manual"),
     "title-untitled-document": File(pdf("The manual\nOpen it.", title="Untitled document"), "The manual"),
     "title-file-name": File(pdf("The manual\nOpen it.", title="Binder1.pdf"), "The manual"),
+    "title-path": File(pdf("The manual\nOpen it.", title="C:\\Users\\ada\\manual"), "The manual"),
     "title-slides": File(pdf("The manual\nOpen it.", title="PowerPoint Presentation"), "The manual"),
     "title-with-dot": File(pdf("Open it.", title="Introduction to Node.js"), "Introduction to Node.js"),
     "title-like-program": File(pdf("Open it.", title="Document management"), "Document management"),

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
-from include.common.storage import storage_path, stored_file, write_artifact
+from include.common.storage import storage_path, write_artifact
+from include.common.stored_files import stored_file
 from include.fine_tuning import checks as steps
 from include.fine_tuning.checks import check_examples, estimate, files_of_run, most_tokens, preflight
 from include.fine_tuning.comparison import comparison_table, scores, word_f1

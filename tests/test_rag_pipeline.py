@@ -20,7 +20,7 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 from llmock.scenarios import Match, Reply, ToolCall
 from llmock.simulation import build_mock_embedding as vector_of
 
-from include.common.storage import stored_file
+from include.common.stored_files import stored_file
 from include.rag import documents, ingestion
 from include.rag import search as search_module
 from include.rag.answers import DONT_KNOW

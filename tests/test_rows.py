@@ -96,6 +96,14 @@ def test_json_lines_may_leave_out_what_is_null_and_a_row_without_an_id_has_its_n
     assert found[0].error == "column 'text' holds nothing, not a text"
 
 
+def test_a_column_that_only_a_late_line_has_is_there_and_a_missing_one_is_named_among_few(rows):
+    lines = [f'{{"id": {n}, "key {n}": 0}}\n' for n in range(200)]
+    assert rows("late.jsonl", "".join([*lines, '{"text": "x"}\n']).encode())[-1].text == "x"
+    with pytest.raises(AirflowFailException, match=r"has no column 'text'\. It has: 'id', 'key 0'") as refused:
+        rows("never.jsonl", "".join(lines).encode())
+    assert len(str(refused.value)) < 1_000
+
+
 def test_a_row_of_csv_without_an_id_has_its_number(rows):
     assert texts(rows("rows.csv", b"id,text\n,a\nx,b\n")) == [("1", "a"), ("x", "b")]
 

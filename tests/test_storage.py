@@ -16,16 +16,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from include.batch.chunks import Chunk, write_chunks
-from include.batch.rows import Result, Row, input_file, read_rows
-from include.common.storage import (
-    DEFAULT_FOLDER,
-    artifact_path,
-    name_on_storage,
-    new_artifact,
-    storage_path,
-    stored_file,
-    write_artifact,
-)
+from include.batch.rows import Result, Row, read_rows
+from include.common.storage import DEFAULT_FOLDER, artifact_path, name_on_storage, storage_path, write_artifact
+from include.common.stored_files import input_file, local_file, new_artifact, stored_file
 from tests.conftest import PROJECT
 from tests.storages import on_storage
 
@@ -143,11 +136,12 @@ def test_artifacts_of_a_project_in_a_folder_of_any_name_stay_in_it(tmp_path, mon
     path = copied.artifact_path("reports", "run", "a.txt")
     url = copied.write_artifact(path, "text")
     assert (file.parents[1] / ".data" / "artifacts" / "reports" / "run" / "a.txt").read_text() == "text"
-    assert copied.stored_file(url).read_text() == "text"
+    monkeypatch.setattr("include.common.storage.DEFAULT_FOLDER", copied.DEFAULT_FOLDER)
+    assert stored_file(url).read_text() == "text"
     assert [each.name for each in path.parent.iterdir()] == ["a.txt"]
     bundled = tmp_path / name / "rows.csv"
     bundled.write_text("text\nHello.\n")
-    assert [row.text for row in read_rows(copied.local_file(bundled), "text", None)] == ["Hello."]
+    assert [row.text for row in read_rows(local_file(bundled), "text", None)] == ["Hello."]
 
 
 @pytest.mark.parametrize("name", ODD_FOLDERS)

@@ -22,10 +22,9 @@ from include.batch_api.operator import OpenAIBatchOperator
 from include.batch_api.run import BatchApiRun
 from include.common.params import limits
 from include.common.task_defaults import DEFAULT_ARGS
-from include.sample.data import FOLDER
+from include.sample.reviews import REVIEWS
 
 CONNECTION = "openai_default"
-SAMPLE = FOLDER / "reviews.csv"
 PROMPT = "Classify a customer review of a fleet-tracking product."
 
 
@@ -102,7 +101,7 @@ def batch_api_inference():
 
 def run():
     context = get_current_context()
-    return BatchApiRun(context["run_id"], context["params"], SAMPLE, CONNECTION, PROMPT, ReviewLabels)
+    return BatchApiRun(context["run_id"], context["params"], REVIEWS, PROMPT, ReviewLabels, CONNECTION)
 
 
 batch_api_inference()

@@ -20,9 +20,7 @@ from include.ai import BaseModel
 from include.batch.run import BatchRun
 from include.common.params import limits
 from include.common.task_defaults import DEFAULT_ARGS, LLM_TASK
-from include.sample.data import FOLDER
-
-SAMPLE = FOLDER / "reviews.csv"
+from include.sample.reviews import REVIEWS
 
 # Together these tasks have as many slots as the pool: all that the account allows.
 TASKS = 2
@@ -121,7 +119,7 @@ def batch_inference_at_scale():
 
 def run():
     context = get_current_context()
-    return BatchRun(context["run_id"], context["params"], SAMPLE, PROMPT, ReviewLabels)
+    return BatchRun(context["run_id"], context["params"], REVIEWS, PROMPT, ReviewLabels)
 
 
 batch_inference_at_scale()

@@ -14,7 +14,8 @@ from airflow.providers.common.compat.sdk import AirflowSkipException
 from airflow.sdk import dag, get_current_context, task
 
 from include.common.assets import KNOWLEDGE_BASE
-from include.common.storage import artifact_path, stored_file, write_artifact
+from include.common.storage import artifact_path, write_artifact
+from include.common.stored_files import stored_file
 from include.common.task_defaults import DEFAULT_ARGS, LLM_POOL
 from include.rag import updates
 

@@ -25,6 +25,8 @@ LONGEST_LINE = 1_000_000
 # What is in memory of a Parquet file: so many rows, and so many bytes of each column.
 PARQUET_ROWS = 100
 PARQUET_BYTES = 1 << 22
+# Of those that a file has, in the error for one that it lacks.
+COLUMNS_SHOWN = 50
 
 
 class Unreadable(NamedTuple):
@@ -81,7 +83,8 @@ def json_rows(path: ObjectStoragePath, columns: list[str]) -> Iterator[Cells]:
                     raise AirflowFailException(f"{path} is not JSON lines: {cells.reason}.")
                 yield cells
             else:
-                found |= dict.fromkeys(cells)
+                names = columns if len(found) > COLUMNS_SHOWN else cells
+                found |= {name: None for name in names if name in cells}
                 yield {column: cells.get(column) for column in columns}
             has_begun = True
     if has_begun:
@@ -155,7 +158,7 @@ def _guarded(where: str, read: Callable[[], Any]) -> Any:
 
 
 def _require(path: ObjectStoragePath, columns: list[str], found: list[str]) -> None:
-    shown = ", ".join(map(repr, found)) or "-"
+    shown = ", ".join(map(repr, found[:COLUMNS_SHOWN])) or "-"
     for column in columns:
         if column not in found:
             raise AirflowFailException(f"{path} has no column {column!r}. It has: {shown}.")

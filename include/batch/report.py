@@ -13,7 +13,8 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from include.batch.rows import Result
 from include.common.charts import bar_chart
 from include.common.json_lines import json_line
-from include.common.storage import new_artifact, write_artifact
+from include.common.storage import write_artifact
+from include.common.stored_files import new_artifact
 from include.common.text import whole_characters
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Report:
         write_artifact(self._folder / "report.json", json.dumps({**counted, "values": self._values}, indent=2))
         for name, counts in self._values.items():
             title = f"{name} of {self._outcome['answered']} rows"
-            write_artifact(self._folder / f"{name}.svg", bar_chart(title, counts))
+            write_artifact(self._folder / f"{name}.svg", bar_chart(title, {"rows": counts}))
 
     def end(self, allowed_failures: float, advice: str) -> dict[str, str]:
         """Return `{"artifacts": URL, "results": URL, "result": summary}`.

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
 from include.batch.formats import Cells, Unreadable, csv_rows, json_rows, parquet_rows
+from include.common.stored_files import input_file
 from include.common.text import whole_characters
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
+    from pydantic import BaseModel
 
 # Longer texts are no rows for a model.
 LONGEST_TEXT = 200_000
@@ -51,6 +55,28 @@ class Result:
     input_tokens: int = 0
     output_tokens: int = 0
     cost_usd: float | None = 0.0
+
+
+@dataclass(frozen=True)
+class RowsRun:
+    """A DAG run over a file of rows.
+
+    :param params: the run's params; `input`, `text_column`, `id_column` and `limit` say which rows.
+    :param default_input: the file where `input` is empty.
+    :param system_prompt: tells the model what to do with each row's text.
+    :param output_type: the form of an answer.
+    """
+
+    run_id: str
+    params: Mapping[str, Any]
+    default_input: Path
+    system_prompt: str
+    output_type: type[BaseModel]
+
+    def rows(self) -> Iterator[Row]:
+        """Read the rows, see `read_rows`."""
+        path = input_file(self.params["input"], self.default_input)
+        return islice(read_rows(path, self.params["text_column"], self.params["id_column"]), self.params["limit"])
 
 
 def read_rows(path: ObjectStoragePath, text_column: str, id_column: str | None) -> Iterator[Row]:

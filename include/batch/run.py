@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
@@ -18,61 +18,50 @@ from include.ai.model import ConnectionModel, connection_model
 from include.batch.answering import Answering, Progress
 from include.batch.chunks import Chunk, write_chunks
 from include.batch.report import Report
-from include.batch.rows import Result, read_rows
+from include.batch.rows import Result, RowsRun
 from include.common.prices import listed_cost
-from include.common.storage import artifact_path, input_file, name_on_storage, storage_path, write_artifact
+from include.common.storage import artifact_path, name_on_storage, storage_path, write_artifact
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
+    from airflow.sdk import ObjectStoragePath
 
 FOLDER = "batch_inference_at_scale"
 
 log = logging.getLogger(__name__)
 
 
-class BatchRun:
-    """A DAG run over a file of rows.
+@dataclass(frozen=True)
+class BatchRun(RowsRun):
+    """A DAG run over a file of rows; its params are also `batch`, `budget_usd`, `allowed_failures`, `output_format`.
 
-    :param run_id: the run.
-    :param params: the run's params: `input`, `text_column`, `id_column`, `limit`, `batch`, `budget_usd`,
-        `allowed_failures` and `output_format`.
-    :param default_input: the file where `input` is empty.
-    :param system_prompt: tells the model what to do with each row's text.
-    :param output_type: the form of an answer.
     :param conn_id: the connection to the model.
     """
 
-    def __init__(
-        self,
-        run_id: str,
-        params: Mapping[str, Any],
-        default_input: Path,
-        system_prompt: str,
-        output_type: type[BaseModel],
-        conn_id: str = LLM_CONN_ID,
-    ) -> None:
-        self._params = params
-        self._default_input = default_input
-        self._system_prompt = system_prompt
-        self._output_type = output_type
-        self._conn_id = conn_id
-        self._batch = params["batch"] or run_id
-        self._folder = storage_path(FOLDER, name_on_storage(self._batch))
-        self._artifacts = artifact_path(FOLDER, run_id, "")
+    conn_id: str = LLM_CONN_ID
+
+    @property
+    def _batch(self) -> str:
+        return self.params["batch"] or self.run_id
+
+    @cached_property
+    def _folder(self) -> ObjectStoragePath:
+        return storage_path(FOLDER, name_on_storage(self._batch))
+
+    @cached_property
+    def _artifacts(self) -> ObjectStoragePath:
+        return artifact_path(FOLDER, self.run_id, "")
 
     def plan(self, tasks: int) -> list[list[int]]:
         """Read all rows, write them in chunks, and return for each task which chunks are its own: from, and up to.
 
         :raises AirflowFailException: the file is not as it should be, or there is a budget and no price.
         """
-        models = connection_model(self._conn_id).models
-        if self._params["budget_usd"] is not None:
+        models = connection_model(self.conn_id).models
+        if self.params["budget_usd"] is not None:
             for model in models:
                 _check_price(model)
-        settings = json.dumps([models[0].source.model_id, self._system_prompt, self._output_type.model_json_schema()])
-        path = input_file(self._params["input"], self._default_input)
-        rows = read_rows(path, self._params["text_column"], self._params["id_column"])
-        chunks = list(write_chunks(islice(rows, self._params["limit"]), settings, self._folder, tasks))
+        settings = json.dumps([models[0].source.model_id, self.system_prompt, self.output_type.model_json_schema()])
+        chunks = list(write_chunks(self.rows(), settings, self._folder, tasks))
         write_artifact(self._artifacts / "chunks.json", json.dumps(chunks))
         log.info("%d rows in %d chunks, below %s.", sum(n for _, n in chunks), len(chunks), self._folder)
         most = -(-len(chunks) // tasks)
@@ -87,15 +76,15 @@ class BatchRun:
         """
         chunks = self._chunks()
         mine = chunks[slice(*share)]
-        rows, budget = sum(n for _, n in mine), self._params["budget_usd"]
+        rows, budget = sum(n for _, n in mine), self.params["budget_usd"]
         answering = Answering(
             [Chunk(self._folder / name) for name, _ in mine],
             rows,
-            system_prompt=self._system_prompt,
-            output_type=self._output_type,
+            system_prompt=self.system_prompt,
+            output_type=self.output_type,
             at_once=at_once,
             budget_usd=None if budget is None else budget * rows / sum(n for _, n in chunks),
-            conn_id=self._conn_id,
+            conn_id=self.conn_id,
         )
         context: Any = get_current_context()
         try:
@@ -110,13 +99,13 @@ class BatchRun:
 
         :raises AirflowFailException: more rows failed, or are without an answer, than is allowed.
         """
-        report = Report(self._artifacts, self._output_type, self._params["output_format"])
+        report = Report(self._artifacts, self.output_type, self.params["output_format"])
         report.write(self._results())
         advice = (
             f"To go on with those that were not asked, trigger the DAG with batch={self._batch!r} and, if it was the "
             "budget, a higher budget_usd: what was answered is not paid again."
         )
-        return report.end(self._params["allowed_failures"], advice)
+        return report.end(self.params["allowed_failures"], advice)
 
     def _chunks(self) -> list[tuple[str, int]]:
         try:

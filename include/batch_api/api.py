@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from include.common.shown import LONGEST_NAME, shown_text
-from include.common.storage import new_artifact
+from include.common.stored_files import new_artifact
 from include.jobs.job import Job, JobApi
 from include.jobs.service import OpenAIService
 from include.jobs.trigger import PaidJobTrigger

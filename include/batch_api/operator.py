@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from include.batch_api.api import ENDPOINT, BatchApi, OpenAIBatchTrigger
 from include.batch_api.requests import Answers, check_requests, write_upload
 from include.batch_api.rounds import Rounds
-from include.common.storage import input_file, stored_file
+from include.common.stored_files import input_file, stored_file
 from include.jobs.files import upload_once
 from include.jobs.job import Job, Outcome
 from include.jobs.operator import PaidJobOperator

@@ -19,7 +19,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from include.batch_api.api import ENDPOINT
 from include.common.json_lines import DuplicateName, json_line, read_json, read_lines
 from include.common.provider_http import is_refusal_status
-from include.common.storage import new_artifact
+from include.common.stored_files import new_artifact
 from include.common.text import clean_json
 
 if TYPE_CHECKING:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 from pydantic import BaseModel, ValidationError
 
 from include.batch.report import Report
-from include.batch.rows import Result, Row, read_rows
+from include.batch.rows import Result, Row, RowsRun
 from include.batch_api.requests import LONGEST_LINE
 from include.common.json_lines import json_line, read_lines
 from include.common.prices import listed_cost, read_price
 from include.common.provider_http import is_refusal_status
-from include.common.storage import artifact_path, input_file, new_artifact, stored_file
+from include.common.storage import artifact_path
+from include.common.stored_files import new_artifact, stored_file
 from include.common.text import clean_json
 from include.jobs.service import OpenAIService, openai_service
 
@@ -34,32 +35,22 @@ ROWS_AT_ONCE = 500
 log = logging.getLogger(__name__)
 
 
-class BatchApiRun:
-    """A DAG run over a file of rows.
+@dataclass(frozen=True)
+class BatchApiRun(RowsRun):
+    """A DAG run over a file of rows; it has the params `allowed_failures` and `output_format`, too.
 
-    :param run_id: the run.
-    :param params: the run's params: `input`, `text_column`, `id_column`, `limit`, `allowed_failures`, `output_format`.
-    :param default_input: the file where `input` is empty.
     :param conn_id: connection to the service, which names the model.
-    :param system_prompt: tells the model what to do with each row's text.
-    :param output_type: the form of an answer.
     """
 
-    def __init__(
-        self,
-        run_id: str,
-        params: Mapping[str, Any],
-        default_input: Path,
-        conn_id: str,
-        system_prompt: str,
-        output_type: type[BaseModel],
-    ) -> None:
-        self._params = params
-        self._default_input = default_input
-        self._service = openai_service(conn_id)
-        self._system_prompt = system_prompt
-        self._output_type = output_type
-        self._artifacts = artifact_path(FOLDER, run_id, "")
+    conn_id: str
+
+    @cached_property
+    def _service(self) -> OpenAIService:
+        return openai_service(self.conn_id)
+
+    @cached_property
+    def _artifacts(self) -> ObjectStoragePath:
+        return artifact_path(FOLDER, self.run_id, "")
 
     def write_requests(self) -> dict[str, str]:
         """Write a request for each row that has something to ask.
@@ -70,13 +61,13 @@ class BatchApiRun:
             a price that is not valid.
         """
         read_price(self._service.conn_id, self._service.extra)  # before anything is paid
-        shared = {"model": self._service.base_model, "response_format": _response_format(self._output_type)}
+        shared = {"model": self._service.base_model, "response_format": _response_format(self.output_type)}
         path, asked = self._artifacts / "requests.jsonl", 0
         with new_artifact(path) as file:
-            for row in self._rows():
+            for row in self.rows():
                 if row.text is not None:
                     messages = [
-                        {"role": "system", "content": self._system_prompt},
+                        {"role": "system", "content": self.system_prompt},
                         {"role": "user", "content": row.text},
                     ]
                     request = {"custom_id": _custom_id(row), "body": {**shared, "messages": messages}}
@@ -91,23 +82,19 @@ class BatchApiRun:
         :param answers: URL of what `OpenAIBatchOperator` has left.
         :raises AirflowFailException: more rows ended without a valid answer than is allowed.
         """
-        report = Report(self._artifacts, self._output_type, self._params["output_format"])
+        report = Report(self._artifacts, self.output_type, self.params["output_format"])
         results = self._results(stored_file(answers))
         report.write(iter(lambda: list(islice(results, ROWS_AT_ONCE)), []))
         advice = (
             "Clear the task before this one to send those again that may get an answer; the others are not paid again."
         )
-        return report.end(self._params["allowed_failures"], advice)
-
-    def _rows(self) -> Iterator[Row]:
-        path = input_file(self._params["input"], self._default_input)
-        return islice(read_rows(path, self._params["text_column"], self._params["id_column"]), self._params["limit"])
+        return report.end(self.params["allowed_failures"], advice)
 
     def _results(self, answers: ObjectStoragePath) -> Iterator[Result]:
         """Yield each row's result; the answers are in the order of the rows, without those that were not asked."""
         with answers.open("rb") as file:
             lines = read_lines(file, LONGEST_LINE)
-            for row in self._rows():
+            for row in self.rows():
                 if row.text is None:
                     yield Result(row.number, row.id, error=row.error, error_class=row.error_class)
                     continue
@@ -137,9 +124,9 @@ class BatchApiRun:
         if choice.message.refusal:
             return Result(row.number, row.id, error=choice.message.refusal, error_class="refused", **used)
         try:
-            found = self._output_type.model_validate_json(clean_json(choice.message.content or ""))
+            found = self.output_type.model_validate_json(clean_json(choice.message.content or ""))
         except ValidationError:
-            error = f"the answer is not a {self._output_type.__name__} (finish_reason {choice.finish_reason})"
+            error = f"the answer is not a {self.output_type.__name__} (finish_reason {choice.finish_reason})"
             return Result(row.number, row.id, error=error, error_class="invalid answer", **used)
         return Result(row.number, row.id, found.model_dump(mode="json"), **used)
 

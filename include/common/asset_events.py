@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Asset, get_current_context
 
-from include.common.storage import stored_file
+from include.common.stored_files import stored_file
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath

@@ -17,6 +17,7 @@ What the author of a DAG writes (`suffix="{{ dag_run.run_id }}"`, a `map_index_t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
@@ -64,10 +65,5 @@ def end_rendering(context: Context) -> None:
     task.template_fields = ()
     variables: dict[str, Any] = context  # type: ignore[assignment]
     if template := variables.get("map_index_template"):  # Airflow renders it when the task has ended
-        variables["map_index_template"] = f"{{% set name %}}{template}{{% endset %}}{{{{ task_name(name) }}}}"
-        variables["task_name"] = task_name
-
-
-def task_name(text: object) -> str:
-    """Return the text as the name of a mapped task."""
-    return shown_text(text, longest=LONGEST_TASK_NAME)
+        variables["map_index_template"] = f"{{% set _whole %}}{template}{{% endset %}}{{{{ _shown(_whole) }}}}"
+        variables["_shown"] = partial(shown_text, longest=LONGEST_TASK_NAME)

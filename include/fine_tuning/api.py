@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from include.common.shown import LONGEST_NAME, shown_text
 from include.jobs.job import KEY, Job, JobApi
+from include.jobs.service import OpenAIService
 from include.jobs.trigger import PaidJobTrigger
 
 if TYPE_CHECKING:
@@ -60,6 +61,12 @@ class OpenAIFineTuneTrigger(PaidJobTrigger):
     """Wait for a fine-tuning job; see `PaidJobTrigger`."""
 
     api_type: ClassVar[type[JobApi]] = FineTuningApi
+
+
+def training_cost(service: OpenAIService, tokens: int) -> float | None:
+    """Return what it costs to train on so many tokens, in US dollars; None if the connection states no price."""
+    price = service.extra.get("training_usd_per_million_tokens")
+    return None if price is None else round(tokens * float(price) / 1e6, 6)
 
 
 def _job(job: FineTuningJob) -> Job:

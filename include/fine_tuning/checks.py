@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from include.common.storage import input_file
+from include.common.stored_files import input_file
+from include.fine_tuning.api import training_cost
 from include.fine_tuning.examples import CheckedFile, Example, check_files, examples
 from include.jobs.service import OpenAIService, describe, task_error
 
@@ -129,7 +130,7 @@ def estimate(service: OpenAIService, tokens: int, n_epochs: int, budget_usd: flo
     :raises AirflowFailException: that is above the budget, or there is a budget but no price to compare it with.
     """
     trained = tokens * n_epochs
-    cost = service.training_cost(trained)
+    cost = training_cost(service, trained)
     if budget_usd is not None:
         if cost is None:
             raise AirflowFailException(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from include.common.charts import grouped_bar_chart
+from include.common.charts import bar_chart
 from include.common.storage import artifact_path, storage_path, write_artifact
 from include.common.text import clean_text
 from include.fine_tuning.examples import Example, estimate_tokens
@@ -85,7 +85,7 @@ def write_comparison(run_id: str, examples: Sequence[Example], answers: dict[str
     folder = artifact_path("fine_tuning", run_id, "")
     summary = "".join(f"- {model}: exact {s['exact']:.2f}, words {s['words']:.2f}\n" for model, s in by_model.items())
     write_artifact(folder / "comparison.md", f"{summary}\n{comparison_table(examples, answers)}")
-    write_artifact(folder / "scores.svg", grouped_bar_chart(f"{len(examples)} validation examples", by_model))
+    write_artifact(folder / "scores.svg", bar_chart(f"{len(examples)} validation examples", by_model))
     line = ", ".join(f"{model} {s['words']:.2f}" for model, s in by_model.items())
     return {"scores": by_model, "artifacts": str(folder), "result": f"score on {len(examples)} examples: {line}"}
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from include.fine_tuning.api import OpenAIFineTuneTrigger
+from include.fine_tuning.api import OpenAIFineTuneTrigger, training_cost
 from include.jobs.job import Job
 from include.jobs.operator import PaidJobOperator
 from include.jobs.service import openai_service
@@ -84,7 +84,7 @@ class OpenAIFineTuneOperator(PaidJobOperator):
         values = {
             "trained_tokens": tokens,
             "seconds": job.detail["seconds"],
-            "cost_usd": openai_service(self.conn_id).training_cost(tokens or 0),
+            "cost_usd": training_cost(openai_service(self.conn_id), tokens or 0),
             "result_files": job.detail["result_files"],
         }
         for key, value in values.items():

@@ -68,11 +68,6 @@ class OpenAIService:
             )
         return model
 
-    def training_cost(self, tokens: int) -> float | None:
-        """What it costs to train on so many tokens, in US dollars; None if the connection does not state the price."""
-        price = self.extra.get("training_usd_per_million_tokens")
-        return None if price is None else round(tokens * float(price) / 1e6, 6)
-
     def client(self, retries: int = 3) -> AsyncOpenAI:
         """A client that tries each call so many times again, where another try may help."""
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient

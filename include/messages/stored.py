@@ -6,7 +6,8 @@ import hashlib
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from include.common.storage import name_on_storage, storage_path, stored_file, write_artifact
+from include.common.storage import name_on_storage, storage_path, write_artifact
+from include.common.stored_files import stored_file
 
 FOLDER = "dead_letters"
 

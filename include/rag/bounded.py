@@ -1,4 +1,4 @@
-"""A parser of untrusted files in a process of its own, which a file can neither stop nor fill.
+"""Untrusted files are read and cut in a process of its own: none of them can stop or fill the task.
 
 One process serves all files of a task: it starts at the first, and again after one that it did not survive.
 """
@@ -36,15 +36,15 @@ _running: dict[int, _Process] = {}  # by the process that started it: one that w
 _one_at_a_time = threading.Lock()
 
 
-def call(function: str, data: bytes) -> Any:
-    """Call `function`, as `include.rag.pdf.read_pdf`, with the bytes of a file.
+def call(function: str, *arguments: Any) -> Any:
+    """Call `function`, as `include.rag.pdf.read_pdf`, with the bytes of a file or its text.
 
     :raises UnreadableDocument: it did, or any other error, or needed more than MOST_CPU_SECONDS or MOST_MEMORY.
     """
     with _one_at_a_time:
         process, pipe = _started()
         try:
-            pipe.send((function, data, MOST_CPU_SECONDS, MOST_MEMORY))
+            pipe.send((function, arguments, MOST_CPU_SECONDS, MOST_MEMORY))
             found, reason = pipe.recv()
         except (EOFError, OSError):
             del _running[os.getpid()]
@@ -82,20 +82,20 @@ def serve(pipe_number: int) -> None:
     pipe = Connection(pipe_number)
     with suppress(EOFError, OSError):
         while True:
-            name, data, most_cpu_seconds, most_memory = pipe.recv()
+            name, arguments, most_cpu_seconds, most_memory = pipe.recv()
             with suppress(ValueError, OSError):  # macOS has no such limit
                 resource.setrlimit(resource.RLIMIT_AS, (most_memory, resource.getrlimit(resource.RLIMIT_AS)[1]))
             signal.setitimer(signal.ITIMER_PROF, most_cpu_seconds)  # its signal ends the process, in C code too
-            answer = _answer(name, data)
+            answer = _answer(name, arguments)
             signal.setitimer(signal.ITIMER_PROF, 0)
             pipe.send(answer)
 
 
-def _answer(name: str, data: bytes) -> tuple[Any, str]:
+def _answer(name: str, arguments: tuple[Any, ...]) -> tuple[Any, str]:
     """Return what the function returns, or the reason why it fails."""
     module, _, function = name.rpartition(".")
     try:
-        return getattr(import_module(module), function)(data), ""
+        return getattr(import_module(module), function)(*arguments), ""
     except UnreadableDocument as error:
         return None, str(error)
     except ImportError as error:

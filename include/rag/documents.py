@@ -6,17 +6,18 @@ import hashlib
 import logging
 import os
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import NAMESPACE_URL, uuid5
 
 from airflow.providers.common.compat.sdk import AirflowFailException
-from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
 from include.common.text import whole_characters
-from include.rag.formats import FORMATS, TEXT, read_text
-from include.rag.titles import LONGEST_TITLE, Heading, headings
+from include.rag import bounded
+from include.rag.bounded import UnreadableDocument
+from include.rag.formats import FORMATS, read_text
+from include.rag.titles import LONGEST_TITLE, Heading
 
 CHUNK_CHARACTERS = 800  # about 200 tokens: one or two sections of a help page
 CHUNK_OVERLAP = 100
@@ -90,7 +91,7 @@ def document_names() -> list[str]:
     for path in _entries(folder):
         name = path.relative_to(folder).as_posix()
         if reason := _reason_to_leave_out(path, name):
-            left_out.setdefault(reason, []).append(ascii(os.fsencode(name)) if reason == NOT_UTF_8 else name)
+            left_out.setdefault(reason, []).append(name if name.isprintable() else ascii(os.fsencode(name)))
         else:
             names.append(name)
     for reason, files in sorted(left_out.items()):
@@ -163,10 +164,17 @@ def _path(name: str) -> Path:
 
 
 def split_document(document: Document) -> list[Chunk]:
-    """Cut a document along its structure into overlapping chunks of at most CHUNK_CHARACTERS, headings not counted."""
-    splitter = TextSplitter if document.format == TEXT else MarkdownSplitter
-    pieces = splitter(CHUNK_CHARACTERS, overlap=CHUNK_OVERLAP).chunk_indices(document.text)
-    starts, paths = ([], []) if document.format == TEXT else _heading_paths(document)
+    """Cut a document along its structure into overlapping chunks of at most CHUNK_CHARACTERS, headings not counted.
+
+    :raises UnreadableDocument: it takes too long.
+    """
+    try:
+        pieces, found = bounded.call(
+            "include.rag.formats.cut", document.text, document.format, CHUNK_CHARACTERS, CHUNK_OVERLAP
+        )
+    except UnreadableDocument as error:
+        raise UnreadableDocument(f"{document.source} {error}") from error
+    starts, paths = [heading.start for heading in found], _heading_paths(document.title, found)
     chunks = []
     for position, (start, text) in enumerate(pieces):
         # With its overlap, a chunk begins in the section before its own: the middle says where it belongs.
@@ -190,19 +198,18 @@ def split_document(document: Document) -> list[Chunk]:
     return chunks
 
 
-def _heading_paths(document: Document) -> tuple[list[int], list[str]]:
-    """Find where each heading starts, in characters, and the path of headings down to it.
+def _heading_paths(title: str, found: Sequence[Heading]) -> list[str]:
+    """Return for each heading the path of headings down to it.
 
-    The path begins with the title, as that of front matter, if no heading of level 1 stands above.
+    It begins with the title, as that of front matter, if no heading of level 1 stands above.
     """
-    found = headings(document.text)
-    above = [] if document.title in [heading.text for heading in found] else [Heading(0, 0, document.title)]
+    above = [] if title in [heading.text for heading in found] else [Heading(0, 0, title)]
     paths = []
     for heading in found:
         least = 1 if heading.level == 1 else 0
         above = [other for other in above if least <= other.level < heading.level] + [heading]
         paths.append(" > ".join(other.text for other in above if other.text)[: 2 * LONGEST_TITLE])
-    return [heading.start for heading in found], paths
+    return paths
 
 
 def _document_checksum(sha256: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any, TypedDict, get_args
 
-from include.common.charts import grouped_bar_chart
+from include.common.charts import bar_chart
 from include.common.grading import word_recall
 from include.common.storage import artifact_path, write_artifact
 from include.rag.answers import published_answer
@@ -96,7 +96,7 @@ def write_report(run_id: str, k: int, scores: Sequence[Score], grounded: Mapping
         f"{s['store']}, {s['mode']}" if several else s["mode"]: {f"recall@{k}": s["recall"], "MRR": s["mrr"]}
         for s in scores
     }
-    write_artifact(folder / "scores.svg", grouped_bar_chart("Retrieval", bars))
+    write_artifact(folder / "scores.svg", bar_chart("Retrieval", bars))
     return str(folder)
 
 

@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from semantic_text_splitter import MarkdownSplitter, TextSplitter
+
 from include.common.text import clean_text
 from include.rag import bounded
 from include.rag.bounded import UnreadableDocument
-from include.rag.titles import headings, split_front_matter, title_of
+from include.rag.titles import Heading, headings, split_front_matter, title_of
 
 # More than any help page, and little enough for a worker's memory: a PDF can hold far more text than its size says.
 MAX_BYTES = 20_000_000
@@ -44,11 +46,11 @@ class FileText(NamedTuple):
     sha256: str
 
 
-# By suffix: the format, as searches can be filtered by it, and the parser, if one is needed.
+# By suffix: the format, as searches can be filtered by it, and what reads it.
 FORMATS: dict[str, tuple[str, str]] = {
-    ".md": ("markdown", ""),
-    ".markdown": ("markdown", ""),
-    ".txt": (TEXT, ""),
+    ".md": ("markdown", "include.rag.formats.read_markdown"),
+    ".markdown": ("markdown", "include.rag.formats.read_markdown"),
+    ".txt": (TEXT, "include.rag.formats.read_plain"),
     ".html": ("html", "include.rag.web_pages.read_page"),
     ".htm": ("html", "include.rag.web_pages.read_page"),
     ".xhtml": ("html", "include.rag.web_pages.read_page"),
@@ -75,7 +77,7 @@ def read_text(path: Path, name: str) -> FileText:
         if path.stat().st_size > MAX_BYTES:
             raise UnreadableDocument(f"is larger than {MAX_BYTES:,} bytes.")
         data = path.read_bytes()
-        title, text, notes = bounded.call(parser, data) if parser else _plain(data, format_name)
+        title, text, notes = bounded.call(parser, data)
     except UnreadableDocument as error:
         raise UnreadableDocument(f"{name} {error}") from error
     except OSError as error:
@@ -88,17 +90,36 @@ def read_text(path: Path, name: str) -> FileText:
     return FileText(format_name, _tidy(title), text, tuple(map(clean_text, notes)), hashlib.sha256(data).hexdigest())
 
 
-def _plain(data: bytes, format_name: str) -> Parsed:
+def cut(text: str, format_name: str, characters: int, overlap: int) -> tuple[list[tuple[int, str]], list[Heading]]:
+    """Cut a text along its structure into overlapping pieces of at most so many characters.
+
+    :return: the pieces, each with where it starts, and the text's headings.
+    """
+    splitter = TextSplitter if format_name == TEXT else MarkdownSplitter
+    pieces = splitter(characters, overlap=overlap).chunk_indices(text)
+    return list(pieces), [] if format_name == TEXT else headings(text)
+
+
+def read_plain(data: bytes) -> Parsed:
+    """Read a plain text, in which nothing is a heading."""
+    text = _decode(data)
+    return Parsed(title_of(text), text)
+
+
+def read_markdown(data: bytes) -> Parsed:
+    """Read a Markdown file without its front matter."""
+    title, text = split_front_matter(_decode(data))
+    return Parsed(title or title_of(text, headings(text)), text)
+
+
+def _decode(data: bytes) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UnreadableDocument(f"is wrongly encoded (expected is UTF-8): {error}") from None
     if "\0" in text:
         raise UnreadableDocument("is not text: it contains null characters.")
-    if format_name == TEXT:
-        return Parsed(title_of(_tidy(text)), text)
-    title, text = split_front_matter(_line_ends(text))
-    return Parsed(title or title_of(_tidy(text), headings(text)), text)
+    return _line_ends(text)
 
 
 def _line_ends(text: str) -> str:

@@ -25,11 +25,17 @@ _KEYS = re.compile(r"""["'\w][^:=\n]{0,200}(:(\s|$)|=)|[-#\[\]{}]|[ \t]|$""")
 _NO_TITLE = re.compile(
     r"microsoft\s(office\s)?(word|excel|powerpoint|publisher|visio)\b.*"
     r"|(untitled|unnamed|unbenannt|no title|title|titel|binder|document|dokument|presentation|präsentation|slide"
-    r"|powerpoint|book|mappe|workbook|sheet|tabelle|print)([\s_-]*(document|dokument|presentation|präsentation|slide))?"
+    r"|powerpoint|book|mappe|workbook|sheet|tabelle|print|layout)([\s_-]*(document|dokument|presentation|präsentation|slide))?"
     r"[\s_-]*\d*"
+    r"|(file:|[a-z]:[\\/]).*"
     r"|.*\.(pdf|docx?|docm|dotx?|rtf|od[tsp]|pptx?|ppsx?|xlsx?|xls[bm]|csv|tex|dvi|ps|eps|ai|indd|qxd|pmd|fm|wpd|txt|md"
     r"|x?html?|pages|key|numbers|vsdx?|pub|jpe?g|png|tiff?)",
     re.IGNORECASE,
+)
+# HTML in a line of Markdown, but not in code; and the name that some generators take from a heading's end.
+_TAGS = re.compile(
+    r"(`[^`]*`)|</?(?:a|abbr|b|br|center|code|div|em|font|h[1-6]|i|img|kbd|p|small|span|strong|sub|sup|u)\b[^<>]*>"
+    r"|\s*\{#[^{}]*\}\s*$"
 )
 
 
@@ -102,7 +108,7 @@ def shown(line: str) -> str:
     """
     line = re.sub(r"!\[[^\[\]]*\]\([^()]*\)", "", line[:LONGEST_LINE])
     line = re.sub(r"\[([^\[\]]*)\]\([^()]*\)", r"\1", line)
-    line = re.sub(r"</?[a-zA-Z][^<>]*>|\s*\{#[^{}]*\}\s*$", "", line)
+    line = _TAGS.sub(lambda found: found[1] or "", line)
     return " ".join(line.split())[:LONGEST_TITLE] if re.search(r"[^\W_]", line) else ""
 
 

@@ -31,6 +31,10 @@ _SIGN = re.compile(r"[\s¶§#∞⚓↩↑⇧\U0001f517\ufe0e\ufe0f\u200b-\u200d\
 _LINK_TO_HEADING = re.compile(r"(?i)(section titled|permalink|permanent link|direct link|link to) .*")
 _SKIP = re.compile(r"(?i)(skip|jump) to .*")
 
+# What the converter escapes outside code, though nobody renders the text. In a table "|" stays what it escapes, and at
+# the beginning of a line "#".
+_ESCAPED = re.compile(r"((`{3,}).*?\2|`[^`\n]+`|^\\#)|\\([!-/:-@\[-`{}~])", re.DOTALL | re.MULTILINE)
+
 _MARKDOWN = ConversionOptions(
     skip_images=True,
     strip_tags=["a"],
@@ -92,7 +96,9 @@ def page_as_markdown(html: str, title: str = "") -> Parsed:
     content = [part for part in page.css(", ".join(CONTENT)) if shown(_text(part))]
     heads = [head for part in [*content, page.body] for head in part.css("h1") if shown(_text(head))]
     _drop_what_is_around(page, bool(content), heads[0] if heads else None)
-    text = str(convert(page.body.html or "", _MARKDOWN).content or "").strip()
+    text = _ESCAPED.sub(
+        lambda found: found[1] or found[3], convert(page.body.html or "", _MARKDOWN).content or ""
+    ).strip()
     title = title or (shown(_text(heads[0])) if heads else "") or (shown(_text(given)) if given else "")
     title = title or title_of(text, headings(text))
     return Parsed(title, text if heads or not text else f"# {title}\n\n{text}")

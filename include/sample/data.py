@@ -7,12 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from include.sample.reviews import REVIEWS
+
 FOLDER = Path(__file__).parent
 
 
 def reviews() -> list[dict[str, str]]:
     """200 reviews: review_id, review, sentiment (positive, negative, neutral)."""
-    with (FOLDER / "reviews.csv").open(encoding="utf-8", newline="") as file:
+    with REVIEWS.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 

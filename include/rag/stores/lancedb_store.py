@@ -88,7 +88,7 @@ class LanceDBCollection:
                 pa.field("vector", pa.list_(pa.float32(), dimension)),
             ]
             table = self._db.create_table(self._name, schema=pa.schema(fields), exist_ok=True)
-        if not any(index.index_details["base_tokenizer"] == TOKENIZER for index in table.list_indices()):
+        if not any((index.index_details or {}).get("base_tokenizer") == TOKENIZER for index in table.list_indices()):
             table.create_index("text", config=FTS(base_tokenizer=TOKENIZER))
 
     def documents(self) -> dict[str, str]:

@@ -1,0 +1,76 @@
+"""Files on the project's storage (see `include.common.storage`) that are there, or are written piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+from uuid import uuid4
+
+from airflow.providers.common.compat.sdk import AirflowFailException
+
+from include.common.storage import open_path, storage_path
+
+if TYPE_CHECKING:
+    from airflow.sdk import ObjectStoragePath
+
+
+class NotOnStorage(AirflowFailException, ValueError):
+    """A URL leads out of the project's storage."""
+
+
+def stored_file(url: str) -> ObjectStoragePath:
+    """Return the artifact at `url`, for URLs that come from outside, as in an asset event.
+
+    :raises NotOnStorage: the URL is not below the storage of this project.
+    """
+    root = storage_path()
+    # As this project writes it, and without the connection, as the storage's own tools show it.
+    for prefix in (f"{root}/", f"{root.protocol}://{root.path}/"):
+        if url.startswith(prefix) and ".." not in url.split("/"):
+            return open_path(f"{root}/{url.removeprefix(prefix)}")
+    raise NotOnStorage(f"{url!r} is not a file on this project's storage, {root}.")
+
+
+def input_file(url: str | None, default: Path | None = None) -> ObjectStoragePath:
+    """Return the file at this URL of the project's storage, or the project's own file `default` if there is no URL.
+
+    :raises AirflowFailException: the URL is of somewhere else, or nothing is there.
+    """
+    path = local_file(default) if default and not url else stored_file(url or "")
+    if not path.is_file():
+        raise AirflowFailException(f"There is no file {path}.")
+    return path
+
+
+def local_file(path: Path) -> ObjectStoragePath:
+    """Return a file of this project, to be read like one on its storage."""
+    return open_path(f"file://{path}")  # not Path.as_uri(), which escapes: fsspec takes a URL as it stands
+
+
+@contextmanager
+def new_artifact(path: ObjectStoragePath) -> Iterator[IO[bytes]]:
+    """Yield a file to write, which replaces `path` when the block ends without an error, and leaves no trace otherwise.
+
+    Threads may write at the same time (an fsspec transaction is one for all threads).
+    """
+    if path.protocol == "file":
+        path.parent.mkdir(parents=True, exist_ok=True)  # a bucket has no folders, and would be created itself
+        part = Path(f"{path.path}.{uuid4().hex}.part")  # in the same folder, as only within a disk a move is one step
+        try:
+            with part.open("wb") as file:
+                yield file
+            part.replace(path.path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+    else:
+        remote = path.fs.open(path.path, "wb", autocommit=False)
+        try:
+            with remote:
+                yield remote
+            remote.commit()
+        except BaseException:
+            remote.discard()
+            raise
