@@ -9,7 +9,7 @@ from pathlib import Path
 from dotenv import dotenv_values
 
 from local.kafka_broker import broker_connection
-from local.sqs_server import sqs_connection
+from local.sqs_server import NO_KEY, sqs_connection
 
 PROJECT = Path(__file__).resolve().parent.parent
 DEFAULT_HOME = PROJECT / ".local"
@@ -107,9 +107,9 @@ def airflow_environment(
 
 
 def _model_connection(url: str, model: str) -> str:
-    return json.dumps({"conn_type": "pydanticai", "host": url, "password": "local", "extra": {"model": model}})
+    return json.dumps({"conn_type": "pydanticai", "host": url, "password": NO_KEY, "extra": {"model": model}})
 
 
 def _fine_tuning_connection(url: str) -> str:
     extra = {"model": CHAT_MODEL, "training_usd_per_million_tokens": 0}
-    return json.dumps({"conn_type": "openai", "host": url, "password": "local", "extra": extra})
+    return json.dumps({"conn_type": "openai", "host": url, "password": NO_KEY, "extra": extra})

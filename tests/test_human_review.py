@@ -29,7 +29,7 @@ def decision(option: str = "Approve", reply: str | None = None, person: dict[str
 
 
 def sent(storage: Any, name: str = "T-001") -> dict[str, Any]:
-    return json.loads((storage / "approved" / "run" / f"{name}.json").read_text())
+    return json.loads((storage / "human_review" / "run" / f"{name}.json").read_text())
 
 
 @on_storage("disk", "s3")
@@ -77,7 +77,7 @@ def test_a_rejected_draft_is_not_sent(storage, person):
 
 def test_the_id_of_a_ticket_cannot_choose_the_folder(storage):
     send_once("run", {**TICKET, "ticket_id": "../../other"}, DRAFT, decision())
-    assert [path.name for path in (storage / "approved" / "run").iterdir()] == ["..%2F..%2Fother.json"]
+    assert [path.parent for path in storage.rglob("*.json")] == [storage / "human_review" / "run"]
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,7 @@
 
 A connection for a model has the service's base URL as its host, the API key as its password and
 `{"model": "<provider>:<name>"}` as its extra; the provider is one of pydantic-ai's (`openai-chat`, `azure`,
-`anthropic`, ...). docs/models.md has an example of each. Where the connection does not exist, OPENAI_API_KEY alone is
-enough.
+`anthropic`, ...). Where the connection does not exist, OPENAI_API_KEY alone is enough.
 
 LAYER_KEYS of the extra are for the layers of `include.ai`. Every other key goes to the provider (`api_version` for
 Azure), as those of the connections of apache-airflow-providers-common-ai do.

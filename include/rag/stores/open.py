@@ -38,7 +38,7 @@ def open_vector_store(conn_id: str = VECTOR_STORE_CONN_ID) -> Iterator[VectorSto
     else:
         raise AirflowFailException(
             f"Connection {conn_id!r} has the type {conn.conn_type!r}; supported are 'lancedb' "
-            "(host = a folder or an s3:// URL) and 'weaviate' (see .env.example)."
+            "(host = a folder or an s3:// URL) and 'weaviate'."
         )
     try:
         yield store
