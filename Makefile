@@ -52,7 +52,7 @@ copy: $(READY)  ## copy a DAG and all it needs into your Astro project: make cop
 	@$(BIN)/python -m local.copy "$(PATTERN)" "$(TO)"
 
 test: $(READY)  ## run the tests (DATABASE=postgres: on PostgreSQL, which it starts; FILES=tests/test_x.py: some)
-	@$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(FILES)
+	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(FILES)
 
 embed: $(READY)  ## test models of sentence-transformers, which `make test` skips (installs torch: 7 GB more)
 	@test -x $(EMBED_BIN)/python || "$(PYTHON)" -m venv .venv-sentence-transformers
