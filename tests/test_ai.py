@@ -224,7 +224,7 @@ def test_without_an_sdk_it_says_which_to_install():
         "importlib.metadata.distributions = importlib_metadata.distributions = others",
     )
     assert said.startswith("No AI SDK: nothing has registered @task.llm.")
-    assert "requirements.txt" in said
+    assert "Install airflow-ai-sdk" in said
 
 
 def test_two_sdks_are_named_with_the_one_that_airflow_uses(tmp_path):

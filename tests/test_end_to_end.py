@@ -49,7 +49,7 @@ def test_the_demo_runs_every_dag_to_success_and_reports_it(demo, home):
     results = [each for each in json.loads((home / "demo.json").read_text()) if each["dag_id"] in DAGS]
     assert {result["dag_id"] for result in results} == DAGS
     for result in results:
-        assert set(result) == {"dag_id", "state", "seconds", "tasks", "tokens", "result"}
+        assert set(result) == {"dag_id", "state", "seconds", "tasks", "tokens", "cost_usd", "result"}
         assert result["state"] == "success"
         assert result["tasks"] > 0
         assert result["result"]
