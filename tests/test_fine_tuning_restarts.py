@@ -47,9 +47,12 @@ def restarted(airflow: RunningAirflow) -> Iterator[Any]:
 
     yield restart
     for child in children:
-        for process in [*psutil.Process(child.pid).children(recursive=True), psutil.Process(child.pid)]:
+        processes = [*psutil.Process(child.pid).children(recursive=True), psutil.Process(child.pid)]
+        for process in processes:
             process.terminate()
-        child.wait(20)
+        for process in psutil.wait_procs(processes, timeout=60)[1]:
+            process.kill()
+        child.wait()
 
 
 @pytest.fixture
