@@ -110,7 +110,8 @@ class Demo:
                         last_end = time.monotonic()
                 started = self._started_by_assets(waiting, runs)
                 patience = MESSAGE_WAIT_S if waiting & messaged else ASSET_WAIT_S
-                if free := max(0, OPEN_RUNS - len(open_runs) - len(started)):
+                free = OPEN_RUNS - len(open_runs) - len(started)
+                if queue and free > 0:
                     started |= self._trigger(queue[:free], results)
                     del queue[:free]
                 if not open_runs and not started and time.monotonic() > last_end + patience:

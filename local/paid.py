@@ -8,7 +8,7 @@ from typing import Any
 
 from genai_prices import Usage, calc_price
 
-from local.environment import user_environment
+from local.environment import user_environment, uses_embedded_model
 
 KEY = "OPENAI_API_KEY"
 CONNECTION = "AIRFLOW_CONN_PYDANTICAI_DEFAULT"
@@ -46,7 +46,7 @@ def cost_notice(share: float) -> str | None:
     :param share: of the DAGs that the demo has.
     """
     found = user_environment()
-    if not (found.get(KEY) or found.get(CONNECTION)):
+    if uses_embedded_model(found):
         return None
     try:
         extra: Any = json.loads(found.get(CONNECTION) or "{}").get("extra", {})

@@ -1,4 +1,4 @@
-"""Messages that no reader should trip over."""
+"""Messages that no reader should trip over, and a fake of what holds them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,27 @@ import json
 from typing import Any
 
 from include.messages.contract import LARGEST_BYTES, new_request
+
+
+class Message:
+    """A fake: as much of a `confluent_kafka.Message` as the parser reads."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def value(self) -> Any:
+        if isinstance(self._value, Exception):
+            raise self._value
+        return self._value
+
+    def topic(self) -> str:
+        return "inference_requests"
+
+    def partition(self) -> int:
+        return 2
+
+    def offset(self) -> int:
+        return 41
 
 
 def _changed(**fields: Any) -> bytes:

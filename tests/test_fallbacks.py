@@ -16,7 +16,7 @@ from pydantic_ai.models.function import FunctionModel
 
 from include.ai import llm_kwargs, untrusted
 from include.ai.agents import agent_kwargs
-from include.ai.fallbacks import LONGEST_WAIT_S
+from include.ai.fallbacks import LONGEST_WAIT_BEFORE_FALLBACK_S
 from include.ai.limited_model import LimitedModel, TaskUsage, read_limits
 from include.ai.model import ConnectionModel, RequestRefused, connection_model
 from tests.conftest import KEY, chat_requests
@@ -102,13 +102,13 @@ def test_an_answer_that_the_content_filter_withholds_is_asked_of_no_other(models
 
 
 def test_a_short_wait_is_waited_out_and_a_long_one_is_not(models, waits):  # noqa: F811
-    models.rate_limit(retry_after=LONGEST_WAIT_S).reply("First.")
+    models.rate_limit(retry_after=LONGEST_WAIT_BEFORE_FALLBACK_S).reply("First.")
     assert ask() == "First."
-    models.rate_limit(retry_after=LONGEST_WAIT_S + 1).reply("Second.")
+    models.rate_limit(retry_after=LONGEST_WAIT_BEFORE_FALLBACK_S + 1).reply("Second.")
     assert ask() == "Second."
 
     assert asked(models) == ["first", "first", "first", "second"]
-    assert waits == [LONGEST_WAIT_S]
+    assert waits == [LONGEST_WAIT_BEFORE_FALLBACK_S]
 
 
 def test_the_last_connection_is_waited_for_as_any_other(models, waits):  # noqa: F811

@@ -8,7 +8,7 @@ import io
 import json
 from contextlib import closing
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from airflow.sdk import dag, task
@@ -25,6 +25,7 @@ from include.common.storage import storage_path, write_artifact
 from include.common.text import clean_json, clean_text
 from include.messages.contract import parse_message
 from include.sample.feedback import read_texts
+from tests.hostile_messages import Message
 from tests.storages import on_storage
 from tests.test_chat_examples import check, conversation, file_of, lines
 
@@ -240,24 +241,6 @@ def test_any_text_in_a_message_of_kafka_is_an_event_that_every_database_stores(t
     assert clean_json(stored) == stored
     if event["request"]:
         assert (event["request"]["text"], event["request"]["reply"]["echo"]) == (joined(text), joined(echo))
-
-
-class Message(NamedTuple):
-    """As much of a Kafka message as is read."""
-
-    content: bytes
-
-    def value(self) -> bytes:
-        return self.content
-
-    def topic(self) -> str:
-        return "requests"
-
-    def partition(self) -> int:
-        return 0
-
-    def offset(self) -> int:
-        return 0
 
 
 @given(said=st.lists(texts(), min_size=20, max_size=20))

@@ -3,36 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from include.messages.contract import new_request, parse_message
-from tests.hostile_messages import HOSTILE
+from tests.hostile_messages import HOSTILE, Message
 
 pytestmark = pytest.mark.one_stack
-
-
-class Message:
-    """As much of a `confluent_kafka.Message` as the parser reads."""
-
-    def __init__(self, value: Any) -> None:
-        self._value = value
-
-    def value(self) -> Any:
-        if isinstance(self._value, Exception):
-            raise self._value
-        return self._value
-
-    def topic(self) -> str:
-        return "inference_requests"
-
-    def partition(self) -> int:
-        return 2
-
-    def offset(self) -> int:
-        return 41
 
 
 WHERE = {"topic": "inference_requests", "partition": 2, "offset": 41}

@@ -21,7 +21,7 @@ from include.ai.connection import ModelSource
 from include.ai.model import ConnectionModel, RequestRefused
 
 # With a connection to fall back to: long enough for a limit per minute to reset.
-LONGEST_WAIT_S = 60.0
+LONGEST_WAIT_BEFORE_FALLBACK_S = 60.0
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class ConnectionChain(ConnectionModel):
                 )
             _ = model.wrapped
         for model in models[:-1]:
-            model.longest_wait_s = LONGEST_WAIT_S
+            model.longest_wait_s = LONGEST_WAIT_BEFORE_FALLBACK_S
         return models
 
     @cached_property
