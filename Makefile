@@ -72,11 +72,12 @@ embed: $(READY)  ## test models of sentence-transformers, which `make test` skip
 # Of dags/, only what the template brought: how your own files look is yours to decide.
 LINTED = . $(wildcard $(shell grep '^dags/' dags/template_dags.txt)) --config 'extend-exclude = ["dags"]'
 
-lint: $(READY)  ## check format, style and types
+lint: $(READY)  ## check format, style and types, and airflow_settings.yaml for secrets
 	@$(BIN)/ruff format --check $(LINTED)
 	@$(BIN)/ruff check $(LINTED)
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo --no-cache
+	@$(BIN)/python -m local.settings_secrets
 
 bench: $(READY)  ## measure parsing, waiting jobs, batches, streams, RAG, and the embedded model
 	@$(BIN)/python -m benchmarks.parse_cost
