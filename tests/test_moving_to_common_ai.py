@@ -38,9 +38,11 @@ def test_the_two_files_differ_in_the_image_and_in_the_line_of_the_sdk_only():
         [line for line in (PROJECT / folder / "Dockerfile").read_text().splitlines() if line[:1] not in ("", "#")]
         for folder in (".", "common-ai")
     ]
-    assert [[line.split()[0] for line in lines] for lines in instructions] == [["FROM", "ENV"]] * 2
+    assert [[line.split()[0] for line in lines] for lines in instructions] == [
+        ["FROM", "USER", "RUN", "USER", "ENV"]
+    ] * 2
     assert instructions[0][0] != instructions[1][0]
-    assert instructions[0][1] == instructions[1][1]
+    assert instructions[0][1:] == instructions[1][1:]
 
 
 def test_every_command_works_and_moves_the_project_without_naming_the_stack(tmp_path):
