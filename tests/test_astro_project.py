@@ -107,6 +107,9 @@ def test_the_env_example_has_the_settings_of_this_project() -> None:
         "AIRFLOW_CONN_VECTOR_STORE_DEFAULT",
         "GENAI_KNOWLEDGE_BASE",
         "GENAI_STORAGE",
+        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION",
+        "AIRFLOW__API__HOST",
+        "AIRFLOW__CORE__PLUGINS_FOLDER",
     }
 
 
