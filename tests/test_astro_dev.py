@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, distribution, packages_dist
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -105,6 +106,20 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(PROJECT / name, folder / name)
     return folder
+
+
+def test_a_push_of_what_is_not_in_the_image_deploys_nothing_and_any_other_does(image):
+    workflow = yaml.safe_load((PROJECT / ".github" / "workflows" / "deploy.yml").read_text())
+    skipped = [
+        pattern.removesuffix("/**") for pattern in workflow[True]["push"]["paths-ignore"]
+    ]  # `on` is true in YAML
+    for name in project_files():
+        deploys_nothing = name.as_posix() in skipped or name.parts[0] in skipped or name.parts[0] == ".git"
+        in_image = (image / name).exists()
+        if PROJECT / name not in own_dag_files():
+            assert deploys_nothing == (not in_image) or name.name == ".dockerignore", name
+    # The action takes every path that has dags/ in it for one of the DAGs' folder.
+    assert not [name for name in project_files() if "dags/" in name.as_posix() and name.parts[0] != "dags"]
 
 
 def run_pytest(image: Path, missing: list[str], tmp_path: Path, *arguments: str) -> tuple[int, str]:

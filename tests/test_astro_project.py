@@ -182,7 +182,7 @@ def test_a_deploy_parses_and_tests_first_and_runs_code_that_cannot_change() -> N
     assert re.fullmatch(r"astronomer/deploy-action@[0-9a-f]{40}", step["uses"])
     assert (step["with"]["parse"], step["with"]["pytest"]) == (True, True)
     assert step["with"]["deploy-type"] == "infer"
-    assert workflow[True]["push"] == {"branches": ["main"]}  # YAML reads `on` as true
+    assert workflow[True]["push"]["branches"] == ["main"]  # YAML reads `on` as true
     assert workflow["permissions"] == {"contents": "read"}
     assert not workflow["concurrency"]["cancel-in-progress"]
 
