@@ -22,7 +22,7 @@ from include.common.stored_files import input_file, local_file, new_artifact, st
 from tests.conftest import PROJECT
 from tests.storages import on_storage
 
-EVERYWHERE = on_storage("disk", "s3", "connection", "memory")
+EVERYWHERE = on_storage("disk", "s3", "connection", "other", "memory")
 ODD_FOLDERS = ["a b", "Größe", "c++", "c#", "100%", "50%25", "[x]", "[", "a?b", "~", "a&b=c;d@e:f"]
 
 

@@ -1,14 +1,16 @@
 """Where DAGs leave files: on the object storage of the environment variable GENAI_STORAGE.
 
 The default is a folder of the project; in production it is a bucket (`s3://bucket/prefix`), which every worker
-sees.
+sees. It is never created: a misspelt name is an error.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,9 +55,13 @@ def name_on_storage(text: str) -> str:
 def open_path(url: str) -> ObjectStoragePath:
     """Return the path at `url`, with its file system.
 
+    A bucket on S3 is opened by the connection in its URL (`s3://my_conn@bucket`), else by `aws_default`, and where
+    there is no such connection by the environment or the role of the worker.
+
     Amazon's provider runs an event loop to open a bucket, which fails within another one: so a thread opens it. All
     else that is done with a path works within a loop.
     """
+    url = re.sub("^s3://(?=[^/@]*(/|$))", "s3://aws_default@", url)
 
     def opened() -> ObjectStoragePath:
         import fsspec
@@ -86,5 +92,15 @@ def write_artifact(path: ObjectStoragePath, content: str | bytes) -> str:
         finally:
             part.unlink(missing_ok=True)
     else:
-        path.fs.pipe_file(path.path, content)  # one request
+        with errors_with_name(path):
+            path.fs.pipe_file(path.path, content)  # one request
     return str(path)
+
+
+@contextmanager
+def errors_with_name(path: ObjectStoragePath) -> Iterator[None]:
+    """Let errors say which file and bucket they are about, which those of object storages do not."""
+    try:
+        yield
+    except (FileNotFoundError, PermissionError) as error:
+        raise type(error)(f"{path} cannot be written: {error}. Look at GENAI_STORAGE and the rights there.") from error
