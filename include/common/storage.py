@@ -70,11 +70,24 @@ def open_path(url: str) -> ObjectStoragePath:
         # No listing is remembered: other workers write, too, and on Airflow 3.3 a path may have two file systems.
         fsspec.config.conf.setdefault(url.partition(":")[0], {})["use_listings_cache"] = False
         path = ObjectStoragePath(url)
-        path.fs  # noqa: B018
+        if hasattr(path.fs, "dircache"):  # of a file system that was open before, as for a large XCom
+            path.fs.dircache.use_listings_cache = False
+            path.fs.dircache.clear()
+        if hasattr(path.fs, "max_concurrency"):
+            path.fs.max_concurrency = 1  # S3's looks at a file's size first, to read it in parts at once
         return path
 
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(opened).result()
+
+
+def read_artifact(path: ObjectStoragePath) -> bytes:
+    """Read `path` whole, which is one request, also where there is no such file.
+
+    :raises FileNotFoundError: there is none.
+    """
+    with errors_with_name(path):
+        return bytes(path.fs.cat_file(path.path))
 
 
 def write_artifact(path: ObjectStoragePath, content: str | bytes) -> str:
@@ -103,4 +116,4 @@ def errors_with_name(path: ObjectStoragePath) -> Iterator[None]:
     try:
         yield
     except (FileNotFoundError, PermissionError) as error:
-        raise type(error)(f"{path} cannot be written: {error}. Look at GENAI_STORAGE and the rights there.") from error
+        raise type(error)(f"{path}: {error}. Look at GENAI_STORAGE, and at the rights on it.") from error

@@ -72,7 +72,7 @@ def new_artifact(path: ObjectStoragePath) -> Iterator[IO[bytes]]:
             with errors_with_name(path):
                 remote.close()
         except BaseException:
-            remote.discard()
             with suppress(AttributeError):
                 remote.closed = True  # else it would be written when it is deleted
+            remote.discard()
             raise
