@@ -452,6 +452,7 @@ def test_a_second_run_embeds_the_question_only(run_dag, llm, storage, knowledge_
 
     assert run.state == "success"
     assert embedded(llm, requests) == [ANYTHING["query"]]
+    assert run.states()["finish_index"] == "skipped"
 
 
 @pytest.mark.parametrize("folder", ["empty", "older"])

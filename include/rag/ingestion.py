@@ -36,12 +36,13 @@ class Changes(TypedDict):
     """What there is to do for `collection`, that of the current embedding model; with checksums by document.
 
     `documents` are those that the collection lacks or has in another version, as they are listed; `gone` those of the
-    collection that are not listed, as they are stored.
+    collection that are not listed, as they are stored. `in_step` says that there are none, and that searches use it.
     """
 
     collection: str
     documents: dict[str, str]
     gone: dict[str, str]
+    in_step: bool
 
 
 class Indexed(TypedDict):
@@ -81,13 +82,14 @@ def find_changes(conn_id: str = VECTOR_STORE_CONN_ID) -> Changes:
         collection = store.collection(name)
         collection.create(embedder.dimension)
         stored = collection.documents()
-        active = store.active(search.INDEX) or name
-        indexed = stored if active == name else store.collection(active).documents()
+        active = store.active(search.INDEX)
+        indexed = stored if active == name else store.collection(active or name).documents()
     _check_complete(listed.keys(), indexed.keys())
     changed = {source: checksum for source, checksum in listed.items() if stored.get(source) != checksum}
     gone = {source: checksum for source, checksum in stored.items() if source not in listed}
     log.info("%d of %d documents are new or changed, %d are gone.", len(changed), len(listed), len(gone))
-    return {"collection": name, "documents": changed, "gone": gone}
+    in_step = not changed and not gone and indexed is stored
+    return {"collection": name, "documents": changed, "gone": gone, "in_step": in_step}
 
 
 def _check_complete(listed: Set[str], indexed: Set[str]) -> None:
