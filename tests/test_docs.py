@@ -164,9 +164,9 @@ def test_every_picture_of_a_graph_is_of_a_dag_that_is_listed_as_the_templates():
 
 
 def texts_of_the_code() -> str:
-    """Every string of include/ and local/, without the values that are put in, and the Makefile."""
+    """Every string of include/, local/ and examples/, without the values that are put in, and the Makefile."""
     found = [(PROJECT / "Makefile").read_text()]
-    for path in [*(PROJECT / "include").rglob("*.py"), *(PROJECT / "local").rglob("*.py")]:
+    for path in [path for folder in ("include", "local", "examples") for path in (PROJECT / folder).rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             parts = node.values if isinstance(node, ast.JoinedStr) else [node]
             texts = [part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)]
