@@ -18,8 +18,9 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from local.copy import CopyError
+from local.copy.manifest import with_dependencies
 from local.copy.needs import Pattern, analyse, package
-from local.copy.target import Target, choose_sdk, read_target, read_text, same_dag_id, what_is_shadowed
+from local.copy.target import Target, by_package, choose_sdk, read_target, read_text, same_dag_id, what_is_shadowed
 from local.environment import PROJECT
 
 MANIFEST = ".copied-patterns.json"
@@ -64,7 +65,7 @@ class Copied:
 
 
 def copy(name: str, folder: Path) -> Copied:
-    """Copy the DAG `name` and what it needs, and add what is missing to requirements.txt and .gitignore.
+    """Copy the DAG `name` and what it needs, and add what is missing to its packages and .gitignore.
 
     A file that the project has changed stays. What was copied stands in MANIFEST, by which a later copy knows that.
 
@@ -77,7 +78,9 @@ def copy(name: str, folder: Path) -> Copied:
     in_the_way = [
         *what_is_shadowed(list(placed), folder),
         *same_dag_id(pattern.dag, folder),
-        *_of_the_wrong_kind([*placed, *map(Path, ("requirements.txt", ".gitignore", MANIFEST))], folder),
+        *_of_the_wrong_kind(
+            [*placed, *map(Path, ("requirements.txt", "pyproject.toml", ".gitignore", MANIFEST))], folder
+        ),
     ]
     manifest = _read_manifest(folder)
     files = [] if in_the_way else [_place(source, path, folder, manifest) for path, source in placed.items()]
@@ -93,6 +96,11 @@ def copy(name: str, folder: Path) -> Copied:
     ignored = [line for line in ignored if line.strip("/") not in ignored_there]
     missing = [pin for pin in pattern.requirements if package(pin) not in target.packages]
     contents = {file.path: _content(file, folder) for file in files if file.state in (NEW, UPDATED)}
+    if target.manifest and missing:
+        where = f"{folder / target.packages_file}"
+        contents[Path(target.packages_file)] = with_dependencies(target.manifest, missing, where).encode()
+        in_image = by_package(target.requirements.splitlines())
+        missing = [pin for pin in pattern.requirements if package(pin) not in in_image] if target.requirements else []
     if missing:
         contents[Path("requirements.txt")] = _with_lines(target.requirements, missing)
     if ignored:

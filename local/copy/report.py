@@ -31,7 +31,7 @@ def report(copied: Copied) -> str:
     if pattern.requirements:
         lines += [
             "",
-            "Packages, in its requirements.txt:",
+            f"Packages, in its {target.packages_file}:",
             *(f"  {_beside(pin, target.packages)}" for pin in pattern.requirements),
         ]
     if copied.ignored:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from local.copy import CopyError
+from local.copy.manifest import dependencies
 from local.copy.needs import AIRFLOW_AI_SDK, COMMON_AI, SDKS, package, pins_by_sdk
 from local.environment import PROJECT
 
+MANIFEST = "pyproject.toml"
 OLDEST_AIRFLOW = (3, 1)
 NEWEST_FOR_AIRFLOW_AI_SDK = (3, 1)
 FROM = re.compile(r"^[ \t]*FROM[ \t]+(?:--\S+[ \t]+)*(\S+)(?:[ \t]+AS[ \t]+(\S+))?", re.IGNORECASE | re.MULTILINE)
@@ -29,8 +31,9 @@ VERSIONS = (
 class Target:
     """An Astro project, as it is before the copy.
 
-    :param image: that of its Dockerfile, or the line of requirements.txt that says which Airflow it has.
+    :param image: that of its Dockerfile, or the line of its packages that says which Airflow it has.
     :param airflow: major and minor version, or None where neither says it.
+    :param manifest: the text of pyproject.toml, if it is a project of the Astro CLI 2.
     """
 
     folder: Path
@@ -38,12 +41,23 @@ class Target:
     airflow: tuple[int, int] | None
     requirements: str
     gitignore: str
+    manifest: str = ""
 
     @property
     def packages(self) -> dict[str, str]:
-        """The line of requirements.txt for each package."""
-        lines = self.requirements.removeprefix("\ufeff").splitlines()
-        return {name: line.strip() for line in lines if (name := package(line))}
+        """The line for each package, of pyproject.toml or of requirements.txt."""
+        listed = dependencies(self.manifest, MANIFEST) if self.manifest else None
+        return by_package(self.requirements.removeprefix("\ufeff").splitlines() if listed is None else listed)
+
+    @property
+    def packages_file(self) -> str:
+        """The file that says them."""
+        return MANIFEST if self.manifest else "requirements.txt"
+
+
+def by_package(lines: Iterable[str]) -> dict[str, str]:
+    """Return the line for each package."""
+    return {name: line.strip() for line in lines if (name := package(line))}
 
 
 def read_target(folder: Path) -> Target:
@@ -53,6 +67,13 @@ def read_target(folder: Path) -> Target:
     """
     if folder.resolve() == PROJECT:
         raise CopyError(f"{folder} is this project itself. Name the folder of another one.")
+    manifest = read_text(folder / MANIFEST).removeprefix("\ufeff")
+    listed = dependencies(manifest, f"{folder / MANIFEST}") if manifest else None
+    if listed is not None and (folder / "dags").is_dir():
+        airflow = next((line for line in listed if _airflow(line)), "its pyproject.toml")
+        # A Dockerfile that such a project has kept installs the requirements.txt beside it.
+        kept = read_text(folder / "requirements.txt") if (folder / "Dockerfile").is_file() else ""
+        return Target(folder, airflow, _airflow(airflow), kept, read_text(folder / ".gitignore"), manifest)
     if not (folder / "dags").is_dir() or not (folder / "Dockerfile").is_file():
         raise CopyError(f"{folder} is not an Astro project: no dags/ or no Dockerfile. `astro dev init` makes one.")
     image = _image(read_text(folder / "Dockerfile").removeprefix("\ufeff"))
@@ -87,18 +108,19 @@ def choose_sdk(target: Target) -> str:
     if target.airflow and target.airflow < OLDEST_AIRFLOW:
         raise CopyError(f"{here}. The patterns need Airflow 3.1 or later.")
     if len(named) > 1:
-        raise CopyError(f"{target.folder}/requirements.txt has two AI SDKs, {' and '.join(named)}. Remove one.")
+        raise CopyError(f"{target.folder}/{target.packages_file} has two AI SDKs, {' and '.join(named)}. Remove one.")
     if target.airflow and target.airflow > NEWEST_FOR_AIRFLOW_AI_SDK:
         if AIRFLOW_AI_SDK in named:
             raise CopyError(
                 f"{here}, which does not start with {AIRFLOW_AI_SDK}. Replace that with {COMMON_AI} in its "
-                "requirements.txt."
+                f"{target.packages_file}."
             )
         named = [COMMON_AI]
     if not named and not target.airflow:
+        where = target.packages_file if target.manifest else f"The image {target.image}"
         raise CopyError(
-            f"The image {target.image} of {target.folder}/Dockerfile does not say which Airflow it has. Add the AI SDK "
-            f"to its requirements.txt: {AIRFLOW_AI_SDK} for Airflow 3.1, {COMMON_AI} for a later one."
+            f"{where} of {target.folder} does not say which Airflow it has. Add the AI SDK to "
+            f"its {target.packages_file}: {AIRFLOW_AI_SDK} for Airflow 3.1, {COMMON_AI} for a later one."
         )
     available = pins_by_sdk()
     if named and named[0] not in available:
