@@ -60,12 +60,12 @@ def environment(project: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of this project, as it is committed or about to be, without DAGs that are not the template's."""
+    """A copy of this project as a tarball has it, without Git and executable bits, and without DAGs of others."""
     folder = tmp_path_factory.mktemp("copy")
     for name in project_files():
         if PROJECT / name not in own_dag_files():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(PROJECT / name, folder / name)
+            shutil.copyfile(PROJECT / name, folder / name)
     return folder
 
 
@@ -95,6 +95,24 @@ def run_pytest(project: Path, *arguments: str) -> tuple[int, str]:
         timeout=1800,
     )
     return ended.returncode, ended.stdout + ended.stderr
+
+
+def test_tests_and_make_call_no_git_in_a_folder_without_it(project, tmp_path, monkeypatch):
+    called = tmp_path / "called"
+    (tmp_path / "git").write_text(f'#!/bin/sh\necho "$@" >> {called}\nexit 128\n')
+    (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+
+    status, said = run_pytest(
+        project, *(f"tests/test_{name}.py" for name in ("astro_project", "newer_runtime", "make"))
+    )
+    assert status == 0, said[-4000:]
+    for target in ("start", "demo", "test"):
+        planned = subprocess.run(
+            ["make", "--dry-run", target], cwd=project, capture_output=True, text=True, timeout=600
+        )
+        assert planned.returncode == 0, planned.stderr
+    assert not called.exists(), called.read_text()
 
 
 def test_docs_checks_and_contract_pass_beside_dags_of_others(with_own_dags):
