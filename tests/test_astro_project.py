@@ -196,6 +196,13 @@ def test_a_deploy_without_its_settings_does_nothing_and_the_docs_name_them() -> 
         assert f"`{name}`" in deploy_doc()
 
 
+def test_the_files_that_standalone_mode_is_given_by_hand_are_those_of_the_dockerfiles_build() -> None:
+    images = [(ROOT / folder / "Dockerfile").read_text() for folder in (".", "common-ai")]
+    builds = re.findall(r"/(?:constraints|freeze)-(\S+)\.txt", deploy_doc())
+    assert len(set(builds)) == 1
+    assert images[0] == images[1] or f"runtime:{builds[0]}\n" in images[0]
+
+
 def test_each_connection_of_the_deployment_docs_is_one_that_airflow_reads() -> None:
     from airflow.models import Connection
 
