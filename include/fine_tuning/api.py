@@ -47,7 +47,8 @@ class FineTuningApi(JobApi):
         """Log the job's events (steps, losses, warnings) that came since the last call, oldest first."""
         client = await self.client()
         news = []
-        async for event in client.fine_tuning.jobs.list_events(job.id, limit=100):
+        # Newest first, a page at a time: a job that is watched has few new ones.
+        async for event in client.fine_tuning.jobs.list_events(job.id, limit=5 if self._last_event else 100):
             if event.id == self._last_event:
                 break
             news.append(event)

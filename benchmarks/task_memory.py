@@ -1,0 +1,197 @@
+"""The memory that a task adds to a worker, by kind of task.
+
+    python -m benchmarks.task_memory
+
+A worker forks a process for each task, from one that has Airflow's modules. So does this: the child reads the DAG file
+and does the kind's work, with a fake model that answers at once. Printed is the memory of the child that it does not
+share with its parent (USS), at the end of the work, in MB, and that of the processes that it started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import json
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import httpx
+import psutil
+from airflow.models import import_all_models
+from airflow.sdk.execution_time import task_runner  # noqa: F401
+
+from local.environment import PROJECT
+from local.processes import free_ports
+from tests.scripted_model import running
+
+ROWS = 500
+
+
+def plain() -> None:
+    dag_file("scheduling/asset_or_time.py")
+
+
+def llm() -> None:
+    dag_file("patterns/prompt_chaining.py")
+    ask_model("review 1")
+
+
+def agent() -> None:
+    dag_file("patterns/multi_agent.py")
+    for _ in range(3):
+        ask_model("review 1")
+
+
+def batch_answers() -> None:
+    dag_file("patterns/batch_inference_at_scale.py")
+    from include.batch.answering import Answering
+    from include.batch.chunks import Chunk, write_chunks
+    from include.batch.rows import read_rows
+    from include.common.storage import storage_path
+
+    folder = storage_path("memory")
+    chunks = list(write_chunks(read_rows(storage_path("rows.csv"), "text", None), "", folder, 1))
+    work = Answering(
+        [Chunk(folder / name) for name, _ in chunks],
+        ROWS,
+        system_prompt="Label.",
+        output_type=labels(),
+        at_once=64,
+        budget_usd=None,
+    )
+    asyncio.run(work.run())
+
+
+def stream() -> None:
+    dag_file("messages/stream_inference.py")
+    import confluent_kafka  # noqa: F401
+
+    import include.messages.kafka.stream  # noqa: F401
+
+    ask_model("review 1")
+
+
+def rag_index() -> None:
+    dag_file("patterns/rag_pipeline.py")
+    from include.rag.ingestion import find_changes, index_documents
+
+    changes = find_changes()
+    index_documents(changes["collection"], changes["documents"])
+
+
+def fine_tuning() -> None:
+    dag_file("patterns/fine_tuning.py")
+    import openai.resources.fine_tuning  # noqa: F401
+
+
+def report_with_chart() -> None:
+    dag_file("patterns/batch_inference.py")
+    from include.common.charts import bar_chart
+
+    bar_chart("Reviews", {"all": {"positive": 3, "negative": 2}})
+
+
+KINDS: dict[str, Callable[[], None]] = {
+    "a task without a model": plain,
+    "a task with one model call": llm,
+    "an agent": agent,
+    f"a batch's answers ({ROWS} rows, 64 at once)": batch_answers,
+    "a stream": stream,
+    "RAG: find and index 30 documents, LanceDB": rag_index,
+    "fine-tuning: submit a job": fine_tuning,
+    "a report with a chart (matplotlib)": report_with_chart,
+}
+
+
+def dag_file(name: str) -> None:
+    runpy.run_path(str(PROJECT / "dags" / name))
+
+
+def labels() -> type:
+    from include.ai import BaseModel
+
+    class Labels(BaseModel):
+        sentiment: Literal["positive", "negative"]
+
+    return Labels
+
+
+def ask_model(text: str) -> None:
+    from pydantic_ai import Agent
+
+    from include.ai.model import connection_model
+
+    agent: Agent[None, object] = Agent(
+        connection_model("pydanticai_default"), system_prompt="Label.", output_type=labels()
+    )
+    agent.run_sync(text)
+
+
+def measure(do: Callable[[], None]) -> tuple[float, float]:
+    """Return what a forked child has of its own after this work, and its processes, in MB."""
+    reading, writing = os.pipe()
+    if child := os.fork():
+        os.close(writing)
+        with open(reading) as pipe:
+            found = pipe.read()
+        os.waitpid(child, 0)
+        own, others = map(float, found.split())
+        return own, others
+    try:
+        os.close(reading)
+        do()
+        me = psutil.Process()
+        own = me.memory_full_info().uss / 1e6
+        others = sum(each.memory_full_info().uss for each in me.children(recursive=True)) / 1e6
+        os.write(writing, f"{own} {others}".encode())
+    finally:
+        os._exit(0)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as home, running() as model:
+        rows = Path(home) / "rows.csv"
+        with rows.open("w", newline="") as file:
+            csv.writer(file).writerows([["text"], *([f"review {number}"] for number in range(ROWS))])
+        (port,) = free_ports(1)
+        server = subprocess.Popen([sys.executable, "-m", "local.model_server", "--port", str(port)])
+        embedded = {"host": f"http://127.0.0.1:{port}/v1", "password": "none", "conn_type": "pydanticai"}
+        os.environ |= {
+            "GENAI_STORAGE": home,
+            "AIRFLOW_CONN_PYDANTICAI_DEFAULT": model.connection(),
+            "AIRFLOW_CONN_EMBEDDINGS_DEFAULT": json.dumps(embedded | {"extra": {"model": "openai:wordllama-256"}}),
+            "AIRFLOW_CONN_VECTOR_STORE_DEFAULT": json.dumps({"conn_type": "lancedb", "host": f"{home}/lancedb"}),
+        }
+        try:
+            import_all_models()  # which connections in the environment import; a task gets its own from the API server
+            wait_for(f"http://127.0.0.1:{port}/v1/models")
+            print(f"a process of the worker before a task: {psutil.Process().memory_info().rss / 1e6:.0f} MB")
+            print("| task | adds MB | and its processes |\n|---|---|---|")
+            for name, do in KINDS.items():
+                own, others = measure(do)
+                print(f"| {name} | {own:.0f} | {others:.0f} |", flush=True)
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def wait_for(url: str) -> None:
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        try:
+            httpx.get(url)
+            return
+        except httpx.TransportError:
+            time.sleep(0.2)
+    raise SystemExit(f"{url} does not answer.")
+
+
+if __name__ == "__main__":
+    main()
