@@ -35,6 +35,10 @@ try:
     from include.common import prices
 except ImportError:  # a copied pattern may lack it: then the public price list says what an answer cost
     prices = None  # type: ignore[assignment]
+try:
+    from include.ai import spending
+except ImportError:  # likewise: then no ledger is kept
+    spending = None  # type: ignore[assignment]
 
 # Used where only OPENAI_API_KEY is set: the cheapest current model in the openai package's list.
 DEFAULT_MODEL = "openai-chat:gpt-6-luna"
@@ -123,6 +127,14 @@ class ConnectionModel(WrapperModel):
         ours = {"timeout": connection.CALL_TIMEOUT_S, **(model_settings or {}), "max_retries": 0}
         settings: Any = {key: ours[key] for key in ours if key not in self.wrapped.unsupported_settings}
         started, calls, waited = time.monotonic(), 0, 0.0
+
+        def record(response: ModelResponse | None, calls: int = 1) -> None:
+            if spending:
+                seconds = time.monotonic() - started
+                spending.record_chat(
+                    self.conn_id, self.model_name, messages, model_request_parameters, response, seconds, calls
+                )
+
         while True:
             try:
                 response = await self.wrapped.request(messages, settings, model_request_parameters)
@@ -131,6 +143,7 @@ class ConnectionModel(WrapperModel):
                 calls += 1
                 failure, wait = self._task_error(error), _wait(error, calls, self.longest_wait_s - waited)
                 if wait is None or isinstance(failure, AirflowFailException):
+                    record(None, calls)
                     log.debug("The provider's own words: %s", error)  # they may quote the key or the prompt
                     raise failure from None
             if wait > max(PAUSES_S):
@@ -142,6 +155,7 @@ class ConnectionModel(WrapperModel):
         cost_usd = self._cost(response)
         response.usage.cost = None if cost_usd is None else Decimal(str(cost_usd))
         self.usage_recorder.record(read_usage(response, time.monotonic() - started, cost_usd))
+        record(response)
         return response
 
     def _cost(self, response: ModelResponse) -> float | None:
