@@ -104,7 +104,7 @@ def test_embeddings_are_counted(run_any_dag, llm, storage):
         def embed() -> int:
             from include.ai.embeddings import Embedder
 
-            return len(Embedder().embed_documents(["one", "two"]))
+            return len(Embedder().embed_documents(["a text of some words", "another text"]))
 
         embed()
 

@@ -42,7 +42,7 @@ class Embedder:
         from pydantic_ai.embeddings import infer_embedding_model
 
         self.conn_id = conn_id
-        source = read_model_source(conn_id, DEFAULT_MODEL)
+        source = self._source = read_model_source(conn_id, DEFAULT_MODEL)
         dimensions = source.provider_args.pop("dimensions", None)
         model = source.build(infer_embedding_model, {"response": [stay_on_host]})
         if source.model_id.startswith(IN_PROCESS):
@@ -105,7 +105,7 @@ class Embedder:
             ) from None
         finally:
             if spending:
-                spending.record_embedding(self.conn_id, self.model_id, result, time.monotonic() - started)
+                spending.record_embedding(self._source, result, time.monotonic() - started)
 
 
 def cosine(a: Sequence[float], b: Sequence[float]) -> float:

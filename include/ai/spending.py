@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING
 
 from pydantic_ai.messages import ModelMessage, ModelResponse, SystemPromptPart
 
+from include.common.prices import read_price
 from include.spend.ledger import Call, fingerprint, record
 
 if TYPE_CHECKING:
     from pydantic_ai.embeddings import EmbeddingResult
     from pydantic_ai.models import ModelRequestParameters
+
+    from include.ai.connection import ModelSource
 
 
 def record_chat(
@@ -36,13 +39,14 @@ def record_chat(
     record(call)
 
 
-def record_embedding(conn_id: str, model: str, result: EmbeddingResult | None, seconds: float) -> None:
+def record_embedding(source: ModelSource, result: EmbeddingResult | None, seconds: float) -> None:
     """Record a request for embeddings: its vectors, or that there are none."""
-    call = Call("embedding", conn_id, model, seconds=seconds, failed=result is None)
+    call = Call("embedding", source.conn_id, source.model_id, seconds=seconds, failed=result is None)
     if result:
-        call = call._replace(
-            model=result.model_name, input_tokens=result.usage.input_tokens, cost_usd=_embedding_cost(result)
-        )
+        price = read_price(source.conn_id, source.layer_args)
+        tokens = result.usage.input_tokens
+        cost = price.cost(tokens, 0) if price else _listed_cost(result)
+        call = call._replace(model=result.model_name, input_tokens=tokens, cost_usd=cost)
     record(call)
 
 
@@ -59,7 +63,7 @@ def prompt_of(messages: list[ModelMessage], parameters: ModelRequestParameters) 
     return fingerprint(instructions, tools, form)
 
 
-def _embedding_cost(result: EmbeddingResult) -> float | None:
+def _listed_cost(result: EmbeddingResult) -> float | None:
     try:
         return float(result.cost().total_price)
     except (LookupError, ValueError, AssertionError):
