@@ -20,7 +20,7 @@ def view(destination: str, href: str, name: str = "GenAI") -> dict[str, str]:
         "name": name,
         "destination": destination,
         "href": f"genai/{href}",
-        "url_route": "genai",
+        "url_route": f"genai-{destination}",
         "icon": "genai/static/icon.svg",
         "icon_dark_mode": "genai/static/icon-dark.svg",
     }

@@ -15,7 +15,7 @@ import pytest
 
 from include.spend import ledger
 from include.spend.ledger import Call, Ledger, Record
-from include.spend.reading import read_days
+from include.spend.reading import read_days, roll_up
 from tests.conftest import KEY, PROJECT
 from tests.stack import wait_until
 from tests.storages import on_storage
@@ -236,3 +236,68 @@ def test_a_call_waits_for_no_storage(storage, monkeypatch):
     assert not go_on.is_set()
     go_on.set()
     wait_until(lambda: [r for r in records() if r.lines[0].calls == 100])
+
+
+# Rolled up
+
+
+def test_a_day_becomes_one_parquet_file_and_reads_the_same(storage, monkeypatch):
+    for attempt in ("one", "two"):
+        process = Ledger()
+        in_task(monkeypatch, attempt)
+        process.record(CALL)
+        process.record(CALL._replace(model="other", cost_usd=None))
+        process.end(attempt, "success")
+        process.flush()
+    before, today = records(), datetime.now(UTC).date()
+    for _ in range(2):  # again changes nothing
+        file = roll_up(before[0].started.date())
+        assert records() == before
+    assert not list((storage / "ledger").rglob("*.json"))
+    assert len(before) == 2
+    import pyarrow.parquet as pq
+
+    assert pq.read_table(str(file).removeprefix("file://")).num_rows == 4
+    assert today >= before[0].started.date()
+
+
+def test_what_still_runs_is_not_rolled_up_and_nothing_is_counted_twice(storage, monkeypatch):
+    process = Ledger()
+    in_task(monkeypatch, "ended")
+    process.record(CALL)
+    process.end("ended", "failed")
+    in_task(monkeypatch, "runs")
+    process.record(CALL)
+    process.flush()
+    day = records()[0].started.date()
+    roll_up(day)
+    assert len(list((storage / "ledger").rglob("*.json"))) == 1
+    process.record(CALL)
+    process.flush()
+    assert sorted(record.lines[0].calls for record in records()) == [1, 2]
+    process.end("runs", "success")
+    process.flush()
+    roll_up(day)
+    assert sorted((record.state, record.lines[0].calls) for record in records()) == [("failed", 1), ("success", 2)]
+
+
+@pytest.mark.needs_dags("spend_report")
+def test_the_daily_report_adds_up_the_day_and_updates_the_asset(run_dag, llm, storage):
+    script(llm)
+    run_dag("prompt_chaining")
+    day = records()[0].started.date().isoformat()
+    run = run_dag("spend_report", {"day": day})
+
+    assert run.state == "success"
+    report = run.xcom("report")
+    cost = sum(line.cost_usd for record in records() for line in record.lines)
+    assert report["result"] == f"{day}: ${cost:,.2f} for 2 calls"
+    (folder,) = (storage / "spend_report").iterdir()
+    assert "| prompt_chaining |" in (folder / "report.md").read_text()
+    assert {path.name for path in folder.iterdir()} == {"report.md", "by_day.svg", "by_dag.svg", "by_model.svg"}
+
+
+@pytest.mark.needs_dags("spend_report")
+def test_a_day_without_a_call_is_reported_as_such(run_dag, storage):
+    run = run_dag("spend_report", {"day": "2026-01-31"})
+    assert run.xcom("report")["result"] == "2026-01-31: $0.00 for 0 calls"

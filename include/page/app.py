@@ -26,8 +26,8 @@ from include.common.shown import shown_text
 from include.page import run_files, shapes
 from include.page.previews import IMAGES, preview
 from include.page.results import read_results
-from include.page.spend import overview
 from include.spend.reading import Reading, read_days
+from include.spend.sums import overview
 
 FOLDER = Path(__file__).parent
 LONGEST_RANGE_DAYS = 92

@@ -1,4 +1,4 @@
-"""Sums of the ledger, as the page shows them."""
+"""Sums of the ledger, as the page and the daily report show them."""
 
 from __future__ import annotations
 
