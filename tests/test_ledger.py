@@ -37,7 +37,7 @@ def in_task(monkeypatch: pytest.MonkeyPatch, attempt_id: str = "one", **more: An
     """Have this process work for a task instance."""
     ti = {"id": attempt_id, "dag_id": "a_dag", "run_id": "a run", "task_id": "ask", "map_index": None, "try_number": 1}
     ti = SimpleNamespace(**{**ti, **more})
-    monkeypatch.setattr(ledger, "_task_context", lambda: {"ti": ti, "logical_date": None})
+    monkeypatch.setattr(ledger, "task_context", lambda: {"ti": ti, "logical_date": None})
     return ti
 
 
@@ -200,7 +200,7 @@ from include.spend import ledger
 from include.spend.ledger import Call
 
 ti = SimpleNamespace(id="one", dag_id="a_dag", run_id="r", task_id="ask", map_index=-1, try_number=1)
-ledger._task_context = lambda: {"ti": ti, "logical_date": None}
+ledger.task_context = lambda: {"ti": ti, "logical_date": None}
 for line in sys.stdin:
     ledger.record(Call("chat", "c", "m", cost_usd=1.0))
 """

@@ -23,7 +23,14 @@ from pydantic_ai.providers import Provider, infer_provider, infer_provider_class
 from include.common.provider_http import check_host
 from include.common.shown import quiet_http_clients, shown_text, url_secrets
 
-LAYER_KEYS = ("fallback_conn_ids", "requests_per_minute", "tokens_per_minute", "pool_slots", "usd_per_million_tokens")
+LAYER_KEYS = (
+    "budgets",
+    "fallback_conn_ids",
+    "requests_per_minute",
+    "tokens_per_minute",
+    "pool_slots",
+    "usd_per_million_tokens",
+)
 # What providers call the base URL.
 URL_ARGUMENTS = ("base_url", "azure_endpoint", "api_base")
 # Arguments of providers that no connection can hold, and a key of the Vertex form that means nothing any more.

@@ -88,6 +88,8 @@ class Embedder:
         from pydantic_ai.exceptions import ModelAPIError, ModelQuotaExceededError, ModelRequestRejectedError
 
         embed = self._embedder.embed_query_sync if query else self._embedder.embed_documents_sync
+        if spending and (meter := spending.due_meter(self._source)):
+            meter.check()
         started = time.monotonic()
         result: EmbeddingResult | None = None
         try:

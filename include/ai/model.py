@@ -65,12 +65,16 @@ class ConnectionModel(WrapperModel):
 
     :param conn_id: see `include.ai.connection` for what the connection holds.
     :param usage_recorder: gets every answered call.
+    :param budget_usd: what a task may spend on it, in US dollars; None for no limit but the connection's.
     """
 
-    def __init__(self, conn_id: str, usage_recorder: UsageRecorder | None = None) -> None:
+    def __init__(
+        self, conn_id: str, usage_recorder: UsageRecorder | None = None, budget_usd: float | None = None
+    ) -> None:
         Model.__init__(self)  # WrapperModel's own would build the model now
         self.conn_id = conn_id
         self.usage_recorder = usage_recorder or UsageRecorder()
+        self.budget_usd = budget_usd
         self.longest_wait_s = LONGEST_WAIT_S
         self._built: tuple[asyncio.AbstractEventLoop | None, Model] | None = None
 
@@ -124,6 +128,8 @@ class ConnectionModel(WrapperModel):
         :raises AirflowException: a later try may succeed.
         """
         log.debug("Messages: %s", messages)
+        if spending and (meter := spending.due_meter(self.source, self.budget_usd)):
+            await asyncio.to_thread(meter.check)
         ours = {"timeout": connection.CALL_TIMEOUT_S, **(model_settings or {}), "max_retries": 0}
         settings: Any = {key: ours[key] for key in ours if key not in self.wrapped.unsupported_settings}
         started, calls, waited = time.monotonic(), 0, 0.0
@@ -132,7 +138,7 @@ class ConnectionModel(WrapperModel):
             if spending:
                 seconds = time.monotonic() - started
                 spending.record_chat(
-                    self.conn_id, self.model_name, messages, model_request_parameters, response, seconds, calls
+                    self.source, self.model_name, messages, model_request_parameters, response, seconds, calls
                 )
 
         while True:
@@ -202,13 +208,21 @@ class ConnectionModel(WrapperModel):
         return kind(f"Connection {self.conn_id!r}: {what} ({where})")
 
 
-def connection_model(conn_id: str, make: Callable[[str], ConnectionModel] | None = None) -> ConnectionModel:
+def connection_model(
+    conn_id: str, make: Callable[[str], ConnectionModel] | None = None, budget_usd: float | None = None
+) -> ConnectionModel:
     """Return the model of the connection `conn_id`, with its fallbacks where that layer is there.
 
     :param make: makes the model of one connection, if it is not to be a plain one.
+    :param budget_usd: what a task may spend on each connection.
+    :raises ValueError: it is not an amount, or the layer that keeps budgets is not there.
     """
+    if budget_usd is not None and not (spending and budget_usd > 0):
+        raise ValueError(
+            f"budget_usd={budget_usd!r}: it is more than 0, and needs include/spend (make copy WITH=spend)"
+        )
     recorder = UsageRecorder()
-    make = make or (lambda conn_id: ConnectionModel(conn_id, recorder))
+    make = make or (lambda conn_id: ConnectionModel(conn_id, recorder, budget_usd))
     try:
         from include.ai.fallbacks import ConnectionChain
     except ImportError:  # a copied pattern may lack it

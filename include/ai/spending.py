@@ -1,4 +1,4 @@
-"""What of a model's call goes into the ledger (see `include.spend.ledger`)."""
+"""What a model's call costs: into the ledger (`include.spend.ledger`), and within budgets (`include.spend.budgets`)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from pydantic_ai.messages import ModelMessage, ModelResponse, SystemPromptPart
 
-from include.common.prices import read_price
-from include.spend.ledger import Call, fingerprint, record
+from include.common.prices import listed_cost, read_price
+from include.spend.budgets import Budgets, Meter, read_budgets
+from include.spend.ledger import Call, fingerprint, record, task_context, the_ledger
 
 if TYPE_CHECKING:
     from pydantic_ai.embeddings import EmbeddingResult
@@ -16,8 +17,35 @@ if TYPE_CHECKING:
     from include.ai.connection import ModelSource
 
 
+_meters: dict[tuple[str, str], Meter | None] = {}
+
+
+def meter_of(source: ModelSource, task_usd: float | None = None) -> Meter | None:
+    """Return the meter of a connection for the task that runs; None if nothing limits what it costs.
+
+    :raises AirflowFailException: the connection's budgets are not valid.
+    """
+    context = task_context()
+    key = (str(context["ti"].id) if context else "", source.conn_id)
+    if key not in _meters:
+        budgets, meter = read_budgets(source.conn_id, source.layer_args), None
+        if budgets or task_usd:
+            name = source.model_id.partition(":")[2]
+            is_priced = read_price(source.conn_id, source.layer_args) or listed_cost(name, 1, 1) is not None
+            meter = Meter(source.conn_id, budgets or Budgets(), task_usd, unpriced="" if is_priced else name)
+            the_ledger().also_write(meter.save)
+        _meters[key] = meter
+    return _meters[key]
+
+
+def due_meter(source: ModelSource, task_usd: float | None = None) -> Meter | None:
+    """Return the meter to check before a call; None if nothing limits it, or it was checked within the last second."""
+    meter = meter_of(source, task_usd)
+    return meter if meter and not meter.is_fresh else None
+
+
 def record_chat(
-    conn_id: str,
+    source: ModelSource,
     model: str,
     messages: list[ModelMessage],
     parameters: ModelRequestParameters,
@@ -26,7 +54,9 @@ def record_chat(
     calls: int = 1,
 ) -> None:
     """Record a call of a chat model: its answer, or `calls` calls without one."""
-    call = Call("chat", conn_id, model, prompt_of(messages, parameters), calls, seconds=seconds, failed=not response)
+    call = Call(
+        "chat", source.conn_id, model, prompt_of(messages, parameters), calls, seconds=seconds, failed=not response
+    )
     if response:
         usage = response.usage
         call = call._replace(
@@ -36,7 +66,7 @@ def record_chat(
             output_tokens=usage.output_tokens,
             cost_usd=None if usage.cost is None else float(usage.cost),
         )
-    record(call)
+    _count(source, call)
 
 
 def record_embedding(source: ModelSource, result: EmbeddingResult | None, seconds: float) -> None:
@@ -47,6 +77,12 @@ def record_embedding(source: ModelSource, result: EmbeddingResult | None, second
         tokens = result.usage.input_tokens
         cost = price.cost(tokens, 0) if price else _listed_cost(result)
         call = call._replace(model=result.model_name, input_tokens=tokens, cost_usd=cost)
+    _count(source, call)
+
+
+def _count(source: ModelSource, call: Call) -> None:
+    if (meter := meter_of(source)) and not call.failed:
+        meter.add(call.cost_usd, call.model)
     record(call)
 
 

@@ -22,6 +22,7 @@ from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sqlalchemy import select
 
+from include.common.prices import shown_usd
 from include.common.shown import shown_text
 from include.page import run_files, shapes
 from include.page.previews import IMAGES, preview
@@ -46,7 +47,7 @@ app = FastAPI(title="GenAI", docs_url=None, redoc_url=None, openapi_url=None)
 app.mount("/static", StaticFiles(directory=FOLDER / "static"), name="static")
 
 templates = Environment(loader=FileSystemLoader(FOLDER / "templates"), autoescape=True, undefined=StrictUndefined)
-templates.filters |= {"usd": shapes.usd, "number": shapes.number, "moment": shapes.moment}
+templates.filters |= {"usd": shown_usd, "number": shapes.number, "moment": shapes.moment}
 
 
 def readable_dags(user: GetUserDep) -> set[str]:

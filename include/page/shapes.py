@@ -6,13 +6,6 @@ import re
 from datetime import datetime
 
 
-def usd(amount: float) -> str:
-    """Write an amount of US dollars: cents, or as many digits as a small amount needs."""
-    if amount == 0:
-        return "$0"
-    return f"${amount:,.2f}" if amount >= 0.1 else f"${amount:.2g}" if amount >= 0.0001 else f"${amount:.1e}"
-
-
 def number(value: float) -> str:
     """Write a number with its thousands parted."""
     return f"{value:,.0f}"

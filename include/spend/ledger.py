@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cache
 from typing import Any, NamedTuple
@@ -147,10 +148,15 @@ class Ledger:
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._complained = False
+        self._others: list[Callable[[], None]] = []
+
+    def also_write(self, write: Callable[[], None]) -> None:
+        """Have the thread call this, too, after it has written."""
+        self._others.append(write)
 
     def record(self, call: Call) -> None:
         """Count a call for the task that runs; outside a task, do nothing."""
-        if context := _task_context():
+        if context := task_context():
             attempt_id = str(context["ti"].id)
             with self._counting:
                 if attempt_id not in self._records:
@@ -159,7 +165,7 @@ class Ledger:
 
     def record_job(self, call: Call, job_id: str, started: datetime) -> None:
         """Count a job that the task that runs has paid: once, however often its end is looked at."""
-        if context := _task_context():
+        if context := task_context():
             job = fingerprint(call.conn_id, job_id)
             record = new_record(context, job, started)
             record.state = "failed" if call.failed else "success"
@@ -208,12 +214,21 @@ class Ledger:
                 except Exception as error:
                     with self._counting:
                         self._unwritten.setdefault(key, waiting[key])
-                    if not self._complained:
-                        log.warning("The task goes on, but what it spends is not recorded: %s", shown_text(error))
-                    self._complained = True
+                    self._complain(error)
+            for write in self._others:
+                try:
+                    write()
+                except Exception as error:
+                    self._complain(error)
+
+    def _complain(self, error: Exception) -> None:
+        if not self._complained:
+            log.warning("The task goes on, but what it spends is not recorded: %s", shown_text(error))
+        self._complained = True
 
 
-def _task_context() -> Any:
+def task_context() -> Any:
+    """Return the context of the task that runs; None outside a task."""
     from airflow.sdk import get_current_context
 
     try:
