@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from include.ai.connection import ModelSource
 
 
+_last_prompt: tuple[ModelRequestParameters, list[str | None], str] | None = None
 _meters: dict[tuple[str, str], Meter | None] = {}
 
 
@@ -91,12 +92,16 @@ def prompt_of(messages: list[ModelMessage], parameters: ModelRequestParameters) 
     instructions = [
         part.content for message in messages for part in message.parts if isinstance(part, SystemPromptPart)
     ] + [getattr(message, "instructions", None) for message in messages[:1]]
+    global _last_prompt  # the calls of a task mostly have the same one
+    if _last_prompt and _last_prompt[0] is parameters and _last_prompt[1] == instructions:
+        return _last_prompt[2]
     tools = [
         (tool.name, tool.description, tool.parameters_json_schema)
         for tool in (*parameters.function_tools, *parameters.output_tools)
     ]
     form = parameters.output_object and parameters.output_object.json_schema
-    return fingerprint(instructions, tools, form)
+    _last_prompt = (parameters, instructions, fingerprint(instructions, tools, form))
+    return _last_prompt[2]
 
 
 def _listed_cost(result: EmbeddingResult) -> float | None:

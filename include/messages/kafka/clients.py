@@ -15,6 +15,7 @@ from typing import Any
 from airflow.providers.apache.kafka.hooks.base import KafkaBaseHook
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowNotFoundException
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from include.common.shown import shown_url
 
@@ -75,8 +76,6 @@ class KafkaClients:
 
     def producer(self, settings: Mapping[str, Any]) -> Producer:
         """Make a producer that reports a message as delivered when all in-sync replicas have it."""
-        of_consumers = ("group.", "session.", "heartbeat.", "max.poll.", "auto.", "fetch.", "enable.auto.")
-        config = {key: value for key, value in self._config.items() if not key.startswith(of_consumers)}
         own = {
             "acks": "all",
             "enable.idempotence": True,
@@ -86,7 +85,24 @@ class KafkaClients:
             "message.max.bytes": LARGEST_RECORD,
         }
         # A message that came compressed would otherwise be too large for its topic when it is sent on.
-        return Producer({"compression.type": "zstd", **config, **own, **settings})
+        return Producer({"compression.type": "zstd", **self._common(), **own, **settings})
+
+    def has_reader(self, group: str) -> bool:
+        """Return whether the broker holds a consumer of this group for alive.
+
+        One that was killed is so for its session time-out. The embedded broker names no consumers.
+
+        :raises AirflowException: the broker cannot be reached.
+        """
+        admin = AdminClient(self._common())  # must outlive its answer
+        with self.failing(f"asking who reads as {group!r}"):
+            described = admin.describe_consumer_groups([group], request_timeout=METADATA_TIMEOUT_S)
+            return bool(described[group].result().members)
+
+    def _common(self) -> dict[str, Any]:
+        """The settings that are not for consumers alone."""
+        of_consumers = ("group.", "session.", "heartbeat.", "max.poll.", "auto.", "fetch.", "enable.auto.")
+        return {key: value for key, value in self._config.items() if not key.startswith(of_consumers)}
 
     def partitions(self, client: Consumer | Producer, *topics: str) -> dict[str, int]:
         """Return the number of partitions by topic.
