@@ -231,3 +231,19 @@ def test_views_lead_to_the_page_below_the_deployments_own_path():
 
     assert len({view["url_route"] for view in GenAIPage.external_views}) == len(GenAIPage.external_views)
     assert all(view["href"].startswith("genai/") for view in GenAIPage.external_views)
+
+
+def test_budgets_are_shown_with_what_is_left_to_who_may_see_the_connection(
+    airflow_app, run_dag, llm, storage, monkeypatch
+):
+    connection = json.loads(os.environ["AIRFLOW_CONN_PYDANTICAI_DEFAULT"])
+    connection["extra"]["budgets"] = {"day_usd": 5e-5, "month_usd": 300, "warn_at": 0.5}
+    monkeypatch.setenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT", json.dumps(connection))
+    script(llm)
+    run_dag("prompt_chaining")
+    shown = Client(airflow_app, "admin").get("").text
+    assert "<h2>Budgets</h2>" in shown
+    assert "$300.00" in shown
+    assert 'class="near"' in shown
+    assert connection["password"] not in shown
+    assert "<h2>Budgets</h2>" not in Client(airflow_app, "viewer").get("").text

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
+from include.common.exclusive import create_file
 from include.common.storage import storage_path
 
 if TYPE_CHECKING:
@@ -54,7 +52,7 @@ class SharedTotal:
             entries = sorted(self._entries(root).get(part, []))
             before = _value(root.fs.cat_file(self._path(root, *entries[-1]).path)) if entries else 0.0
             number = entries[-1][1] + 1 if entries else 1
-            if self._create(self._path(root, part, number), json.dumps(before + amount).encode()):
+            if create_file(self._path(root, part, number), json.dumps(before + amount).encode()):
                 break
             part = random.randrange(PARTS)  # noqa: S311
         if len(entries) > MOST_ENTRIES:
@@ -79,37 +77,9 @@ class SharedTotal:
     def _path(root: ObjectStoragePath, part: int, number: int) -> ObjectStoragePath:
         return root / f"{part}-{number:09}"
 
-    @staticmethod
-    def _create(path: ObjectStoragePath, content: bytes) -> bool:
-        """Write an entry, whole or not at all; return False if another process has written it."""
-        try:
-            if path.protocol == "file":
-                _link_new(Path(path.path), content)
-            else:
-                path.fs.pipe_file(path.path, content, mode="create")
-        except OSError:  # not each storage says FileExistsError
-            if path.exists():
-                return False
-            raise
-        return True
-
 
 def _value(content: bytes) -> float:
     try:
         return float(json.loads(content))
     except (ValueError, TypeError):  # a machine that went down may leave an empty file
         return 0.0
-
-
-def _link_new(path: Path, content: bytes) -> None:
-    """Write a local file that is not there yet.
-
-    :raises FileExistsError: it is there.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{uuid4().hex}.part")
-    try:
-        part.write_bytes(content)
-        os.link(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from airflow.api_fastapi.app import get_auth_manager
-from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
+from airflow.api_fastapi.auth.managers.models.resource_details import ConnectionDetails, DagAccessEntity
 from airflow.api_fastapi.common.db.common import SessionDep
 from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
 from airflow.models.dagrun import DagRun
@@ -25,6 +25,7 @@ from sqlalchemy import select
 from include.common.prices import shown_usd
 from include.common.shown import shown_text
 from include.page import run_files, shapes
+from include.page.budgets import shown_budgets
 from include.page.previews import IMAGES, preview
 from include.page.results import read_results
 from include.spend.reading import Reading, read_days
@@ -62,7 +63,12 @@ OptionalDay = Annotated[date | None, Query()]
 
 @app.get("/", response_class=HTMLResponse)
 def spend(
-    request: Request, dag_ids: ReadableDags, first: OptionalDay = None, last: OptionalDay = None, dag: str = ""
+    request: Request,
+    user: GetUserDep,
+    dag_ids: ReadableDags,
+    first: OptionalDay = None,
+    last: OptionalDay = None,
+    dag: str = "",
 ) -> Response:
     """Show what the DAGs have spent in some days."""
     last = last or datetime.now(UTC).date()
@@ -71,7 +77,9 @@ def spend(
         raise HTTPException(422, f"first has to be before last, and at most {LONGEST_RANGE_DAYS} days earlier.")
     reading = _read(first, last, dag_ids & {dag} if dag else dag_ids)
     found = overview(reading, first, last)
-    return _page(request, "spend.html", found=found, dag=dag, dag_ids=sorted(dag_ids))
+    conn_ids = {line.conn_id for record in reading.records for line in record.lines}
+    budgets = shown_budgets(conn_id for conn_id in conn_ids if _may_read_connection(user, conn_id))
+    return _page(request, "spend.html", found=found, budgets=budgets, dag=dag, dag_ids=sorted(dag_ids))
 
 
 @app.get("/dags/{dag_id}", response_class=HTMLResponse, dependencies=[may_read_dag])
@@ -83,7 +91,7 @@ def runs_of_dag(request: Request, dag_id: str, session: SessionDep) -> Response:
     oldest = min((run.run_after.date() for run in runs), default=today)
     first = max(oldest, today - timedelta(LONGEST_RANGE_DAYS - 1))
     found = overview(_read(first, today, {dag_id}), first, today)
-    results = read_results(session, dag_id, [run.run_id for run in runs])
+    results = read_results(session, dag_id, [str(run.run_id) for run in runs])
     return _page(request, "dag.html", dag_id=dag_id, runs=runs, results=results, found=found)
 
 
@@ -124,12 +132,17 @@ def file(dag_id: str, name: str, run_id: str, session: SessionDep, download: boo
         headers["Content-Disposition"] = f'attachment; filename="{shapes.file_name(name)}"'
 
     def content() -> Iterator[bytes]:
-        with path.open("rb") as stream:
+        with path.fs.open(path.path, "rb") as stream:
             while part := stream.read(CHUNK):
                 yield part
 
     headers["Content-Length"] = str(path.stat().st_size)
     return StreamingResponse(content(), media_type=kind or "application/octet-stream", headers=headers)
+
+
+def _may_read_connection(user: GetUserDep, conn_id: str) -> bool:
+    details = ConnectionDetails(conn_id=conn_id)
+    return get_auth_manager().is_authorized_connection(method="GET", user=user, details=details)
 
 
 def _page(request: Request, template: str, **values: Any) -> Response:
@@ -165,5 +178,5 @@ def _run(session: Any, dag_id: str, run_id: str) -> DagRun:
     return found  # type: ignore[no-any-return]
 
 
-def _day(moment: datetime | None) -> date | None:
+def _day(moment: Any) -> date | None:
     return moment.astimezone(UTC).date() if moment else None

@@ -53,7 +53,7 @@ def preview(name: str, file: ObjectStoragePath) -> Preview:
         elif file.suffix == ".parquet":
             _table(shown, _parquet_rows(file))
         elif file.suffix in (".md", ".json", ".jsonl", ".csv", ".txt"):
-            with file.open("rb") as stream:
+            with file.fs.open(file.path, "rb") as stream:
                 content = stream.read(MOST_BYTES)
             _text(shown, file.suffix, content.decode("utf-8", "replace"), is_whole=size <= MOST_BYTES)
     except Exception as error:
@@ -86,7 +86,7 @@ def _json_rows(lines: list[str]) -> list[Any]:
 def _parquet_rows(file: ObjectStoragePath) -> list[Any]:
     from pyarrow import parquet
 
-    with file.open("rb") as stream:
+    with file.fs.open(file.path, "rb") as stream:
         batch = next(parquet.ParquetFile(stream).iter_batches(MOST_ROWS), None)
         return batch.to_pylist() if batch else []
 

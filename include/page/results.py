@@ -25,5 +25,5 @@ def read_results(session: Session, dag_id: str, run_ids: Sequence[str]) -> dict[
     for entry in session.scalars(returned):
         value = XComModel.deserialize_value(entry)
         if isinstance(value, dict) and isinstance(value.get("result"), str):
-            found[entry.run_id].append(value["result"])
+            found[str(entry.run_id)].append(value["result"])
     return {run_id: "\n\n".join(texts) for run_id, texts in found.items()}
