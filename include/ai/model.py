@@ -221,9 +221,7 @@ def connection_model(
     :raises ValueError: it is not an amount, or the layer that keeps budgets is not there.
     """
     if budget_usd is not None and not (spending and budget_usd > 0):
-        raise ValueError(
-            f"budget_usd={budget_usd!r}: it is more than 0, and needs include/spend (make copy WITH=spend)"
-        )
+        raise ValueError(f"budget_usd={budget_usd!r}: it is more than 0, and needs the layer spend.")
     recorder = UsageRecorder()
     make = make or (lambda conn_id: ConnectionModel(conn_id, recorder, budget_usd))
     try:

@@ -56,7 +56,7 @@ class Report:
         write_artifact(self._folder / "report.json", json.dumps({**counted, "values": self._values}, indent=2))
         for name, counts in self._values.items():
             title = f"{name} of {self._outcome['answered']} rows"
-            write_artifact(self._folder / f"{name}.svg", bar_chart(title, {"rows": counts}))
+            write_artifact(self._folder / f"{name}.svg", bar_chart(title, "rows", {"rows": counts}))
 
     @property
     def used(self) -> dict[str, Any]:

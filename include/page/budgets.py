@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from airflow.models.connection import Connection
-from airflow.sdk.exceptions import AirflowException
+from airflow.providers.common.compat.sdk import AirflowException
 
 from include.common.shown import shown_text
 from include.spend.budgets import BUDGETS_KEY, periods, read_budgets

@@ -57,7 +57,7 @@ def write_report(folder: ObjectStoragePath, day: date, week: Reading) -> dict[st
     for name, sums in (("by_day", days), ("by_dag", found.dags[:MOST_BARS]), ("by_model", found.models[:MOST_BARS])):
         bars = {each.name: each.cost_usd if by_cost else float(each.tokens) for each in sums}
         if bars:
-            write_artifact(folder / f"{name}.svg", bar_chart(f"{what}, {name.replace('_', ' ')}", {what: bars}))
+            write_artifact(folder / f"{name}.svg", bar_chart(f"Spend {name.replace('_', ' ')}", what, {what: bars}))
     return totals
 
 
