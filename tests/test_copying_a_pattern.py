@@ -143,7 +143,7 @@ def test_layers_are_copied_only_if_they_are_asked_for(project):
     copied = copy("prompt_chaining", project, ["spend", "limits", "fallbacks", "prices"])
     paths = {str(file.path) for file in copied.files}
     assert {"dags/spend_report.py", "include/ai/account.py", "include/ai/fallbacks.py"} <= paths
-    with pytest.raises(CopyError, match=r"There is no layer 'traces'\. There are: fallbacks, limits, prices, spend"):
+    with pytest.raises(CopyError, match=r"no layer 'traces'\. There are: fallbacks, limits, prices, spend, usage"):
         copy("prompt_chaining", project, ["traces"])
 
 

@@ -46,7 +46,8 @@ def write_report(folder: ObjectStoragePath, day: date, week: Reading) -> dict[st
         "",
     ]
     if total.unpriced:
-        lines += [f"The price of {total.unpriced:,} calls is not known, and not in it: see docs/models.md.", ""]
+        lines += [f"The price of {total.unpriced:,} calls is not known, and not in it. Set `usd_per_million_tokens` in"]
+        lines += ["the extra of their connection.", ""]
     if week.unreadable:
         lines += [f"{week.unreadable} records of the ledger cannot be read.", ""]
     for title, sums in (("By DAG", found.dags), ("By model", found.models), ("By prompt", found.prompts)):

@@ -37,8 +37,14 @@ SETTING = re.compile(r"GENAI_[A-Z_]+")
 LAYERS = {
     "fallbacks": [Path("include/ai/fallbacks.py")],
     "limits": [Path("include/ai/account.py")],
-    "prices": [Path("include/common/prices.py")],
-    "spend": [Path("include/ai/spending.py"), Path("plugins/genai_page.py"), Path("dags/operations/spend_report.py")],
+    "prices": [Path("include/ai/usage.py"), Path("include/common/prices.py")],
+    "spend": [
+        Path("include/ai/usage.py"),
+        Path("include/ai/spending.py"),
+        Path("plugins/genai_page.py"),
+        Path("dags/operations/spend_report.py"),
+    ],
+    "usage": [Path("include/ai/usage.py")],
 }
 # They fit any DAG.
 TESTS = [Path("tests", "with_scripted_model", name) for name in ("conftest.py", "dag_run.py", "test_copied_dags.py")]
