@@ -83,6 +83,7 @@ lint: $(READY)  ## check format, style and types, and airflow_settings.yaml for 
 bench: $(READY)  ## measure parsing, waiting jobs, batches, streams, RAG, and the embedded model
 	@$(BIN)/python -m benchmarks.parse_cost
 	@$(BIN)/python -m benchmarks.deferred_jobs
+	@$(BIN)/python -m benchmarks.spend
 	@$(BIN)/python -m benchmarks.batch_throughput
 	@$(BIN)/python -m benchmarks.stream_latency
 	@$(BIN)/python -m benchmarks.stream_kills
