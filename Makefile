@@ -58,9 +58,9 @@ endef
 send: $(READY)  ## send messages to a DAG that waits for them, and show the replies (N=20, DAG=stream_inference)
 	@$(BIN)/python -m local.send --home $(DATA) --number $(or $(N),20) --dag $(or $(DAG),stream_inference)
 
-copy: $(READY)  ## copy a DAG and all it needs into your Astro project: make copy PATTERN=rag_pipeline TO=path
+copy: $(READY)  ## copy a DAG and all it needs into your Astro project: make copy PATTERN=rag_pipeline TO=path (WITH=spend)
 	@test -n "$(PATTERN)" && test -n "$(TO)" || { echo "Say which DAG, and where to: make copy PATTERN=rag_pipeline TO=path/of/an/astro/project"; exit 1; }
-	@$(BIN)/python -m local.copy "$(PATTERN)" "$(TO)"
+	@$(BIN)/python -m local.copy "$(PATTERN)" "$(TO)" --with "$(WITH)"
 
 test: $(READY)  ## run the tests (DATABASE=postgres: on PostgreSQL, which it starts; FILES=tests/test_x.py: some)
 	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(FILES)
@@ -83,6 +83,7 @@ lint: $(READY)  ## check format, style and types, and airflow_settings.yaml for 
 bench: $(READY)  ## measure parsing, waiting jobs, batches, streams, RAG, and the embedded model
 	@$(BIN)/python -m benchmarks.parse_cost
 	@$(BIN)/python -m benchmarks.deferred_jobs
+	@$(BIN)/python -m benchmarks.spend
 	@$(BIN)/python -m benchmarks.batch_throughput
 	@$(BIN)/python -m benchmarks.stream_latency
 	@$(BIN)/python -m benchmarks.stream_kills

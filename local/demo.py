@@ -33,6 +33,7 @@ CONF: dict[str, dict[str, Any]] = {
     "map_chunks": {"rows": 200, "chunk_size": 100},
     "rag_evaluation": {"answers": 4, "min_recall": 0.8, "min_grounded": 0.0},
     "rag_pipeline": {"min_score": 0.2},
+    "spend_report": {"day": datetime.now(UTC).date().isoformat()},
 }
 MESSAGES = {"event_driven_inference": 2, "stream_inference": 8, SQS_DAG: 4}
 # The scheduler looks at each open run over and over: with all of them open at once, that took half a core.
@@ -90,8 +91,10 @@ class Demo:
         if not uses_embedded_queue(user_environment()):
             messaged -= {SQS_DAG}
         self._send_messages(messaged)
-        # Those that take the longest first, so that none of them is left to run alone.
-        queue = sorted(dag_ids - waiting, key=lambda dag_id: (dags[dag_id].parent.name != "patterns", dag_id))
+        # Those that take the longest first, so that none of them is left to run alone; what reports on all the last.
+        folders = {dag_id: dags[dag_id].parent.name for dag_id in dag_ids}
+        order = {dag_id: (folder == "operations", folder != "patterns", dag_id) for dag_id, folder in folders.items()}
+        queue = sorted(dag_ids - waiting, key=order.__getitem__)
         run_ids: dict[str, str] = {}
         open_runs: dict[str, str] = {}
         deadline = time.monotonic() + RUN_TIMEOUT_S

@@ -132,6 +132,21 @@ TRIGGER = "include.one.trigger.Trigger"
     assert modules == {"__init__", "two", "at_run_time", "instead", "lazy", "trigger"}
 
 
+@pytest.mark.needs_dags("map_expand", "prompt_chaining", "spend_report")
+def test_layers_are_copied_only_if_they_are_asked_for(project):
+    plain = {str(path) for path in analyse("prompt_chaining", OURS).files}
+    spend = {str(path) for path in analyse("prompt_chaining", OURS, ["spend"]).files}
+    brought = {"include/spend/budgets.py", "include/page/templates/run.html", "include/page/static/page.css"}
+    assert plain < spend
+    assert not brought & plain
+    assert brought | {"plugins/genai_page.py"} <= spend
+    copied = copy("prompt_chaining", project, ["spend", "limits", "fallbacks", "prices"])
+    paths = {str(file.path) for file in copied.files}
+    assert {"dags/spend_report.py", "include/ai/account.py", "include/ai/fallbacks.py"} <= paths
+    with pytest.raises(CopyError, match=r"no layer 'traces'\. There are: fallbacks, limits, prices, spend, usage"):
+        copy("prompt_chaining", project, ["traces"])
+
+
 @pytest.mark.parametrize("dag_id", AT_MOST)
 def test_a_pattern_brings_no_more_lines_than_was_promised(dag_id):
     if dag_id in DAGS:

@@ -54,9 +54,12 @@ def test_rows_and_answers_of_different_number_are_an_error():
         summarize_reviews(rows("positive", "positive"), answers("positive"))
 
 
-@pytest.mark.parametrize("counts", [{"positive": 3, "negative": 0}, {"only": 1}, {"a < b & c": 2}, {"none": 0}])
+@pytest.mark.parametrize(
+    "counts",
+    [{"positive": 3, "negative": 0}, {"only": 1}, {"a < b & c": 2}, {"$\\frac{": 1, "x" * 300: 2}, {"none": 0}],
+)
 def test_a_chart_is_a_valid_svg_image(counts):
-    image = ElementTree.fromstring(bar_chart("Who & what?", {"rows": counts}))  # noqa: S314
+    image = ElementTree.fromstring(bar_chart("Who & what?", "rows", {"rows": counts}))  # noqa: S314
 
     assert image.tag == "{http://www.w3.org/2000/svg}svg"
     bars = image.findall(".//{*}path[@clip-path]")

@@ -78,7 +78,9 @@ def batch_inference():
         context = get_current_context()
         analysis = summarize_reviews(rows, mapped_results("analyze", rows))
         folder = artifact_path("batch_inference", context["run_id"], "")
-        write_artifact(folder / "chart.svg", bar_chart("Sentiment of the reviews", {"reviews": analysis["counts"]}))
+        write_artifact(
+            folder / "chart.svg", bar_chart("Sentiment of the reviews", "reviews", {"reviews": analysis["counts"]})
+        )
         write_artifact(folder / "report.json", json.dumps(analysis, indent=2, ensure_ascii=False))
         return {"artifacts": str(folder), "result": analysis["summary"]}
 

@@ -80,12 +80,13 @@ class BaseModel(pydantic.BaseModel):
         """
 
 
-def llm_kwargs(conn_id: str = LLM_CONN_ID) -> dict[str, Any]:
+def llm_kwargs(conn_id: str = LLM_CONN_ID, budget_usd: float | None = None) -> dict[str, Any]:
     """Return keyword arguments for `@task.llm` and `@task.llm_branch`: the model, and retries, time-out and pool.
 
     :param conn_id: the connection to the model.
+    :param budget_usd: what a task instance may spend, all its tries together; None for the connection's budgets only.
     """
-    return {**LLM_TASK, **sdk.llm_kwargs(conn_id)}
+    return {**LLM_TASK, **sdk.llm_kwargs(conn_id, budget_usd)}
 
 
 def untrusted(text: str, metadata: Any = None) -> list[TextContent]:

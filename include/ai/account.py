@@ -13,19 +13,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
-from uuid import uuid4
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 from pydantic import BaseModel, PositiveFloat, ValidationError
 
 from include.ai.rate_limit import Free, RateLimit
+from include.common.exclusive import create_file
 from include.common.storage import storage_path
 
 if TYPE_CHECKING:
@@ -106,7 +104,7 @@ class AccountLog:
         while True:
             last = self._last()
             value, free = use(last.free, time.time())
-            if self._create(last.number + 1, free):
+            if create_file(self._path(last.number + 1), json.dumps(free).encode()):
                 return value
 
     def _last(self) -> Entry:
@@ -128,33 +126,5 @@ class AccountLog:
             free = Free()
         return Entry(numbers[-1], free)
 
-    def _create(self, number: int, free: Free) -> bool:
-        """Write the entry with this number, whole or not at all; return False if another process has written it."""
-        path, content = self._path(number), json.dumps(free).encode()
-        try:
-            if path.protocol == "file":
-                _link_new(Path(path.path), content)
-            else:
-                path.fs.pipe_file(path.path, content, mode="create")
-        except OSError:  # not each storage says FileExistsError
-            if path.exists():
-                return False
-            raise
-        return True
-
     def _path(self, number: int) -> ObjectStoragePath:
         return self._folder / f"{number:012}"
-
-
-def _link_new(path: Path, content: bytes) -> None:
-    """Write a local file that is not there yet.
-
-    :raises FileExistsError: it is there.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{uuid4().hex}.part")
-    try:
-        part.write_bytes(content)
-        os.link(part, path)
-    finally:
-        part.unlink(missing_ok=True)

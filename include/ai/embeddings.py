@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -12,8 +13,13 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 from include.ai.connection import read_model_source
 from include.common.provider_http import MISDIRECTED, is_refusal_status
 
+try:
+    from include.ai import spending
+except ImportError:  # a copied pattern may lack it: then no ledger is kept
+    spending = None  # type: ignore[assignment]
+
 if TYPE_CHECKING:
-    from pydantic_ai.embeddings import EmbeddingModel
+    from pydantic_ai.embeddings import EmbeddingModel, EmbeddingResult
 
 EMBEDDINGS_CONN_ID = "embeddings_default"
 DEFAULT_MODEL = "openai:text-embedding-3-small"
@@ -36,7 +42,7 @@ class Embedder:
         from pydantic_ai.embeddings import infer_embedding_model
 
         self.conn_id = conn_id
-        source = read_model_source(conn_id, DEFAULT_MODEL)
+        source = self._source = read_model_source(conn_id, DEFAULT_MODEL)
         dimensions = source.provider_args.pop("dimensions", None)
         model = source.build(infer_embedding_model)
         if source.model_id.startswith(IN_PROCESS):
@@ -82,8 +88,13 @@ class Embedder:
         from pydantic_ai.exceptions import ModelAPIError, ModelQuotaExceededError, ModelRequestRejectedError
 
         embed = self._embedder.embed_query_sync if query else self._embedder.embed_documents_sync
+        if spending and (meter := spending.due_meter(self._source)):
+            meter.check()
+        started = time.monotonic()
+        result: EmbeddingResult | None = None
         try:
-            return [list(vector) for vector in embed(texts).embeddings]
+            result = embed(texts)
+            return [list(vector) for vector in result.embeddings]
         except ModelAPIError as error:
             status = getattr(error, "status_code", "no answer")
             final = isinstance(error, (ModelRequestRejectedError, ModelQuotaExceededError)) or is_refusal_status(status)
@@ -94,6 +105,9 @@ class Embedder:
                 f"Connection {self.conn_id!r}: embedding with {self.model_id!r} failed ({status}). "
                 "Check the connection's host, key and model."
             ) from None
+        finally:
+            if spending:
+                spending.record_embedding(self._source, result, time.monotonic() - started)
 
 
 def cosine(a: Sequence[float], b: Sequence[float]) -> float:

@@ -14,7 +14,6 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -26,15 +25,19 @@ from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.settings import ModelSettings
 
 from include.ai import connection
-from include.ai.usage import UsageRecorder, read_usage
 from include.common.provider_http import MISDIRECTED, is_refusal_status
 from include.common.shown import LONGEST_NAME, shown_text, shown_url
 from include.common.text import clean_json, clean_text
 
+# Layers, which a copied pattern may lack.
 try:
-    from include.common import prices
-except ImportError:  # a copied pattern may lack it: then the public price list says what an answer cost
-    prices = None  # type: ignore[assignment]
+    from include.ai import usage
+except ImportError:
+    usage = None  # type: ignore[assignment]
+try:
+    from include.ai import spending
+except ImportError:
+    spending = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from include.ai.rate_limit import RateLimit
@@ -64,12 +67,16 @@ class ConnectionModel(WrapperModel):
 
     :param conn_id: see `include.ai.connection` for what the connection holds.
     :param usage_recorder: gets every answered call.
+    :param budget_usd: what a task may spend on it, in US dollars; None for no limit but the connection's.
     """
 
-    def __init__(self, conn_id: str, usage_recorder: UsageRecorder | None = None) -> None:
+    def __init__(
+        self, conn_id: str, usage_recorder: usage.UsageRecorder | None = None, budget_usd: float | None = None
+    ) -> None:
         Model.__init__(self)  # WrapperModel's own would build the model now
         self.conn_id = conn_id
-        self.usage_recorder = usage_recorder or UsageRecorder()
+        self.usage_recorder = usage_recorder or (usage.UsageRecorder() if usage else None)
+        self.budget_usd = budget_usd
         self.longest_wait_s = LONGEST_WAIT_S
         self._built: tuple[asyncio.AbstractEventLoop | None, Model] | None = None
 
@@ -86,14 +93,6 @@ class ConnectionModel(WrapperModel):
         """The models that may answer: this one."""
         return [self]
 
-    @cached_property
-    def price(self) -> prices.Price | None:
-        """The price that the connection states, if it does.
-
-        :raises AirflowFailException: what it states is not a price.
-        """
-        return None if prices is None else prices.read_price(self.conn_id, self.source.layer_args)
-
     @property
     def rate_limit(self) -> RateLimit | None:
         """The limit that the calls keep; None for that of the connection, if it states one."""
@@ -107,7 +106,8 @@ class ConnectionModel(WrapperModel):
             loop = None
         # An HTTP client's connections belong to the event loop in which they were made.
         if self._built is None or loop not in (None, self._built[0]):
-            _ = self.price  # what is wrong with it is to be known before anything is paid
+            if usage:
+                usage.stated_price(self.source)  # what is wrong with it is to be known before anything is paid
             self._built = (loop, self.source.build(infer_model, self.rate_limit))
         return self._built[1]
 
@@ -123,9 +123,19 @@ class ConnectionModel(WrapperModel):
         :raises AirflowException: a later try may succeed.
         """
         log.debug("Messages: %s", messages)
+        if spending and (meter := spending.due_meter(self.source, self.budget_usd)):
+            await asyncio.to_thread(meter.check)
         ours = {"timeout": connection.CALL_TIMEOUT_S, **(model_settings or {}), "max_retries": 0}
         settings: Any = {key: ours[key] for key in ours if key not in self.wrapped.unsupported_settings}
         started, calls, waited = time.monotonic(), 0, 0.0
+
+        def record(response: ModelResponse | None, calls: int = 1) -> None:
+            if spending:
+                seconds = time.monotonic() - started
+                spending.record_chat(
+                    self.source, self.model_name, messages, model_request_parameters, response, seconds, calls
+                )
+
         while True:
             try:
                 response = await self.wrapped.request(messages, settings, model_request_parameters)
@@ -134,6 +144,7 @@ class ConnectionModel(WrapperModel):
                 calls += 1
                 failure, wait = self._task_error(error), _wait(error, calls, self.longest_wait_s - waited)
                 if wait is None or isinstance(failure, AirflowFailException):
+                    record(None, calls)
                     log.debug("The provider's own words: %s", error)  # they may quote the key or the prompt
                     raise failure from None
             if wait > max(PAUSES_S):
@@ -142,19 +153,10 @@ class ConnectionModel(WrapperModel):
             await asyncio.sleep(wait)
         _clean(response, is_json=model_request_parameters.output_object is not None)
         log.debug("Answer: %s", response)
-        cost_usd = self._cost(response)
-        response.usage.cost = None if cost_usd is None else Decimal(str(cost_usd))
-        self.usage_recorder.record(read_usage(response, time.monotonic() - started, cost_usd))
+        if self.usage_recorder:
+            self.usage_recorder.record(usage.read_usage(self.source, response, time.monotonic() - started))
+        record(response)
         return response
-
-    def _cost(self, response: ModelResponse) -> float | None:
-        """Return what the answer cost in US dollars; None if its price is unknown (as for a local model)."""
-        if self.price:
-            return self.price.cost(response.usage.input_tokens, response.usage.output_tokens)
-        try:
-            return float(response.cost().total_price)
-        except (LookupError, ValueError, AssertionError):
-            return None
 
     def _task_error(self, error: e.ModelAPIError) -> AirflowException:
         """Return what the task fails with if this error was the last."""
@@ -191,13 +193,19 @@ class ConnectionModel(WrapperModel):
         return kind(f"Connection {self.conn_id!r}: {what} ({where})")
 
 
-def connection_model(conn_id: str, make: Callable[[str], ConnectionModel] | None = None) -> ConnectionModel:
+def connection_model(
+    conn_id: str, make: Callable[[str], ConnectionModel] | None = None, budget_usd: float | None = None
+) -> ConnectionModel:
     """Return the model of the connection `conn_id`, with its fallbacks where that layer is there.
 
     :param make: makes the model of one connection, if it is not to be a plain one.
+    :param budget_usd: what a task may spend on each connection.
+    :raises ValueError: it is not an amount, or the layer that keeps budgets is not there.
     """
-    recorder = UsageRecorder()
-    make = make or (lambda conn_id: ConnectionModel(conn_id, recorder))
+    if budget_usd is not None and not (spending and budget_usd > 0):
+        raise ValueError(f"budget_usd={budget_usd!r}: it is more than 0, and needs the layer spend.")
+    recorder = usage.UsageRecorder() if usage else None
+    make = make or (lambda conn_id: ConnectionModel(conn_id, recorder, budget_usd))
     try:
         from include.ai.fallbacks import ConnectionChain
     except ImportError:  # a copied pattern may lack it

@@ -8,6 +8,7 @@ a retry can help, and whose usage is counted. And nothing of it is rendered as a
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.ai.hooks.pydantic_ai import PydanticAIHook
@@ -29,13 +30,14 @@ class ConnectionHook(PydanticAIHook):
     :param to_xcom: given the output, returns what goes to XCom.
     """
 
-    def __init__(self, llm_conn_id: str, to_xcom: Callable[[Any], Any]) -> None:
+    def __init__(self, llm_conn_id: str, to_xcom: Callable[[Any], Any], budget_usd: float | None) -> None:
         super().__init__(llm_conn_id)
         self.to_xcom = to_xcom
+        self.budget_usd = budget_usd
 
     def get_conn(self) -> Model:
         """Return the model of the connection."""
-        return connection_model(self.llm_conn_id)
+        return connection_model(self.llm_conn_id, budget_usd=self.budget_usd)
 
     def create_agent(self, *args: Any, **kwargs: Any) -> Agent[object, Any]:
         """Create the provider's agent, with this project's checks of its output."""
@@ -46,14 +48,14 @@ class ConnectionHook(PydanticAIHook):
         return agent
 
 
-def prepare(context: Context) -> None:
+def prepare(context: Context, budget_usd: float | None = None) -> None:
     """Give the task that is about to run its model, and end the rendering of templates."""
     operator: Any = context["task"]
     to_xcom = output_to_task_ids if isinstance(operator, LLMBranchOperator) else output_to_json
-    operator.llm_hook = ConnectionHook(operator.llm_conn_id, to_xcom)
+    operator.llm_hook = ConnectionHook(operator.llm_conn_id, to_xcom, budget_usd)
     end_rendering(context)
 
 
-def llm_kwargs(conn_id: str) -> dict[str, Any]:
+def llm_kwargs(conn_id: str, budget_usd: float | None) -> dict[str, Any]:
     """Return what `@task.llm` and `@task.llm_branch` need to call the model of a connection."""
-    return {"llm_conn_id": conn_id, "serialize_output": True, "pre_execute": prepare}
+    return {"llm_conn_id": conn_id, "serialize_output": True, "pre_execute": partial(prepare, budget_usd=budget_usd)}

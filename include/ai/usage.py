@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypedDict
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from pydantic_ai.messages import ModelResponse
 
 from include.common.shown import LONGEST_NAME, shown_text
+
+try:
+    from include.common import prices
+except ImportError:  # a copied pattern may lack it: then the public price list says what an answer cost
+    prices = None  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    from include.ai.connection import ModelSource
 
 USAGE_XCOM_KEY = "llm_usage"
 
@@ -58,8 +67,13 @@ def push_usage(ti: Any, usage: LLMUsage | None) -> None:
         thread.submit(ti.xcom_push, key=USAGE_XCOM_KEY, value=usage).result()
 
 
-def read_usage(response: ModelResponse, seconds: float, cost_usd: float | None) -> LLMUsage:
-    """Read what one call used."""
+def read_usage(source: ModelSource, response: ModelResponse, seconds: float) -> LLMUsage:
+    """Read what one call used; its cost is noted in the response, too.
+
+    :raises AirflowFailException: the price that the connection states is not one.
+    """
+    cost_usd = _cost(source, response)
+    response.usage.cost = None if cost_usd is None else Decimal(str(cost_usd))
     return {
         "model": shown_text(response.model_name or "unknown", longest=LONGEST_NAME),
         "requests": 1,
@@ -68,6 +82,24 @@ def read_usage(response: ModelResponse, seconds: float, cost_usd: float | None) 
         "seconds": round(seconds, 3),
         "cost_usd": cost_usd,
     }
+
+
+def stated_price(source: ModelSource) -> prices.Price | None:
+    """Return the price that the connection states, if it does.
+
+    :raises AirflowFailException: what it states is not a price.
+    """
+    return None if prices is None else prices.read_price(source.conn_id, source.layer_args)
+
+
+def _cost(source: ModelSource, response: ModelResponse) -> float | None:
+    """Return what the answer cost in US dollars; None if its price is unknown (as for a local model)."""
+    if price := stated_price(source):
+        return price.cost(response.usage.input_tokens, response.usage.output_tokens)
+    try:
+        return float(response.cost().total_price)
+    except (LookupError, ValueError, AssertionError):
+        return None
 
 
 def sum_usage(*usages: LLMUsage | None) -> LLMUsage | None:

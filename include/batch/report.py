@@ -52,11 +52,16 @@ class Report:
                 write(part)
                 for result in part:
                     self._count(result)
-        counted = {"rows": self._outcome.total(), "outcome": self._outcome, **self._totals, "cost_usd": self._cost}
+        counted = {"rows": self._outcome.total(), "outcome": self._outcome, **self.used}
         write_artifact(self._folder / "report.json", json.dumps({**counted, "values": self._values}, indent=2))
         for name, counts in self._values.items():
             title = f"{name} of {self._outcome['answered']} rows"
-            write_artifact(self._folder / f"{name}.svg", bar_chart(title, {"rows": counts}))
+            write_artifact(self._folder / f"{name}.svg", bar_chart(title, "rows", {"rows": counts}))
+
+    @property
+    def used(self) -> dict[str, Any]:
+        """What the rows used: `calls`, `input_tokens`, `output_tokens` and `cost_usd`, which is None if not known."""
+        return {**self._totals, "cost_usd": self._cost}
 
     def end(self, allowed_failures: float, advice: str) -> dict[str, str]:
         """Return `{"artifacts": URL, "results": URL, "result": summary}`.

@@ -24,6 +24,11 @@ from include.common.stored_files import new_artifact, stored_file
 from include.common.text import clean_json
 from include.jobs.service import OpenAIService, openai_service
 
+try:
+    from include.spend import ledger
+except ImportError:  # a copied pattern may lack it: then no ledger is kept
+    ledger = None  # type: ignore[assignment]
+
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
@@ -85,6 +90,10 @@ class BatchApiRun(RowsRun):
         report = Report(self._artifacts, self.output_type, self.params["output_format"])
         results = self._results(stored_file(answers))
         report.write(iter(lambda: list(islice(results, ROWS_AT_ONCE)), []))
+        if ledger:
+            prompt = ledger.fingerprint(self.system_prompt, _response_format(self.output_type))
+            call = ledger.Call("batch", self._service.conn_id, self._service.base_model, prompt, **report.used)
+            ledger.record_job(call, answers, stored_file(answers).fs.modified(stored_file(answers).path))
         advice = (
             "Clear the task before this one to send those again that may get an answer; the others are not paid again."
         )

@@ -29,3 +29,9 @@ TUNED_MODEL = _asset(
     "models",
     "The fine-tuned model to use. An event's extra: model (its id at the provider), base_model, score and base_score.",
 )
+DAILY_SPEND = _asset(
+    "daily_spend",
+    "operations",
+    "What model calls cost in a day. An event's extra: day, cost_usd, failed_usd, calls, failed_calls, unpriced_calls, "
+    "tokens, and by_dag (US dollars).",
+)

@@ -47,3 +47,10 @@ def listed_cost(model: str, input_tokens: int, output_tokens: int) -> float | No
         return float(calc_price(Usage(input_tokens=input_tokens, output_tokens=output_tokens), model).total_price)
     except LookupError:
         return None
+
+
+def shown_usd(amount: float) -> str:
+    """Write an amount of US dollars: to the cent, or with the digits that a small amount needs."""
+    if amount == 0:
+        return "$0"
+    return f"${amount:,.2f}" if amount >= 0.1 else f"${amount:.2g}" if amount >= 0.0001 else f"${amount:.1e}"

@@ -86,7 +86,7 @@ def write_comparison(run_id: str, examples: Sequence[Example], answers: dict[str
     folder = artifact_path("fine_tuning", run_id, "")
     summary = "".join(f"- {model}: exact {s['exact']:.2f}, words {s['words']:.2f}\n" for model, s in by_model.items())
     write_artifact(folder / "comparison.md", f"{summary}\n{comparison_table(examples, answers)}")
-    write_artifact(folder / "scores.svg", bar_chart(f"{len(examples)} validation examples", by_model))
+    write_artifact(folder / "scores.svg", bar_chart(f"{len(examples)} validation examples", "score, 0 to 1", by_model))
     line = ", ".join(f"{model} {s['words']:.2f}" for model, s in by_model.items())
     return {"scores": by_model, "artifacts": str(folder), "result": f"score on {len(examples)} examples: {line}"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
@@ -11,6 +12,11 @@ from include.fine_tuning.api import OpenAIFineTuneTrigger, training_cost
 from include.jobs.job import Job
 from include.jobs.operator import PaidJobOperator
 from include.jobs.service import openai_service
+
+try:
+    from include.spend import ledger
+except ImportError:  # a copied pattern may lack it: then no ledger is kept
+    ledger = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from airflow.sdk.definitions.context import Context
@@ -89,6 +95,10 @@ class OpenAIFineTuneOperator(PaidJobOperator):
         }
         for key, value in values.items():
             context["ti"].xcom_push(key=key, value=value)
+        if ledger:
+            call = ledger.Call("tuning", self.conn_id, self.request()["model"], input_tokens=tokens or 0)
+            call = call._replace(seconds=values["seconds"] or 0.0, cost_usd=values["cost_usd"])
+            ledger.record_job(call, job.id, datetime.fromtimestamp(job.created_at, UTC))
         model = job.detail["model"]
         if not model:
             raise AirflowFailException(

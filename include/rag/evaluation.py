@@ -96,7 +96,7 @@ def write_report(run_id: str, k: int, scores: Sequence[Score], grounded: Mapping
         f"{s['store']}, {s['mode']}" if several else s["mode"]: {f"recall@{k}": s["recall"], "MRR": s["mrr"]}
         for s in scores
     }
-    write_artifact(folder / "scores.svg", bar_chart("Retrieval", bars))
+    write_artifact(folder / "scores.svg", bar_chart(f"Retrieval of {k} passages", "score, 0 to 1", bars))
     return str(folder)
 
 

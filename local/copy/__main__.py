@@ -6,6 +6,7 @@ from pathlib import Path
 
 from local import copy as package
 from local.copy import CopyError
+from local.copy.needs import LAYERS
 from local.copy.put import copy
 from local.copy.report import report
 
@@ -14,9 +15,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make copy PATTERN=... TO=...", description=package.__doc__)
     parser.add_argument("pattern", help="the DAG's id, which is its file's name")
     parser.add_argument("to", type=Path, help="the folder of an Astro project")
+    parser.add_argument("--with", dest="layers", default="", help=f"what is wanted besides, of {','.join(LAYERS)}")
     arguments = parser.parse_args()
+    layers = [layer.strip() for layer in arguments.layers.split(",") if layer.strip()]
     try:
-        print(report(copy(arguments.pattern, arguments.to)))
+        print(report(copy(arguments.pattern, arguments.to, layers)))
     except CopyError as error:
         sys.exit(str(error))
 

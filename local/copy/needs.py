@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import packages_distributions
@@ -33,6 +33,19 @@ PIN = re.compile(r"[A-Za-z0-9._-]+(\[[^]]*\])?==\S+")
 USES_THE_POOL = {"LLM_POOL", "LLM_TASK", "llm_kwargs", "agent_kwargs"}
 CONNECTION = re.compile(r"[a-z_]+_default")
 SETTING = re.compile(r"GENAI_[A-Z_]+")
+# What a pattern does without, and may be copied along: by name, the files that it begins with.
+LAYERS = {
+    "fallbacks": [Path("include/ai/fallbacks.py")],
+    "limits": [Path("include/ai/account.py")],
+    "prices": [Path("include/ai/usage.py"), Path("include/common/prices.py")],
+    "spend": [
+        Path("include/ai/usage.py"),
+        Path("include/ai/spending.py"),
+        Path("plugins/genai_page.py"),
+        Path("dags/operations/spend_report.py"),
+    ],
+    "usage": [Path("include/ai/usage.py")],
+}
 # They fit any DAG.
 TESTS = [Path("tests", "with_scripted_model", name) for name in ("conftest.py", "dag_run.py", "test_copied_dags.py")]
 EVERY_DAG_HAS = ("schedule", "params")
@@ -90,15 +103,18 @@ def pins_by_sdk() -> dict[str, list[str]]:
     return found
 
 
-def analyse(name: str, sdk: str) -> Pattern:
+def analyse(name: str, sdk: str, layers: Sequence[str] = ()) -> Pattern:
     """Find out what the DAG `name` needs, by its code and that of all it imports.
 
     :param sdk: the package of the AI SDK. What is for another one is not needed.
-    :raises CopyError: there is no such DAG.
+    :param layers: of LAYERS, what is wanted besides.
+    :raises CopyError: there is no such DAG, or no such layer.
     """
+    if unknown := [layer for layer in layers if layer not in LAYERS]:
+        raise CopyError(f"There is no layer {unknown[0]!r}. There are: {', '.join(LAYERS)}.")
     dag = dag_file(name)
-    trees = {dag: _parse(dag)}
-    waiting = [dag]
+    waiting = [dag, *(file for layer in layers for file in LAYERS[layer])]
+    trees = {file: _parse(file) for file in waiting}
     while waiting:
         for module in _modules_of_include(trees[waiting.pop()]):
             for path in _files_of(module):

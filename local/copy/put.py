@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -64,17 +64,18 @@ class Copied:
     ignored: list[str]
 
 
-def copy(name: str, folder: Path) -> Copied:
+def copy(name: str, folder: Path, layers: Sequence[str] = ()) -> Copied:
     """Copy the DAG `name` and what it needs, and add what is missing to its packages and .gitignore.
 
     A file that the project has changed stays. What was copied stands in MANIFEST, by which a later copy knows that.
 
-    :raises CopyError: there is no such DAG, or something of the target is in its way. Then nothing was written.
+    :param layers: of LAYERS, what is wanted besides.
+    :raises CopyError: there is no such DAG or layer, or something of the target is in its way. Nothing was written.
     """
     target = read_target(folder)
     sdk = choose_sdk(target)
-    pattern = analyse(name, sdk)
-    placed = {(Path("dags", file.name) if file == pattern.dag else file): file for file in pattern.files}
+    pattern = analyse(name, sdk, layers)
+    placed = {(Path("dags", file.name) if file.parts[0] == "dags" else file): file for file in pattern.files}
     in_the_way = [
         *what_is_shadowed(list(placed), folder),
         *same_dag_id(pattern.dag, folder),

@@ -1,0 +1,111 @@
+"""What a model's call costs: into the ledger (`include.spend.ledger`), and within budgets (`include.spend.budgets`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic_ai.messages import ModelMessage, ModelResponse, SystemPromptPart
+
+from include.common.prices import listed_cost, read_price
+from include.spend.budgets import Budgets, Meter, read_budgets
+from include.spend.ledger import Call, fingerprint, record, task_context, the_ledger
+
+if TYPE_CHECKING:
+    from pydantic_ai.embeddings import EmbeddingResult
+    from pydantic_ai.models import ModelRequestParameters
+
+    from include.ai.connection import ModelSource
+
+
+_last_prompt: tuple[ModelRequestParameters, list[str | None], str] | None = None
+_meters: dict[tuple[str, str], Meter | None] = {}
+
+
+def meter_of(source: ModelSource, task_usd: float | None = None) -> Meter | None:
+    """Return the meter of a connection for the task that runs; None if nothing limits what it costs.
+
+    :raises AirflowFailException: the connection's budgets are not valid.
+    """
+    context = task_context()
+    key = (str(context["ti"].id) if context else "", source.conn_id)
+    if key not in _meters:
+        budgets, meter = read_budgets(source.conn_id, source.layer_args), None
+        if budgets or task_usd:
+            name = source.model_id.partition(":")[2]
+            is_priced = read_price(source.conn_id, source.layer_args) or listed_cost(name, 1, 1) is not None
+            meter = Meter(source.conn_id, budgets or Budgets(), task_usd, unpriced="" if is_priced else name)
+            the_ledger().also_write(meter.save)
+        _meters[key] = meter
+    return _meters[key]
+
+
+def due_meter(source: ModelSource, task_usd: float | None = None) -> Meter | None:
+    """Return the meter to check before a call; None if nothing limits it, or it was checked within the last second."""
+    meter = meter_of(source, task_usd)
+    return meter if meter and not meter.is_fresh else None
+
+
+def record_chat(
+    source: ModelSource,
+    model: str,
+    messages: list[ModelMessage],
+    parameters: ModelRequestParameters,
+    response: ModelResponse | None,
+    seconds: float,
+    calls: int = 1,
+) -> None:
+    """Record a call of a chat model: its answer, or `calls` calls without one."""
+    call = Call(
+        "chat", source.conn_id, model, prompt_of(messages, parameters), calls, seconds=seconds, failed=not response
+    )
+    if response:
+        usage = response.usage
+        call = call._replace(
+            model=response.model_name or model,
+            input_tokens=usage.input_tokens,
+            cached_tokens=usage.cache_read_tokens,
+            output_tokens=usage.output_tokens,
+            cost_usd=None if usage.cost is None else float(usage.cost),
+        )
+    _count(source, call)
+
+
+def record_embedding(source: ModelSource, result: EmbeddingResult | None, seconds: float) -> None:
+    """Record a request for embeddings: its vectors, or that there are none."""
+    call = Call("embedding", source.conn_id, source.model_id, seconds=seconds, failed=result is None)
+    if result:
+        price = read_price(source.conn_id, source.layer_args)
+        tokens = result.usage.input_tokens
+        cost = price.cost(tokens, 0) if price else _listed_cost(result)
+        call = call._replace(model=result.model_name, input_tokens=tokens, cost_usd=cost)
+    _count(source, call)
+
+
+def _count(source: ModelSource, call: Call) -> None:
+    if (meter := meter_of(source)) and not call.failed:
+        meter.add(call.cost_usd, call.model)
+    record(call)
+
+
+def prompt_of(messages: list[ModelMessage], parameters: ModelRequestParameters) -> str:
+    """Return the fingerprint of a prompt without its data: instructions, form of the answer, and tools."""
+    instructions = [
+        part.content for message in messages for part in message.parts if isinstance(part, SystemPromptPart)
+    ] + [getattr(message, "instructions", None) for message in messages[:1]]
+    global _last_prompt  # the calls of a task mostly have the same one
+    if _last_prompt and _last_prompt[0] is parameters and _last_prompt[1] == instructions:
+        return _last_prompt[2]
+    tools = [
+        (tool.name, tool.description, tool.parameters_json_schema)
+        for tool in (*parameters.function_tools, *parameters.output_tools)
+    ]
+    form = parameters.output_object and parameters.output_object.json_schema
+    _last_prompt = (parameters, instructions, fingerprint(instructions, tools, form))
+    return _last_prompt[2]
+
+
+def _listed_cost(result: EmbeddingResult) -> float | None:
+    try:
+        return float(result.cost().total_price)
+    except (LookupError, ValueError, AssertionError):
+        return None

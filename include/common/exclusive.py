@@ -1,0 +1,38 @@
+"""Files on the project's storage that only one process creates."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+if TYPE_CHECKING:
+    from airflow.sdk import ObjectStoragePath
+
+
+def create_file(path: ObjectStoragePath, content: bytes) -> bool:
+    """Write a file that is not there yet, whole or not at all; return False if it is there.
+
+    :raises OSError: it cannot be written.
+    """
+    try:
+        if path.protocol == "file":
+            _link_new(Path(path.path), content)
+        else:
+            path.fs.pipe_file(path.path, content, mode="create")
+    except OSError:  # not each storage says FileExistsError
+        if path.exists():
+            return False
+        raise
+    return True
+
+
+def _link_new(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{uuid4().hex}.part")
+    try:
+        part.write_bytes(content)
+        os.link(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,182 @@
+"""The page's requests: who may see what, and which answer is made where.
+
+Everything needs a login, and the right to read the DAG. Files are found by run and name in the list of the run's own
+files; no request holds a path or a URL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+from airflow.api_fastapi.app import get_auth_manager
+from airflow.api_fastapi.auth.managers.models.resource_details import ConnectionDetails, DagAccessEntity
+from airflow.api_fastapi.common.db.common import SessionDep
+from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
+from airflow.models.dagrun import DagRun
+from fastapi import Depends, FastAPI, HTTPException, Query, Request
+from fastapi.responses import HTMLResponse, Response, StreamingResponse
+from fastapi.staticfiles import StaticFiles
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from sqlalchemy import select
+
+from include.common.prices import shown_usd
+from include.common.shown import shown_text
+from include.page import run_files, shapes
+from include.page.budgets import shown_budgets
+from include.page.previews import IMAGES, preview
+from include.page.results import read_results
+from include.spend.reading import Reading, read_days
+from include.spend.sums import overview
+
+FOLDER = Path(__file__).parent
+LONGEST_RANGE_DAYS = 92
+SHOWN_DAYS = 7
+RUNS_OF_A_DAG = 50
+CHUNK = 1 << 20
+# What the browser may load for a page: its own style sheet, script and pictures.
+POLICY = (
+    "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; frame-ancestors 'self'; "
+    "form-action 'self'; base-uri 'none'"
+)
+# A file of a run, looked at by itself: nothing.
+FILE_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'"
+
+app = FastAPI(title="GenAI", docs_url=None, redoc_url=None, openapi_url=None)
+app.mount("/static", StaticFiles(directory=FOLDER / "static"), name="static")
+
+templates = Environment(loader=FileSystemLoader(FOLDER / "templates"), autoescape=True, undefined=StrictUndefined)
+templates.filters |= {"usd": shown_usd, "number": shapes.number, "moment": shapes.moment}
+
+
+def readable_dags(user: GetUserDep) -> set[str]:
+    """Return the ids of the DAGs that the user may read."""
+    return get_auth_manager().get_authorized_dag_ids(user=user, method="GET")
+
+
+ReadableDags = Annotated[set[str], Depends(readable_dags)]
+may_read_dag = Depends(requires_access_dag("GET", DagAccessEntity.XCOM))
+OptionalDay = Annotated[date | None, Query()]
+
+
+@app.get("/", response_class=HTMLResponse)
+def spend(
+    request: Request,
+    user: GetUserDep,
+    dag_ids: ReadableDags,
+    first: OptionalDay = None,
+    last: OptionalDay = None,
+    dag: str = "",
+) -> Response:
+    """Show what the DAGs have spent in some days."""
+    last = last or datetime.now(UTC).date()
+    first = first or last - timedelta(SHOWN_DAYS - 1)
+    if first > last or (last - first).days >= LONGEST_RANGE_DAYS:
+        raise HTTPException(422, f"first has to be before last, and at most {LONGEST_RANGE_DAYS} days earlier.")
+    reading = _read(first, last, dag_ids & {dag} if dag else dag_ids)
+    found = overview(reading, first, last)
+    conn_ids = {line.conn_id for record in reading.records for line in record.lines}
+    budgets = shown_budgets(conn_id for conn_id in conn_ids if _may_read_connection(user, conn_id))
+    return _page(request, "spend.html", found=found, budgets=budgets, dag=dag, dag_ids=sorted(dag_ids))
+
+
+@app.get("/dags/{dag_id}", response_class=HTMLResponse, dependencies=[may_read_dag])
+def runs_of_dag(request: Request, dag_id: str, session: SessionDep) -> Response:
+    """Show the newest runs of a DAG: what came out, and what it cost."""
+    newest = select(DagRun).where(DagRun.dag_id == dag_id).order_by(DagRun.run_after.desc()).limit(RUNS_OF_A_DAG)
+    runs = session.scalars(newest).all()
+    today = datetime.now(UTC).date()
+    oldest = min((run.run_after.date() for run in runs), default=today)
+    first = max(oldest, today - timedelta(LONGEST_RANGE_DAYS - 1))
+    found = overview(_read(first, today, {dag_id}), first, today)
+    results = read_results(session, dag_id, [str(run.run_id) for run in runs])
+    return _page(request, "dag.html", dag_id=dag_id, runs=runs, results=results, found=found)
+
+
+@app.get("/runs/{dag_id}/{run_id:path}", response_class=HTMLResponse, dependencies=[may_read_dag])
+def run(request: Request, dag_id: str, run_id: str, session: SessionDep) -> Response:
+    """Show what came out of a run, and its model calls."""
+    dag_run = _run(session, dag_id, run_id)
+    days = sorted(
+        {day for moment in (dag_run.start_date, dag_run.end_date or datetime.now(UTC)) if (day := _day(moment))}
+    )
+    first, last = (days[0], min(days[-1], days[0] + timedelta(LONGEST_RANGE_DAYS))) if days else (None, None)
+    reading = _read(first, last, {dag_id}) if first and last else Reading([], 0)
+    own = reading._replace(records=[record for record in reading.records if record.run_id == run_id])
+    files, problem = _files(dag_id, run_id)
+    return _page(
+        request,
+        "run.html",
+        run=dag_run,
+        result=read_results(session, dag_id, [run_id]).get(run_id, ""),
+        previews=[preview(name, file) for name, file in files.items()],
+        problem=problem,
+        found=overview(own, first or date.min, last or date.min) if own.records else None,
+        records=own.records,
+    )
+
+
+@app.get("/files/{dag_id}/{name:path}", dependencies=[may_read_dag])
+def file(dag_id: str, name: str, run_id: str, session: SessionDep, download: bool = False) -> Response:
+    """Send a file of a run: pictures as they are, all else as a download."""
+    _run(session, dag_id, run_id)
+    files, problem = _files(dag_id, run_id)
+    if name not in files:
+        raise HTTPException(404, problem or "The run has no such file.")
+    path = files[name]
+    kind = IMAGES.get(path.suffix)
+    headers = {"Content-Security-Policy": FILE_POLICY, "X-Content-Type-Options": "nosniff"}
+    if download or not kind:
+        headers["Content-Disposition"] = f'attachment; filename="{shapes.file_name(name)}"'
+
+    def content() -> Iterator[bytes]:
+        with path.fs.open(path.path, "rb") as stream:
+            while part := stream.read(CHUNK):
+                yield part
+
+    headers["Content-Length"] = str(path.stat().st_size)
+    return StreamingResponse(content(), media_type=kind or "application/octet-stream", headers=headers)
+
+
+def _may_read_connection(user: GetUserDep, conn_id: str) -> bool:
+    details = ConnectionDetails(conn_id=conn_id)
+    return get_auth_manager().is_authorized_connection(method="GET", user=user, details=details)
+
+
+def _page(request: Request, template: str, **values: Any) -> Response:
+    root = request.scope.get("root_path", "")
+    html = templates.get_template(template).render(root=root, airflow=root.removesuffix("/genai"), **values)
+    headers = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin"}
+    return HTMLResponse(html, headers=headers)
+
+
+def _read(first: date, last: date, dag_ids: set[str]) -> Reading:
+    """Read the records of these DAGs; that the storage cannot be read is said on the page.
+
+    :raises HTTPException: it cannot be read.
+    """
+    try:
+        reading = read_days(first, last)
+    except Exception as error:
+        raise HTTPException(503, f"The API server cannot read GENAI_STORAGE: {shown_text(error)}") from None
+    return reading._replace(records=[record for record in reading.records if record.dag_id in dag_ids])
+
+
+def _files(dag_id: str, run_id: str) -> tuple[dict[str, Any], str]:
+    try:
+        return run_files.files_of(dag_id, run_id), ""
+    except Exception as error:
+        return {}, f"The API server cannot read GENAI_STORAGE: {shown_text(error)}"
+
+
+def _run(session: Any, dag_id: str, run_id: str) -> DagRun:
+    found = session.scalar(select(DagRun).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id))
+    if found is None:
+        raise HTTPException(404, "There is no such run.")
+    return found  # type: ignore[no-any-return]
+
+
+def _day(moment: Any) -> date | None:
+    return moment.astimezone(UTC).date() if moment else None

@@ -1,0 +1,114 @@
+"""What of a run's file is shown at once: Markdown as text, pictures, the first rows of tables, JSON."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from markdown_it import MarkdownIt
+from markupsafe import Markup
+
+from include.common.shown import shown_text
+
+if TYPE_CHECKING:
+    from airflow.sdk import ObjectStoragePath
+
+IMAGES = {".svg": "image/svg+xml", ".png": "image/png"}
+# Bytes of a file that are read for its preview, rows and characters of a cell that are shown.
+MOST_BYTES = 200_000
+MOST_ROWS = 20
+LONGEST_CELL = 300
+
+# Text may be a model's: no HTML, no pictures from elsewhere; links lead to http(s) and mail addresses only.
+_markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
+
+
+@dataclass
+class Preview:
+    """A file, and what of it is shown: `kind` is `text`, `image`, `table`, `code` or `none`."""
+
+    name: str
+    size: int
+    kind: str = "none"
+    html: Markup = field(default_factory=Markup)
+    columns: list[str] = field(default_factory=list)
+    rows: list[list[str]] = field(default_factory=list)
+    note: str = ""
+
+
+def as_markdown(text: str) -> Markup:
+    """Render Markdown from anyone as HTML that loads and runs nothing."""
+    return Markup(_markdown.render(text))  # noqa: S704 (rendered without HTML of its own)
+
+
+def preview(name: str, file: ObjectStoragePath) -> Preview:
+    """Read as much of a file as is shown of it. What cannot be read is said in its note."""
+    try:
+        size = file.stat().st_size
+        shown = Preview(name, size)
+        if file.suffix in IMAGES:
+            shown.kind = "image"
+        elif file.suffix == ".parquet":
+            _table(shown, _parquet_rows(file))
+        elif file.suffix in (".md", ".json", ".jsonl", ".csv", ".txt"):
+            with file.fs.open(file.path, "rb") as stream:
+                content = stream.read(MOST_BYTES)
+            _text(shown, file.suffix, content.decode("utf-8", "replace"), is_whole=size <= MOST_BYTES)
+    except Exception as error:
+        return Preview(name, 0, note=f"It cannot be shown: {shown_text(error)}")
+    return shown
+
+
+def _text(shown: Preview, suffix: str, text: str, *, is_whole: bool) -> None:
+    if not is_whole:
+        shown.note = f"The first {MOST_BYTES // 1000} kB."
+    if suffix == ".md":
+        shown.kind, shown.html = "text", as_markdown(text)
+        return
+    if suffix in (".jsonl", ".csv"):
+        lines = text.splitlines()
+        whole = lines if is_whole else lines[:-1]
+        _table(shown, _json_rows(whole) if suffix == ".jsonl" else list(csv.DictReader(whole[: MOST_ROWS + 1])))
+        if len(whole) > MOST_ROWS:
+            shown.note = f"The first {MOST_ROWS} rows."
+        return
+    if suffix == ".json" and is_whole:
+        text = json.dumps(json.loads(text), indent=2, ensure_ascii=False)
+    shown.kind, shown.rows = "code", [[text]]
+
+
+def _json_rows(lines: list[str]) -> list[Any]:
+    return [json.loads(line) for line in lines[:MOST_ROWS]]
+
+
+def _parquet_rows(file: ObjectStoragePath) -> list[Any]:
+    from pyarrow import parquet
+
+    with file.fs.open(file.path, "rb") as stream:
+        batch = next(parquet.ParquetFile(stream).iter_batches(MOST_ROWS), None)
+        return batch.to_pylist() if batch else []
+
+
+def _table(shown: Preview, rows: list[Any]) -> None:
+    flat = [_flat(row) for row in rows]
+    shown.kind, shown.columns = "table", list(dict.fromkeys(name for row in flat for name in row))
+    shown.rows = [[row.get(name, "") for name in shown.columns] for row in flat]
+
+
+def _flat(row: Any) -> dict[str, str]:
+    """Return a row's cells; fields of an object in it become columns of their own."""
+    cells: dict[str, Any] = {}
+    for name, value in (row if isinstance(row, dict) else {"value": row}).items():
+        cells |= (
+            {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {str(name): value}
+        )
+    return {name: _cell(value) for name, value in cells.items()}
+
+
+def _cell(value: Any) -> str:
+    text = (
+        value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False, default=str)
+    )
+    return text if len(text) <= LONGEST_CELL else f"{text[:LONGEST_CELL]}…"

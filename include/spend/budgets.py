@@ -1,0 +1,177 @@
+"""Budgets: what a connection may cost in a day, a month or a run, and a task by itself.
+
+`{"budgets": {"day_usd": 20, "month_usd": 300, "run_usd": 5, "warn_at": 0.8}}` in a connection's extra, and
+`llm_kwargs(budget_usd=0.5)` for one task. Looked at before a task's first call, and then once a second while it works:
+a call that is in flight when the limit is reached is not cut. So a budget is overspent at most by the calls in flight,
+and by what other tasks spend within the same second. Days and months are of UTC.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+from pydantic import BaseModel, ConfigDict, PositiveFloat, ValidationError
+
+from include.common.prices import shown_usd
+from include.common.shared_total import SharedTotal
+from include.common.shown import shown_text
+from include.common.storage import name_on_storage
+from include.spend.ledger import fingerprint, task_context
+
+BUDGETS_KEY = "budgets"
+FOLDER = "budgets"
+FRESH_S = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class Budgets(BaseModel):
+    """What a connection may cost, in US dollars; None: no limit. `warn_at` is the share at which the log warns."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    day_usd: PositiveFloat | None = None
+    month_usd: PositiveFloat | None = None
+    run_usd: PositiveFloat | None = None
+    warn_at: PositiveFloat = 0.8
+
+
+class Limit(NamedTuple):
+    """A budget that holds now: what it is for, and where its sum is kept."""
+
+    what: str
+    usd: float
+    advice: str
+    total: SharedTotal
+
+
+def read_budgets(conn_id: str, extra: Mapping[str, Any]) -> Budgets | None:
+    """Read a connection's budgets; None if it has none.
+
+    :raises AirflowFailException: what it states are not budgets.
+    """
+    if extra.get(BUDGETS_KEY) is None:
+        return None
+    try:
+        return Budgets.model_validate(extra[BUDGETS_KEY])
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, (BUDGETS_KEY, *each['loc'])))}: {each['msg']}" for each in error.errors()]
+        raise AirflowFailException(f"Connection {conn_id!r}, extra: {'; '.join(problems)}.") from None
+
+
+def periods(conn_id: str, budgets: Budgets, now: datetime) -> list[Limit]:
+    """Return the limits of a connection for the day and the month."""
+    wait = "Wait for the next one, or raise {} in the budgets of the connection's extra."
+    found = []
+    for name, usd, period in (
+        ("day_usd", budgets.day_usd, now.date().isoformat()),
+        ("month_usd", budgets.month_usd, now.date().isoformat()[:7]),
+    ):
+        if usd:
+            total = SharedTotal((FOLDER, name_on_storage(conn_id), period))
+            found.append(Limit(f"{name.removesuffix('_usd')} {period}", usd, wait.format(name), total))
+    return found
+
+
+class Meter:
+    """What a task spends on a connection that has budgets.
+
+    :param task_usd: what the task itself may cost, all its tries together.
+    :param unpriced: the model, if nobody knows its price: then no call is allowed.
+    """
+
+    def __init__(self, conn_id: str, budgets: Budgets, task_usd: float | None, unpriced: str = "") -> None:
+        self._conn_id, self._budgets = conn_id, budgets
+        self._of_task = _of_task(conn_id, budgets.run_usd, task_usd)
+        self._lock = threading.Lock()
+        self._unsaved = 0.0
+        self._owed: list[tuple[SharedTotal, float]] = []
+        self._looked_at = 0.0
+        self._warned: set[str] = set()
+        self._unpriced = unpriced
+
+    def add(self, cost_usd: float | None, model: str) -> None:
+        """Count what a call cost."""
+        with self._lock:
+            if cost_usd is None:
+                self._unpriced = model
+            else:
+                self._unsaved += cost_usd
+
+    def save(self) -> None:
+        """Add what was counted to the sums that all tasks share.
+
+        :raises OSError: the storage cannot be read or written: the next call adds it.
+        """
+        with self._lock:
+            amount, self._unsaved = self._unsaved, 0.0
+            if amount:
+                self._owed += [(limit.total, amount) for limit in self._limits()]
+            while self._owed:
+                total, owed = self._owed[0]
+                total.add(owed)
+                del self._owed[0]
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the sums were looked at within the last second."""
+        return bool(self._looked_at) and time.monotonic() - self._looked_at < FRESH_S
+
+    def check(self) -> None:
+        """Look whether there is still money for a call.
+
+        :raises AirflowFailException: there is not, or a price is not known.
+        :raises AirflowException: the storage cannot be read.
+        """
+        if self._unpriced:
+            raise AirflowFailException(
+                f"Connection {self._conn_id!r} has a budget, but the price of {self._unpriced!r} is not known. Set "
+                '{"usd_per_million_tokens": {"input": ..., "output": ...}} in its extra.'
+            )
+        for limit in self._limits():
+            try:
+                with self._lock:  # not while some of it is on its way from here to there
+                    own = self._unsaved + sum(owed for total, owed in self._owed if total == limit.total)
+                    spent = limit.total.read() + own
+            except Exception as error:
+                raise AirflowException(
+                    f"Connection {self._conn_id!r}: nobody can say what is left of its budget, as GENAI_STORAGE cannot "
+                    f"be read: {shown_text(error)}"
+                ) from None
+            if spent >= limit.usd:
+                raise AirflowFailException(
+                    f"Connection {self._conn_id!r}: its budget for the {limit.what} is used up: {shown_usd(spent)} "
+                    f"of {shown_usd(limit.usd)} are spent. {limit.advice} The page GenAI shows what spent it."
+                )
+            if spent >= limit.usd * self._budgets.warn_at and limit.what not in self._warned:
+                self._warned.add(limit.what)
+                used = f"{shown_usd(spent)} of {shown_usd(limit.usd)}"
+                log.warning("Connection %r: of its budget for the %s, %s are spent.", self._conn_id, limit.what, used)
+        self._looked_at = time.monotonic()
+
+    def _limits(self) -> list[Limit]:
+        return [*periods(self._conn_id, self._budgets, datetime.now(UTC)), *self._of_task]
+
+
+def _of_task(conn_id: str, run_usd: float | None, task_usd: float | None) -> list[Limit]:
+    """Return the limits of the run and the task at work."""
+    context = task_context()
+    if context is None:
+        return []
+    ti, folder, limits = context["ti"], (FOLDER, name_on_storage(conn_id)), []
+    run = fingerprint(ti.dag_id, ti.run_id)
+    if run_usd:
+        advice = "Raise run_usd in the budgets of the connection's extra."
+        limits.append(Limit(f"run {ti.run_id}", run_usd, advice, SharedTotal((*folder, f"run~{run}"))))
+    if task_usd:
+        task = fingerprint(run, ti.task_id, ti.map_index)
+        limits.append(
+            Limit(f"task {ti.task_id}", task_usd, "Raise its budget_usd.", SharedTotal((*folder, f"task~{task}")))
+        )
+    return limits

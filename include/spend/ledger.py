@@ -1,0 +1,289 @@
+"""The ledger: what each attempt of a task asked of models, and what that cost.
+
+Every process that works for an attempt writes one small record to `<storage>/ledger/attempts/<day>/`, again and again
+while it works: at most once a second, in a thread of its own, so that no call waits for it. A killed process loses its
+last second. Records hold numbers, names and fingerprints; no prompt, no answer, no key.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import json
+import logging
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+from airflow.listeners import hookimpl
+from pydantic import BaseModel, ConfigDict
+
+from include.common.shown import LONGEST_NAME, shown_text
+from include.common.storage import storage_path, write_artifact
+
+FOLDER = ("ledger", "attempts")
+# Between two writes of a process, and how long the end of a task waits for the last one.
+PAUSE_S = 1.0
+LAST_WRITE_S = 5.0
+
+log = logging.getLogger(__name__)
+
+
+class Call(NamedTuple):
+    """A call of a model, or several that are one to the ledger, such as a paid job's.
+
+    :param kind: `chat`, `embedding`, `batch` or `tuning`.
+    :param prompt: the fingerprint of what the call's author wrote: see `fingerprint`.
+    :param cost_usd: US dollars; None if the price is unknown.
+    :param failed: whether it has no answer.
+    """
+
+    kind: str
+    conn_id: str
+    model: str
+    prompt: str = ""
+    calls: int = 1
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    seconds: float = 0.0
+    cost_usd: float | None = None
+    failed: bool = False
+
+
+class Line(BaseModel):
+    """The sum of an attempt's calls of one kind, connection, model and prompt.
+
+    `cost_usd` is that of the calls whose price is known, `unpriced` the number of the answered others.
+    """
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    kind: str
+    conn_id: str
+    model: str
+    prompt: str
+    calls: int = 0
+    failed: int = 0
+    unpriced: int = 0
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    seconds: float = 0.0
+    cost_usd: float = 0.0
+
+
+class Record(BaseModel):
+    """What one process did for one attempt of a task.
+
+    `state` is `success`, `failed`, `skipped`, or `unfinished`: the task still runs, is deferred, or was killed.
+    """
+
+    id: str
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int
+    try_number: int
+    logical_date: datetime | None
+    started: datetime
+    updated: datetime
+    state: str = "unfinished"
+    lines: list[Line] = []
+
+    def add(self, call: Call) -> None:
+        """Count a call."""
+        key = call[:4]
+        line = next((each for each in self.lines if (each.kind, each.conn_id, each.model, each.prompt) == key), None)
+        if line is None:
+            line = Line(kind=call.kind, conn_id=call.conn_id, model=call.model, prompt=call.prompt)
+            self.lines.append(line)
+        line.calls += call.calls
+        line.failed += call.calls if call.failed else 0
+        line.unpriced += call.calls if call.cost_usd is None and not call.failed else 0
+        line.input_tokens += call.input_tokens
+        line.cached_tokens += call.cached_tokens
+        line.output_tokens += call.output_tokens
+        line.seconds = round(line.seconds + call.seconds, 3)
+        line.cost_usd += call.cost_usd or 0.0
+
+    @property
+    def file(self) -> tuple[str, ...]:
+        """Where it is on the storage."""
+        return (*FOLDER, self.started.date().isoformat(), f"{self.id}.json")
+
+
+def new_record(context: Any, record_id: str, started: datetime) -> Record:
+    """Make the record of a task instance, given its context."""
+    ti = context["ti"]
+    return Record(
+        id=record_id,
+        dag_id=ti.dag_id,
+        run_id=ti.run_id,
+        task_id=ti.task_id,
+        map_index=-1 if ti.map_index is None else ti.map_index,
+        try_number=ti.try_number,
+        logical_date=context.get("logical_date"),
+        started=started,
+        updated=started,
+    )
+
+
+def fingerprint(*parts: object) -> str:
+    """Return 12 characters that stand for what the author of a call wrote: instructions, output schema, tools."""
+    text = json.dumps(parts, sort_keys=True, default=str, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+
+
+class Ledger:
+    """The records of this process, which a thread writes."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, Record] = {}
+        self._unwritten: dict[str, Record] = {}
+        self._counting, self._writing = threading.Lock(), threading.Lock()
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._complained = False
+        self._others: list[Callable[[], None]] = []
+
+    def also_write(self, write: Callable[[], None]) -> None:
+        """Have the thread call this, too, after it has written."""
+        self._others.append(write)
+
+    def record(self, call: Call) -> None:
+        """Count a call for the task that runs; outside a task, do nothing."""
+        if context := task_context():
+            attempt_id = str(context["ti"].id)
+            with self._counting:
+                if attempt_id not in self._records:
+                    self._records[attempt_id] = new_record(context, uuid4().hex, datetime.now(UTC))
+                self._count(attempt_id, self._records[attempt_id], call)
+
+    def record_job(self, call: Call, job_id: str, started: datetime) -> None:
+        """Count a job that the task that runs has paid: once, however often its end is looked at."""
+        if context := task_context():
+            job = fingerprint(call.conn_id, job_id)
+            record = new_record(context, job, started)
+            record.state = "failed" if call.failed else "success"
+            with self._counting:
+                self._count(job, record, call)
+
+    def end(self, attempt_id: str, state: str) -> None:
+        """Note what became of an attempt."""
+        with self._counting:
+            if record := self._records.pop(attempt_id, None):
+                record.state = state
+                self._unwritten[attempt_id] = record
+
+    def flush(self) -> None:
+        """Write what is not written yet, and wait LAST_WRITE_S seconds for it at the most."""
+        if self._unwritten or self._writing.locked():
+            writer = threading.Thread(target=self._write, daemon=True)
+            writer.start()
+            writer.join(LAST_WRITE_S)
+
+    def _count(self, key: str, record: Record, call: Call) -> None:
+        record.add(call._replace(model=shown_text(call.model, longest=LONGEST_NAME)))
+        self._unwritten[key] = record
+        if self._thread is None or not self._thread.is_alive():  # as in a fork
+            self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
+            self._thread.start()
+        self._wake.set()
+
+    def _run(self) -> None:
+        pause = threading.Event()
+        while self._wake.wait():
+            self._wake.clear()
+            self._write()
+            pause.wait(PAUSE_S)
+
+    def _write(self) -> None:
+        with self._writing:
+            with self._counting:
+                waiting, self._unwritten = self._unwritten, {}
+                for record in waiting.values():
+                    record.updated = datetime.now(UTC)
+                texts = {key: record.model_dump_json() for key, record in waiting.items()}
+            for key, text in texts.items():
+                try:
+                    write_artifact(storage_path(*waiting[key].file), text)
+                except Exception as error:
+                    with self._counting:
+                        self._unwritten.setdefault(key, waiting[key])
+                    self._complain(error)
+            for write in self._others:
+                try:
+                    write()
+                except Exception as error:
+                    self._complain(error)
+
+    def _complain(self, error: Exception) -> None:
+        if not self._complained:
+            log.warning("The task goes on, but what it spends is not recorded: %s", shown_text(error))
+        self._complained = True
+
+
+def task_context() -> Any:
+    """Return the context of the task that runs; None outside a task."""
+    from airflow.sdk import get_current_context
+
+    try:
+        return get_current_context()
+    except RuntimeError:
+        return None
+
+
+class Listener:
+    """Tells the ledger how a task ends."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    @hookimpl
+    def on_task_instance_success(self, task_instance: Any) -> None:
+        self._ledger.end(str(task_instance.id), "success")
+
+    @hookimpl
+    def on_task_instance_failed(self, task_instance: Any) -> None:
+        self._ledger.end(str(task_instance.id), "failed")
+
+    @hookimpl
+    def on_task_instance_skipped(self, task_instance: Any) -> None:
+        self._ledger.end(str(task_instance.id), "skipped")
+
+    @hookimpl
+    def before_stopping(self) -> None:
+        self._ledger.flush()
+
+
+def listen(ledger: Ledger) -> None:
+    """Have Airflow report the end of each task of this process to the ledger."""
+    try:
+        from airflow.sdk.listener import get_listener_manager  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:  # Airflow 3.1
+        from airflow.listeners.listener import get_listener_manager
+
+    get_listener_manager().add_listener(Listener(ledger))
+    atexit.register(ledger.flush)
+
+
+@cache
+def the_ledger() -> Ledger:
+    """Return the ledger of this process."""
+    ledger = Ledger()
+    listen(ledger)
+    return ledger
+
+
+def record(call: Call) -> None:
+    """Count a call for the task that runs."""
+    the_ledger().record(call)
+
+
+def record_job(call: Call, job_id: str, started: datetime) -> None:
+    """Count a paid job for the task that runs."""
+    the_ledger().record_job(call, job_id, started)

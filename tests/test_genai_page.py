@@ -1,0 +1,249 @@
+"""The page "GenAI" in Airflow's UI: who sees what, and that nothing in it runs, loads or leads elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from include.common.storage import artifact_path, write_artifact
+from include.page.previews import MOST_BYTES
+from include.spend.ledger import Ledger
+from tests.conftest import PROJECT
+from tests.test_ledger import CALL, in_task
+from tests.test_prompt_chaining import script
+
+HOSTILE = (
+    "<script>alert(1)</script>\n\n[a](javascript:alert(1)) ![p](http://elsewhere.example/p.png)\n\n"
+    "<img src=x onerror=alert(1)> <a href='javascript:x'>y</a> [d](data:text/html,x) [v](vbscript:x)"
+)
+
+
+class Client:
+    """A browser of a user with this role, or of nobody."""
+
+    def __init__(self, app: Any, role: str | None) -> None:
+        from airflow.api_fastapi.app import get_auth_manager
+        from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+        from starlette.testclient import TestClient
+
+        self._client = TestClient(app, raise_server_exceptions=False)
+        if role:
+            token = get_auth_manager().generate_jwt(SimpleAuthManagerUser(username=role, role=role))
+            self._client.cookies.set("_token", token)
+
+    def get(self, path: str, **headers: str) -> Any:
+        return self._client.get(f"/genai/{path}", headers=headers)
+
+
+@pytest.fixture(scope="module")
+def airflow_app(airflow_db: None) -> Any:
+    from airflow.api_fastapi.app import create_app
+
+    return create_app(apps="core")
+
+
+@pytest.fixture
+def browser(airflow_app: Any, storage: Any) -> Client:
+    return Client(airflow_app, "admin")
+
+
+@pytest.fixture
+def run(run_dag: Any, llm: Any, storage: Any) -> Iterator[Any]:
+    script(llm)
+    return run_dag("prompt_chaining").run
+
+
+def of_run(run: Any) -> str:
+    return f"runs/{run.dag_id}/{quote(run.run_id)}"
+
+
+def test_nothing_is_shown_without_a_login(airflow_app, run):
+    for path in ("", f"dags/{run.dag_id}", of_run(run), f"files/{run.dag_id}/reply.json?run_id={quote(run.run_id)}"):
+        assert Client(airflow_app, None).get(path).status_code == 401
+
+
+def test_nothing_of_a_dag_is_shown_to_who_may_not_read_it(airflow_app, run, monkeypatch):
+    from airflow.api_fastapi.auth.managers.simple.simple_auth_manager import SimpleAuthManager
+
+    monkeypatch.setattr(SimpleAuthManager, "is_authorized_dag", lambda *_, **__: False)
+    browser = Client(airflow_app, "viewer")
+    for path in (f"dags/{run.dag_id}", of_run(run), f"files/{run.dag_id}/reply.json?run_id={quote(run.run_id)}"):
+        assert browser.get(path).status_code == 403
+    overview = browser.get("")
+    assert overview.status_code == 200
+    assert run.dag_id not in overview.text
+    assert "<b>0</b>calls" in overview.text
+
+
+def test_a_viewer_sees_what_was_spent_and_what_came_out(airflow_app, run, llm):
+    browser = Client(airflow_app, "viewer")
+    overview = browser.get("").text
+    assert "<b>2</b>calls" in overview
+    assert 'href="/genai/dags/prompt_chaining"' in overview
+    assert "gpt-6-luna (pydanticai_default)" in overview
+    dag = browser.get("dags/prompt_chaining").text
+    assert f'href="/genai/{of_run(run)}"'.replace("%3A", ":") in dag.replace("%3A", ":")
+    shown = browser.get(of_run(run)).text
+    assert "technical / high urgency" in shown
+    assert "reply.json" in shown
+    assert "analyze_ticket" in shown
+
+
+def test_every_page_forbids_the_browser_what_it_does_not_need(browser, run):
+    for path in ("", "dags/prompt_chaining", of_run(run)):
+        headers = browser.get(path).headers
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert "unsafe" not in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+
+
+def test_markdown_from_a_model_runs_loads_and_leads_nowhere(browser, run, storage):
+    write_artifact(artifact_path(run.dag_id, run.run_id, "report.md"), HOSTILE)
+    shown = browser.get(of_run(run)).text
+    assert "alert(1)" in shown
+    for forbidden in (
+        "<script>alert",
+        "<img src=x",
+        "<a href='javascript",
+        'href="javascript',
+        'href="data:',
+        'href="vbs',
+    ):
+        assert forbidden not in shown
+    assert "elsewhere.example" not in "".join(part for part in shown.split("<") if part.startswith("img"))
+
+
+def test_an_svg_is_a_picture_in_a_sandbox_and_all_else_a_download(browser, run, storage):
+    write_artifact(artifact_path(run.dag_id, run.run_id, "chart.svg"), "<svg><script>alert(1)</script></svg>")
+    write_artifact(artifact_path(run.dag_id, run.run_id, "page.html"), "<script>alert(1)</script>")
+
+    def get(name: str, more: str = "") -> Any:
+        return browser.get(f"files/{run.dag_id}/{name}?run_id={quote(run.run_id)}{more}")
+
+    svg = get("chart.svg")
+    assert svg.headers["content-type"] == "image/svg+xml"
+    assert svg.headers["content-security-policy"].startswith("sandbox; default-src 'none'")
+    html = get("page.html")
+    assert html.headers["content-type"] == "application/octet-stream"
+    assert html.headers["content-disposition"] == 'attachment; filename="page.html"'
+    assert "attachment" in get("chart.svg", "&download=true").headers["content-disposition"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../reply.json", "..%2F..%2Frun%2Freply.json", "%2e%2e/%2e%2e/x", "/etc/passwd", "file:///etc/passwd", "no.txt"],
+)
+def test_only_files_of_the_run_are_sent(browser, run, storage, name):
+    write_artifact(artifact_path(run.dag_id, "another", "reply.json"), "of another run")
+    assert browser.get(f"files/{run.dag_id}/{name}?run_id={quote(run.run_id)}").status_code == 404
+
+
+@pytest.mark.parametrize("dag_id", ["..", "%2e%2e", "ledger"])
+def test_a_run_that_is_not_there_is_not_found(browser, run, dag_id):
+    assert browser.get(f"runs/{dag_id}/{quote(run.run_id)}").status_code in (404, 403)
+    assert browser.get(f"files/{dag_id}/x.json?run_id={quote(run.run_id)}").status_code in (404, 403)
+
+
+def test_what_is_large_is_cut_and_what_is_broken_is_said(browser, run, storage):
+    folder = artifact_path(run.dag_id, run.run_id, "")
+    write_artifact(folder / "long.md", "word " * MOST_BYTES)
+    write_artifact(folder / "many.jsonl", '{"a": 1, "b": {"c": "<b>"}}\n' * 1000)
+    write_artifact(folder / "broken.parquet", b"PAR1 nonsense")
+    write_artifact(folder / "broken.json", "{")
+    write_artifact(folder / "half.csv", 'a,b\n1,"<script>"\n\n2')
+    shown = browser.get(of_run(run))
+    assert shown.status_code == 200
+    assert len(shown.content) < 3 * MOST_BYTES
+    for said in ("The first 200 kB", "The first 20 rows", "b.c", "&lt;script&gt;", "It cannot be shown"):
+        assert said in shown.text
+
+
+def test_names_and_models_of_others_are_text(browser, storage, monkeypatch):
+    process = Ledger()
+    in_task(monkeypatch, dag_id="prompt_chaining", task_id="<b>task</b>")
+    process.record(CALL._replace(model="<script>alert(1)</script>"))
+    process.flush()
+    shown = browser.get("").text
+    assert "&lt;script&gt;alert(1)" in shown
+    assert "<script>alert" not in shown
+
+
+def test_broken_records_are_counted_on_the_page(browser, storage, monkeypatch):
+    folder = storage / "ledger" / "attempts" / datetime.now(UTC).date().isoformat()
+    folder.mkdir(parents=True)
+    (folder / "x.json").write_text("{")
+    assert "1 records of the ledger cannot be read" in browser.get("").text
+
+
+def test_a_storage_that_the_api_server_cannot_read_is_said(browser, monkeypatch, run):
+    def fail(*_: Any) -> Any:
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr("include.page.app.read_days", fail)
+    answer = browser.get("")
+    assert answer.status_code == 503
+    assert "cannot read GENAI_STORAGE: Access Denied" in answer.text
+
+
+@pytest.mark.parametrize("query", ["first=2026-02-01&last=2026-01-01", "first=2020-01-01&last=2026-01-01", "first=x"])
+def test_a_range_of_days_that_makes_no_sense_is_refused(browser, query):
+    assert browser.get(f"?{query}").status_code == 422
+
+
+def test_filters_stand_in_the_url(browser, run):
+    assert "<b>0</b>calls" in browser.get("?dag=multi_agent").text
+    assert "<b>2</b>calls" in browser.get("?dag=prompt_chaining").text
+    assert "<b>0</b>calls" in browser.get("?first=2026-01-01&last=2026-01-02").text
+
+
+def test_the_plugin_costs_a_process_of_airflow_almost_nothing():
+    """It imports nothing that Airflow has not imported already."""
+    code = """
+import sys
+from airflow.plugins_manager import AirflowPlugin
+before = set(sys.modules)
+import runpy
+runpy.run_path("plugins/genai_page.py")
+print(sorted(name for name in set(sys.modules) - before if not name.startswith("runpy")))
+"""
+    found = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=PROJECT,
+        env=os.environ.copy(),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    assert json.loads(found.stdout.splitlines()[-1].replace("'", '"')) in ([], ["pkgutil"], ["importlib.machinery"])
+
+
+def test_views_lead_to_the_page_below_the_deployments_own_path():
+    from plugins.genai_page import GenAIPage
+
+    assert len({view["url_route"] for view in GenAIPage.external_views}) == len(GenAIPage.external_views)
+    assert all(view["href"].startswith("genai/") for view in GenAIPage.external_views)
+
+
+def test_budgets_are_shown_with_what_is_left_to_who_may_see_the_connection(
+    airflow_app, run_dag, llm, storage, monkeypatch
+):
+    connection = json.loads(os.environ["AIRFLOW_CONN_PYDANTICAI_DEFAULT"])
+    connection["extra"]["budgets"] = {"day_usd": 5e-5, "month_usd": 300, "warn_at": 0.5}
+    monkeypatch.setenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT", json.dumps(connection))
+    script(llm)
+    run_dag("prompt_chaining")
+    shown = Client(airflow_app, "admin").get("").text
+    assert "<h2>Budgets</h2>" in shown
+    assert "$300.00" in shown
+    assert 'class="near"' in shown
+    assert connection["password"] not in shown
+    assert "<h2>Budgets</h2>" not in Client(airflow_app, "viewer").get("").text
