@@ -123,8 +123,8 @@ class Fleet(Stack):
         deadline = time.monotonic() + START_TIMEOUT_S
         python = [sys.executable, "-m"]
         here = dict(os.environ)
-        self._parts = [CONTROL, *(f"worker-{number}" for number in range(1, workers + 1))]
-        for part in self._parts:
+        self.workers = [f"worker-{number}" for number in range(1, workers + 1)]
+        for part in (CONTROL, *self.workers):
             for folder in COPIED:
                 ignored = shutil.ignore_patterns(".data", "__pycache__")
                 shutil.copytree(PROJECT / folder, self.home / part / "project" / folder, ignore=ignored)
@@ -140,7 +140,7 @@ class Fleet(Stack):
         self.s3().create_bucket(Bucket=BUCKET)
         for name in PARTS:
             self.spawn_airflow(name, CONTROL, name)
-        for part in self._parts[1:]:
+        for part in self.workers:
             self.start_worker(part)
         self._wait_for("openai-emulator", f"{self.openai_url.removesuffix('/v1')}/health", deadline)
         if model_server:
@@ -149,7 +149,7 @@ class Fleet(Stack):
         self.api.log_in()
         self._create_pools()
         self.use_model()
-        for part in self._parts[1:]:
+        for part in self.workers:
             self.wait_for_worker(part)
         wait_until(lambda: template_dags().keys() <= self.api.dags().keys())
 
@@ -198,7 +198,7 @@ class Fleet(Stack):
                 folders = [f"dag_id={dag_id}", f"run_id={run_id}", f"task_id={task['task_id']}"]
                 folders += [f"map_index={task['map_index']}"] if task["map_index"] >= 0 else []
                 log = Path("airflow", "logs", *folders, f"attempt={task['try_number']}.log")
-                found += [part for part in self._parts if (self.home / part / log).exists()]
+                found += [part for part in self.workers if (self.home / part / log).exists()]
         return found
 
     def chunks(self) -> list[tuple[str, int]]:
@@ -220,7 +220,7 @@ class Fleet(Stack):
 
     def stop(self) -> None:
         super().stop()
-        for part in self._parts:  # what has lost its parent
+        for part in (CONTROL, *self.workers):  # what has lost its parent
             self.kill(part)
 
     def s3(self) -> Any:
@@ -232,7 +232,7 @@ class Fleet(Stack):
     def spawn_airflow(self, name: str, part: str, *arguments: str) -> None:
         """Start a command of Airflow in a part's folder, and in its view of the disk."""
         command = [sys.executable, "-m", "airflow", *arguments]
-        others = [str(self.home / other) for other in self._parts if other != part]
+        others = [str(self.home / other) for other in (CONTROL, *self.workers) if other != part]
         if has_namespaces():
             hide = 'for each in $HIDDEN; do mount -t tmpfs none $each || exit 1; done; exec "$@"'
             command = ["unshare", "--mount", "sh", "-c", hide, "sh", *command]
