@@ -4,13 +4,14 @@
 
 It speaks OpenAI's chat API. Each answer is decided by the last number in the row's text, so that an answer can be
 told from another row's: with number n (0 where there is none) the call of the output tool has the (n mod k)-th of the
-k values that each of its fields may have ("a scripted text" where any will do). Words in the text make it misbehave:
-REFUSE (400), TOOLONG (400, context length), NONSENSE (a value that is not allowed), DOWN (503, always).
+k values that each of its fields may have ("a scripted text" or true where any will do). Words in the text make it
+misbehave: REFUSE (400), TOOLONG (400, context length), NONSENSE (a value that is not allowed), DOWN (503, always).
 
 `GET /seen` tells every request: when it came (seconds since the epoch), its row's text, the number of requests that
-were then in flight, and the status of its answer, None as long as it has none. `POST /script` takes `latency`
-(seconds), `refuse` (the share of requests that get a 429 with `Retry-After: 1`, evenly spread) and `faults` (by a part
-of the text the status of its answer, which is not to be retried), and forgets what was seen.
+were then in flight, the status of its answer, None as long as it has none, and its header `x-sent`, if it has one.
+`POST /script` takes `latency` (seconds), `refuse` (the share of requests that get a 429 with `Retry-After: 1`, evenly
+spread) and `faults` (by a part of the text the status of its answer, which is not to be retried), and forgets what was
+seen.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class ScriptedModel:
         self.app = Starlette(
             routes=[
                 Route("/v1/chat/completions", self._answer, methods=["POST"]),
+                Route("/v1/embeddings", self._embed, methods=["POST"]),
                 Route("/seen", self._list_seen),
                 Route("/script", self._script, methods=["POST"]),
             ]
@@ -66,8 +68,7 @@ class ScriptedModel:
         body = await request.json()
         text = _last_text(body["messages"])
         self._in_flight += 1
-        seen = {"time": time.time(), "text": text, "in_flight": self._in_flight, "status": None}
-        self._seen.append(seen)
+        seen = self._note(request, text)
         try:
             await asyncio.sleep(self.latency)
         finally:
@@ -75,6 +76,19 @@ class ScriptedModel:
         response = self._response(body, text)
         seen["status"] = response.status_code
         return response
+
+    def _note(self, request: Request, text: str) -> dict[str, Any]:
+        sent = request.headers.get("x-sent")
+        seen = {"time": time.time(), "text": text, "in_flight": self._in_flight, "status": None, "sent": sent}
+        self._seen.append(seen)
+        return seen
+
+    async def _embed(self, request: Request) -> JSONResponse:
+        body = await request.json()
+        self._note(request, body["input"][0])["status"] = 200
+        data = [{"object": "embedding", "index": n, "embedding": [0.5, 0.25]} for n in range(len(body["input"]))]
+        usage = {"prompt_tokens": 10, "total_tokens": 10}
+        return JSONResponse({"object": "list", "data": data, "model": body["model"], "usage": usage})
 
     def _response(self, body: dict[str, Any], text: str) -> JSONResponse:
         self._refusals += self.refuse
@@ -91,7 +105,8 @@ class ScriptedModel:
         numbers = re.findall(r"\d+", text) or ["0"]
         arguments = {}
         for name, schema in tool["function"]["parameters"]["properties"].items():
-            values = ["nonsense"] if "NONSENSE" in text else schema.get("enum", ["a scripted text"])
+            any_value = [True] if schema.get("type") == "boolean" else ["a scripted text"]
+            values = ["nonsense"] if "NONSENSE" in text else schema.get("enum", any_value)
             arguments[name] = values[int(numbers[-1]) % len(values)]
         call = {"name": tool["function"]["name"], "arguments": json.dumps(arguments)}
         message = {"role": "assistant", "tool_calls": [{"id": "call", "type": "function", "function": call}]}

@@ -13,7 +13,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowException
 from airflow.sdk import ObjectStoragePath
 
-from include.ai import BaseModel, rate_limit
+from include.ai import BaseModel, account, rate_limit
 from include.batch import answering as batch_answers
 from include.batch import chunks as batch_chunks
 from include.batch.answering import Answering
@@ -154,6 +154,7 @@ def most_within(times: list[float], seconds: float) -> int:
 def turns(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """When requests were let go, on a clock that only their waiting moves."""
     VirtualTime(monkeypatch, rate_limit)
+    monkeypatch.setattr(account, "time", rate_limit.time)
     times: list[float] = []
     turn = rate_limit.RateLimit._turn
 
@@ -165,34 +166,15 @@ def turns(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return times
 
 
-def test_all_tasks_together_keep_the_accounts_requests_per_minute(model, monkeypatch, turns):
-    connection = model.connection(requests_per_minute=1200, pool_slots=2)
-    monkeypatch.setenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT", connection)
-
-    async def tasks() -> None:  # each with one of the two slots
-        await asyncio.gather(*(work(50, folder=name)[0].run() for name in ("one", "two")))
-
-    asyncio.run(tasks())
-    assert len(turns) == len(model.seen()) == 100
-    assert most_within(turns, 3.0) <= 60
-    assert max(turns) - min(turns) < 10.5, "much slower than allowed"
-
-
 def test_tokens_per_minute_are_kept_once_an_answer_has_told_its_tokens(model, monkeypatch, turns):
     monkeypatch.setattr(sys.modules[__name__], "AT_ONCE", 1)  # each answer comes before the next request
-    ten_calls_a_second = model.connection(tokens_per_minute=10 * 110 * 60, pool_slots=1)
+    ten_calls_a_second = model.connection(tokens_per_minute=10 * 110 * 60)
     monkeypatch.setenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT", ten_calls_a_second)
     answer(60)
 
     assert len(turns) == len(model.seen()) == 60
     assert 25 <= most_within(turns[10:], 3.0) <= 30
     assert turns[-1] - turns[0] < 12, "much slower than allowed"
-
-
-def test_limits_without_the_number_of_slots_that_share_them_are_refused(model, monkeypatch):
-    monkeypatch.setenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT", model.connection(requests_per_minute=60))
-    with pytest.raises(AirflowException, match=r"'pydanticai_default', extra: .*need \"pool_slots\""):
-        answer(1)
 
 
 def test_refused_calls_are_waited_out_and_none_is_lost(model):

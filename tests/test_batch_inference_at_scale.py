@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 
 from include.common.storage import name_on_storage, storage_path
-from tests.conftest import KEY
+from tests.conftest import KEY, dag_file, parse
 from tests.scripted_model import CALL_USD, ScriptedServer
 from tests.storages import on_storage
 
@@ -279,6 +279,16 @@ def test_a_cleared_run_pays_for_nothing_again_and_reports_the_same(batch, model,
     assert first.run.run_id == second.run.run_id
     assert second.xcom("report")["result"].startswith("30 rows: 30 answered")
     assert len(model.seen()) == 30
+
+
+# Room for others
+
+
+def test_a_batch_starts_however_small_the_pool_of_model_calls_is_and_leaves_its_slots_to_others():
+    for task in parse(dag_file(DAG)).dags[DAG].tasks:
+        partial = getattr(task, "partial_kwargs", {"pool": task.pool, "pool_slots": task.pool_slots})
+        assert partial["pool"] == "default_pool", "which every Airflow has"
+        assert partial.get("pool_slots", 1) == 1
 
 
 # Logs

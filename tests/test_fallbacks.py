@@ -15,9 +15,10 @@ from pydantic_ai.messages import ModelResponse
 from pydantic_ai.models.function import FunctionModel
 
 from include.ai import llm_kwargs, untrusted
+from include.ai.account import read_limits
 from include.ai.agents import agent_kwargs
 from include.ai.fallbacks import LONGEST_WAIT_BEFORE_FALLBACK_S
-from include.ai.limited_model import LimitedModel, TaskUsage, read_limits
+from include.ai.limited_model import LimitedModel, TaskUsage
 from include.ai.model import ConnectionModel, RequestRefused, connection_model
 from tests.conftest import KEY, chat_requests
 from tests.test_logs_and_secrets import closed_port
@@ -207,15 +208,15 @@ def test_usage_and_price_of_a_task_are_those_of_the_connection_that_answered(run
     assert usage["model"] == "second"
 
 
-def test_the_limits_are_those_of_the_connection_that_is_asked(models, monkeypatch):
-    line = connection(models.base_url(), "second", requests_per_minute=600, pool_slots=2)
+def test_the_limits_are_those_of_the_connection_that_is_asked(models, storage, monkeypatch):
+    line = connection(models.base_url(), "second", requests_per_minute=600)
     monkeypatch.setenv(f"AIRFLOW_CONN_{SECOND.upper()}", line)
     usage = TaskUsage()
     model = connection_model(PRIMARY, lambda conn_id: LimitedModel(conn_id, usage, 8))
     models.fail(401).reply("Well.")
 
     assert Agent(model).run_sync("How are you?").output == "Well."
-    assert [read_limits(each.source).share(slots=1) for each in model.models] == [(None, None), (300, None)]
+    assert [read_limits(each.source).requests_per_minute for each in model.models] == [None, 600]
 
 
 def test_an_answer_in_a_form_reaches_the_task_also_from_the_second_connection(models):

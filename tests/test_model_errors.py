@@ -267,8 +267,8 @@ def test_whatever_the_provider_asks_calls_and_waits_are_bounded_and_no_wait_is_c
         assert said in (None, "nan", "inf", "-5", "soon", "", "0") or wait >= float(said) or float(said) == 0
 
 
-def test_the_accounts_limits_and_the_price_never_reach_the_provider(llm, monkeypatch):
-    extra = {"requests_per_minute": 60, "tokens_per_minute": 1000, "pool_slots": 2}
+def test_the_accounts_limits_and_the_price_never_reach_the_provider(llm, storage, monkeypatch):
+    extra = {"requests_per_minute": 60, "tokens_per_minute": 1000}
     price = {"usd_per_million_tokens": {"input": 1, "output": 2}}
     connection = json.loads(model_connection(llm.base_url()))
     connection["extra"] = {**connection["extra"], **extra, **price}

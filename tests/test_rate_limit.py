@@ -65,9 +65,15 @@ def test_tokens_are_put_right_when_an_answer_tells_them(send):
     assert times[-1] - times[1] == pytest.approx(6 * 0.1 / 0.98, rel=0.05)
 
 
-def test_after_a_refusal_fewer_calls_are_in_flight_until_others_went_well(send):
+def test_calls_that_are_refused_now_and_then_are_no_overload(send):
     limit = RateLimit(at_once=40)
-    send(limit, lambda _: httpx2.Response(429), 1)
+    send(limit, lambda n: httpx2.Response(429) if n % 10 == 0 else answered(), 1000)
+    assert limit.places.total_tokens == 40
+
+
+def test_after_many_refusals_fewer_calls_are_in_flight_until_others_went_well(send):
+    limit = RateLimit(at_once=40)
+    send(limit, lambda _: httpx2.Response(429), 12)
     assert limit.places.total_tokens == 30
     send(limit, lambda _: httpx2.Response(503), 1)
     assert limit.places.total_tokens == 22
@@ -79,7 +85,7 @@ def test_after_a_refusal_fewer_calls_are_in_flight_until_others_went_well(send):
 
 def test_one_place_is_always_left(send):
     limit = RateLimit(at_once=2)
-    send(limit, lambda _: httpx2.Response(429), 9)
+    send(limit, lambda _: httpx2.Response(429), 30)
 
     assert limit.places.total_tokens == 1
 

@@ -9,15 +9,17 @@ import pytest
 
 
 class VirtualTime:
-    """The clock of modules that call `time.monotonic()`, `time.sleep()` and `asyncio.sleep()`, for one test.
+    """The clock of modules that call `time.monotonic()`, `time.time()`, `time.sleep()` and `asyncio.sleep()`.
 
-    A sleep ends at once, and moves the clock to when it would have ended.
+    A sleep ends as soon as no other ends before it, and moves the clock to when it would have ended.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *modules: ModuleType) -> None:
         self.now = 1000.0
+        self._ends: list[float] = []
+        clock = SimpleNamespace(monotonic=lambda: self.now, time=lambda: self.now, sleep=self._sleep)
         for module in modules:
-            monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=self._sleep))
+            monkeypatch.setattr(module, "time", clock)
             monkeypatch.setattr(module, "asyncio", SimpleNamespace(sleep=self._async_sleep), raising=False)
 
     def _sleep(self, seconds: float) -> None:
@@ -25,5 +27,11 @@ class VirtualTime:
 
     async def _async_sleep(self, seconds: float) -> None:
         until = self.now + seconds
-        await asyncio.sleep(0)
-        self.now = max(self.now, until)
+        self._ends.append(until)
+        try:
+            await asyncio.sleep(0)
+            while min(self._ends) < until:  # noqa: ASYNC110 (its end is another's)
+                await asyncio.sleep(0)
+            self.now = max(self.now, until)
+        finally:
+            self._ends.remove(until)

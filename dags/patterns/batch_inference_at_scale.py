@@ -22,10 +22,11 @@ from include.common.params import limits
 from include.common.task_defaults import DEFAULT_ARGS, LLM_TASK
 from include.sample.reviews import REVIEWS
 
-# Together these tasks have as many slots as the pool: all that the account allows.
+# Each task works on a core of its own.
 TASKS = 2
-POOL_SLOTS = 4
 ROWS_AT_ONCE = 32
+# Not the pool of the other model calls: a person's question would wait until the batch has ended.
+POOL = "default_pool"
 
 PROMPT = "Classify a customer review of a fleet-tracking product."
 
@@ -102,8 +103,7 @@ def batch_inference_at_scale():
         return run().plan(TASKS)
 
     @task(
-        **LLM_TASK | {"execution_timeout": timedelta(hours=24)},  # of a day's rows; it goes on from there at a retry
-        pool_slots=POOL_SLOTS,
+        **LLM_TASK | {"execution_timeout": timedelta(hours=24), "pool": POOL},  # a retry goes on where this try ended
         map_index_template="{{ progress }}",
     )
     def answer(chunks: list[int]):

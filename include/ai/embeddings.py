@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
 from include.ai.connection import read_model_source
-from include.common.provider_http import MISDIRECTED, is_refusal_status, stay_on_host
+from include.common.provider_http import MISDIRECTED, is_refusal_status
 
 if TYPE_CHECKING:
     from pydantic_ai.embeddings import EmbeddingModel
@@ -38,7 +38,7 @@ class Embedder:
         self.conn_id = conn_id
         source = read_model_source(conn_id, DEFAULT_MODEL)
         dimensions = source.provider_args.pop("dimensions", None)
-        model = source.build(infer_embedding_model, {"response": [stay_on_host]})
+        model = source.build(infer_embedding_model)
         if source.model_id.startswith(IN_PROCESS):
             model = _in_process.setdefault(source.model_id, model)
         self.model_id = source.model_id

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from decimal import Decimal
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 from pydantic_ai import exceptions as e
@@ -27,7 +27,7 @@ from pydantic_ai.settings import ModelSettings
 
 from include.ai import connection
 from include.ai.usage import UsageRecorder, read_usage
-from include.common.provider_http import MISDIRECTED, is_refusal_status, stay_on_host
+from include.common.provider_http import MISDIRECTED, is_refusal_status
 from include.common.shown import LONGEST_NAME, shown_text, shown_url
 from include.common.text import clean_json, clean_text
 
@@ -35,6 +35,9 @@ try:
     from include.common import prices
 except ImportError:  # a copied pattern may lack it: then the public price list says what an answer cost
     prices = None  # type: ignore[assignment]
+
+if TYPE_CHECKING:
+    from include.ai.rate_limit import RateLimit
 
 # Used where only OPENAI_API_KEY is set: the cheapest current model in the openai package's list.
 DEFAULT_MODEL = "openai-chat:gpt-6-luna"
@@ -92,9 +95,9 @@ class ConnectionModel(WrapperModel):
         return None if prices is None else prices.read_price(self.conn_id, self.source.layer_args)
 
     @property
-    def hooks(self) -> dict[str, list[Any]]:
-        """The event hooks of the HTTP client."""
-        return {"response": [stay_on_host]}
+    def rate_limit(self) -> RateLimit | None:
+        """The limit that the calls keep; None for that of the connection, if it states one."""
+        return None
 
     @property
     def wrapped(self) -> Model:  # type: ignore[override]
@@ -105,7 +108,7 @@ class ConnectionModel(WrapperModel):
         # An HTTP client's connections belong to the event loop in which they were made.
         if self._built is None or loop not in (None, self._built[0]):
             _ = self.price  # what is wrong with it is to be known before anything is paid
-            self._built = (loop, self.source.build(infer_model, self.hooks))
+            self._built = (loop, self.source.build(infer_model, self.rate_limit))
         return self._built[1]
 
     async def request(

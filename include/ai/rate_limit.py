@@ -1,9 +1,9 @@
-"""How fast this process may call a model: a steady pace, as many calls at once as the provider takes, and its pauses.
+"""How fast a process may call a model: its account's pace, as many calls at once as the provider takes, its pauses.
 
-A `RateLimit` belongs to one HTTP client, whose requests wait for their turn (repeated ones, too)
-and whose answers are heeded. A refusal for load (429) makes fewer calls be in flight until others went well; the
-refused call itself waits as long as `Retry-After` asks, and keeps its place meanwhile. `x-ratelimit-*` holds back all
-calls where the account has no room for the next.
+A `RateLimit` belongs to one HTTP client, whose requests wait for their turn (repeated ones, too) and whose answers are
+heeded. Where many calls are refused for load (429), fewer are in flight until others went well; the refused call itself
+waits as long as `Retry-After` asks, and keeps its place meanwhile. `x-ratelimit-*` holds back all calls where the
+account has no room for the next.
 """
 
 from __future__ import annotations
@@ -13,24 +13,52 @@ import json
 import logging
 import re
 import time
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+    from include.ai.account import AccountLog
 
 # The provider refuses because of the load: too many requests, unavailable, overloaded (Anthropic).
 REFUSED_FOR_LOAD = (429, 503, 529)
 LONGEST_PAUSE_S = 600.0
-# Of the places, so many are kept after a refusal; after so many answers there is one more.
+# Fewer calls are in flight once this share of the last calls, of about so many, was refused: less is no overload.
+REFUSED_SHARE, LAST_CALLS = 0.2, 50
+# Of the places, so many are kept then; after so many answers there is one more.
 KEPT = 0.75
 ANSWERS_PER_PLACE = 4
-# The share of the limits that is used: requests that are late, and so closer together, must not overfill a minute.
+# The share of the limits that is used: with requests that are as late as LATEST_S, a minute is never overfull.
 USED = 0.98
+# A request whose turn is past by more takes a new one.
+LATEST_S = 1.0
+# Turns are taken for the calls that wait, but for no more than these seconds, and again when half of them is past.
+AHEAD_S = 2.0
+# A turn that is later than any task waits comes from a clock that is wrong.
+FURTHEST_S = 1200.0
+# How long the storage may take, and how long it is left alone after an error.
+STORAGE_S, ALONE_S = 20.0, 60.0
 CHARACTERS_PER_TOKEN = 4
 
 log = logging.getLogger(__name__)
+
+
+class Free(NamedTuple):
+    """From when on an account is free for the next request and for more tokens, in seconds of some clock."""
+
+    request: float = 0.0
+    tokens: float = 0.0
+
+
+@dataclass(eq=False)
+class Wish:
+    """A request of so many tokens that waits for its turn, which is at `start`."""
+
+    tokens: float
+    start: float | None = None
 
 
 class RateLimit:
@@ -39,20 +67,30 @@ class RateLimit:
     Requests are spread evenly, so that no minute has more than its limit, also after a restart.
 
     :param requests_per_minute: None for no limit of one's own; the provider's answers are heeded all the same.
-    :param tokens_per_minute: likewise. A request's tokens are estimated and put right when its answer tells them.
+    :param tokens_per_minute: likewise. A request's tokens are estimated and put right when its answer says them.
     :param at_once: the most calls in flight.
+    :param account: shares the limits with all other processes; without it they are this client's own.
     """
 
     def __init__(
-        self, requests_per_minute: float | None = None, tokens_per_minute: float | None = None, at_once: int = 1_000
+        self,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
+        at_once: int = 1_000,
+        account: AccountLog | None = None,
     ) -> None:
         self._request_gap = 60 / (USED * requests_per_minute) if requests_per_minute else 0.0
         self._token_gap = 60 / (USED * tokens_per_minute) if tokens_per_minute else 0.0
         self._at_once = at_once
         # Holds a place for each call, from before its first request until its answer.
         self.places = anyio.CapacityLimiter(at_once)
-        self._next_request = self._next_token = self._paused_until = 0.0
-        self._last_refusal = 0.0
+        self._account = account
+        self._alone_until = self._granted_until = self._paused_until = 0.0
+        self._free = Free()
+        self._wishes: list[Wish] = []
+        self._reserving = anyio.Lock()
+        self._late_tokens = 0.0  # which answers said, and no entry of the account has yet
+        self._last_refusal = self._refused_share = 0.0
         self._answers_since = 0
         self._mean_answer_tokens = 0.0
 
@@ -68,14 +106,68 @@ class RateLimit:
 
     async def _turn(self, tokens: float) -> float:
         """Wait until a request of so many tokens may go; return the moment, on `time.monotonic`'s clock."""
+        paced = self._request_gap or self._token_gap
         while True:
-            start = max(time.monotonic(), self._next_request, self._next_token, self._paused_until)
-            self._next_request = start + self._request_gap
-            self._next_token = start + tokens * self._token_gap
-            if (wait := start - time.monotonic()) > 0:
-                await asyncio.sleep(wait)
-            if self._paused_until <= start:  # else the provider asked for a pause meanwhile
-                return start
+            await _sleep_until(self._paused_until)
+            start = await self._start(tokens) if paced else time.monotonic()
+            await _sleep_until(start)
+            now = time.monotonic()
+            # Else the provider asked for a pause meanwhile, or this process got no time.
+            if self._paused_until <= now <= start + LATEST_S:
+                return now
+
+    async def _start(self, tokens: float) -> float:
+        """Take a turn, together with those for other requests that wait."""
+        wish = Wish(tokens)
+        self._wishes.append(wish)
+        try:
+            while wish.start is None:
+                async with self._reserving:
+                    await self._grant(wish)
+        finally:
+            self._wishes = [each for each in self._wishes if each.start is None and each is not wish]
+        return wish.start
+
+    async def _grant(self, wish: Wish) -> None:
+        """Take turns for the requests that have waited longest, unless this one of them has got its turn meanwhile."""
+        if wish.start is not None:
+            return
+        await _sleep_until(self._granted_until - AHEAD_S / 2)
+        gap = self._request_gap + self._token_gap * self._wishes[0].tokens
+        wishes = self._wishes[: max(1, int(AHEAD_S / gap))]
+        starts = await self._use([each.tokens for each in wishes])
+        for each, start in zip(wishes, starts, strict=True):
+            each.start = start
+        self._granted_until = starts[-1]
+
+    async def _use(self, tokens: Sequence[float]) -> list[float]:
+        """Use the account for requests of so many tokens; return the moment of each, on `time.monotonic`'s clock."""
+        late, self._late_tokens = self._late_tokens, 0.0
+
+        def use(free: Free, now: float) -> tuple[list[float], Free]:
+            request, token = (min(each, now + FURTHEST_S) for each in free)
+            token = max(token, now) + late * self._token_gap
+            starts = []
+            for needed in tokens:
+                starts.append(start := max(now, request, token))
+                request, token = start + self._request_gap, start + needed * self._token_gap
+            return starts, Free(request, token)
+
+        if self._account and time.monotonic() >= self._alone_until:
+            try:
+                with anyio.fail_after(STORAGE_S):
+                    starts = await anyio.to_thread.run_sync(self._account.append, use, abandon_on_cancel=True)
+                return [start - time.time() + time.monotonic() for start in starts]
+            except Exception as error:
+                first, self._alone_until = not self._alone_until, time.monotonic() + ALONE_S
+                if first:
+                    log.warning(
+                        "The account's limits per minute are not shared with other tasks, as the storage fails (%s): "
+                        "see GENAI_STORAGE. This task keeps them alone.",
+                        type(error).__name__,
+                    )
+        starts, self._free = use(self._free, time.monotonic())
+        return starts
 
     async def _after(self, response: Any) -> None:
         started, tokens = response.request.extensions["rate_limit"]
@@ -83,20 +175,26 @@ class RateLimit:
             self._slow_down(started)
         elif response.is_success:
             self._speed_up()
-            usage = _usage(await response.aread())
-            if usage:
-                total, answered = usage
-                self._next_token += (total - tokens) * self._token_gap
-                self._mean_answer_tokens += (answered - self._mean_answer_tokens) / 10
+            await self._count_tokens(await response.aread(), tokens)
         for kind, needed in (("requests", 1.0), ("tokens", tokens)):
             self._pause(_until_free(response.headers, kind, needed))
+
+    async def _count_tokens(self, body: bytes, tokens: float) -> None:
+        """Put the tokens right that were estimated: with the next turns, or at once where no request waits."""
+        if self._token_gap and (usage := _usage(body)):
+            total, answered = usage
+            self._late_tokens += total - tokens
+            self._mean_answer_tokens += (answered - self._mean_answer_tokens) / 10
+            if not self._wishes:
+                await self._use([])
 
     def _pause(self, seconds: float) -> None:
         self._paused_until = max(self._paused_until, time.monotonic() + min(seconds, LONGEST_PAUSE_S))
 
     def _slow_down(self, started: float) -> None:
-        """Take places away, once for all the calls that were in flight together."""
-        if started <= self._last_refusal:
+        """Take places away where many calls are refused, once for all the calls that were in flight together."""
+        self._refused_share += (1 - self._refused_share) / LAST_CALLS
+        if self._refused_share < REFUSED_SHARE or started <= self._last_refusal:
             return
         self._last_refusal, self._answers_since = time.monotonic(), 0
         self.places.total_tokens = max(1, int(KEPT * self.places.total_tokens))
@@ -104,9 +202,15 @@ class RateLimit:
 
     def _speed_up(self) -> None:
         """One more place after some calls that went well."""
+        self._refused_share -= self._refused_share / LAST_CALLS
         self._answers_since += 1
         if self.places.total_tokens < self._at_once and self._answers_since >= ANSWERS_PER_PLACE:
             self.places.total_tokens, self._answers_since = self.places.total_tokens + 1, 0
+
+
+async def _sleep_until(moment: float) -> None:
+    if (seconds := moment - time.monotonic()) > 0:
+        await asyncio.sleep(seconds)
 
 
 def _until_free(headers: Mapping[str, str], kind: str, needed: float) -> float:

@@ -11,14 +11,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
-from pydantic_ai import Agent
 from pydantic_ai.exceptions import ContentFilterError, UnexpectedModelBehavior
 from pydantic_ai.usage import RunUsage
 
 from include.ai import LLM_CONN_ID, untrusted
+from include.ai.asking import Asking
 from include.ai.limited_model import LimitedModel, TaskUsage
 from include.ai.model import RequestRefused, TextTooLong, connection_model
-from include.ai.output import output_to_json
 from include.batch.chunks import Chunk
 from include.batch.rows import Result, Row
 
@@ -103,7 +102,7 @@ class Answering:
         self.usage = TaskUsage()
         self._chunks = chunks
         model = connection_model(conn_id, lambda conn_id: LimitedModel(conn_id, self.usage, at_once))
-        self._agent: Agent[None, Any] = Agent(model, system_prompt=system_prompt, output_type=output_type)
+        self._model = Asking(model, system_prompt, output_type)
         self._at_once = at_once
         self._budget_usd = budget_usd
         self._in_flight = 0
@@ -186,7 +185,7 @@ class Answering:
     async def _ask(self, text: str, used: RunUsage) -> tuple[dict[str, Any] | None, str, str]:
         """Return the answer, or an error of the row's own and its class."""
         try:
-            return output_to_json((await self._agent.run(untrusted(text), usage=used)).output), "", ""
+            return await self._model.ask(untrusted(text), used), "", ""
         except TextTooLong as error:
             return None, str(error), "too long"
         except (RequestRefused, ContentFilterError) as error:

@@ -6,13 +6,12 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
-from pydantic_ai import Agent
 from pydantic_ai.exceptions import ModelHTTPError, ModelServerError, ModelTimeoutError, UnexpectedModelBehavior
 
 from include.ai import LLM_CONN_ID, untrusted
+from include.ai.asking import Asking
 from include.ai.limited_model import LimitedModel, TaskUsage
 from include.ai.model import RequestRefused, connection_model
-from include.ai.output import output_to_json
 
 if TYPE_CHECKING:
     from include.ai import BaseModel
@@ -41,7 +40,7 @@ class PromptedModel:
         self.in_flight = in_flight
         self.usage = TaskUsage()
         model = connection_model(conn_id, lambda conn_id: LimitedModel(conn_id, self.usage, in_flight))
-        self._agent: Agent[None, Any] = Agent(model, system_prompt=system_prompt, output_type=output_type)
+        self._model = Asking(model, system_prompt, output_type)
         self._asking_harmless = asyncio.Lock()
         self._well_at = 0.0
 
@@ -66,7 +65,7 @@ class PromptedModel:
         raise Unanswerable(f"no answer in {TRIES} tries, while the model answers others: {reason}")
 
     async def _ask(self, text: str) -> Any:
-        return output_to_json((await self._agent.run(untrusted(text))).output)
+        return await self._model.ask(untrusted(text))
 
     async def _ask_harmless(self, failed_at: float) -> None:
         """See that the model answers now. Texts that fail at the same time share one call."""

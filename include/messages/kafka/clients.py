@@ -55,8 +55,10 @@ class KafkaClients:
             ) from None
         except ValueError as error:
             raise AirflowFailException(f"Connection {conn_id!r}: {error} Set it in the connection's extra.") from None
-        # librdkafka's own log goes nowhere else: what matters of it, the errors here say.
-        self._config = {"log_level": 0, "error_cb": _note, **config}
+        # librdkafka's own log goes nowhere else: what matters of it, the errors here say. While no broker answers, its
+        # default is to begin with the first address again, many times a second; without that it waits up to 10 s.
+        quiet = {"log_level": 0, "error_cb": _note, "metadata.recovery.strategy": "none"}
+        self._config = {**quiet, **config}
 
     def __str__(self) -> str:
         return f"Connection {self.conn_id!r} (broker {shown_url(self._config['bootstrap.servers'])})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,8 @@ READER_PAUSE_S = 1.0
 # What is not committed by then rings again: an event can be lost on its way, and a run can fail.
 RING_AGAIN_S = 20.0
 TROUBLE_PAUSE_S = 5.0
+# Trouble that goes on is said once, and other trouble this often at the most.
+SAY_AGAIN_S = 60.0
 
 
 class KafkaDoorbellTrigger(BaseEventTrigger):
@@ -52,15 +55,15 @@ class KafkaDoorbellTrigger(BaseEventTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Ring until the trigger is cancelled."""
-        said = ""
+        said, said_at = "", -math.inf
         while True:
             try:
                 async for event in self._rings():
                     said = ""
                     yield event
             except Exception as trouble:
-                if str(trouble) != said:
-                    said = str(trouble)
+                if str(trouble) != said and time.monotonic() - said_at >= SAY_AGAIN_S:
+                    said, said_at = str(trouble), time.monotonic()
                     self.log.error("The doorbell of %s waits: %s", self.topic, said)
                 await asyncio.sleep(TROUBLE_PAUSE_S)
 
