@@ -35,8 +35,7 @@ def runs_a_minute(fleet: Fleet, model: ScriptedServer, workers: int) -> float:
 def answers_a_minute(fleet: Fleet, model: ScriptedServer, workers: int) -> float:
     """Run a batch for each worker at the same time, in a pool that takes them all."""
     model.script(latency=ROW_LATENCY_S)
-    pool = {"name": "llm_pool", "slots": 8 * workers}
-    fleet.api.patch("pools/llm_pool", pool).raise_for_status()
+    fleet.set_pool(8 * workers)
     runs = []
     for batch in range(workers):
         lines = [json.dumps({"review_id": n, "review": f"{workers} workers, batch {batch}, {n}"}) for n in range(ROWS)]

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from local.sqs_server import create_queues, queue_url, sqs_command
 from local.stack import START_TIMEOUT_S, Stack
 from tests.kafka import Broker, best_broker
 from tests.postgres import NoPostgres, new_database, postgres
-from tests.stack import RunningAirflow, now, processes_of, wait_until
+from tests.stack import RunningAirflow, now, wait_until
 
 BUCKET = "fleet"
 REGION = "us-east-1"
@@ -160,6 +160,10 @@ class Fleet(Stack):
         if self.api.patch(f"connections/{MODEL_CONN_ID}", body).status_code == 404:
             self.api.post("connections", body).raise_for_status()
 
+    def set_pool(self, slots: int) -> None:
+        """Let so many tasks call models at the same time."""
+        self.api.patch("pools/llm_pool", {"name": "llm_pool", "slots": slots}).raise_for_status()
+
     def start_worker(self, part: str) -> None:
         """Start a worker, which `wait_for_worker` awaits."""
         command = ["celery", "worker", "--concurrency", str(self._tasks), "--celery-hostname", f"{part}@%h"]
@@ -171,17 +175,30 @@ class Fleet(Stack):
 
     def kill(self, part: str) -> None:
         """Let the node of a worker die: all of its processes at once, with no chance to say goodbye."""
-        while found := processes_of(self.home / part):
+        assert len(self._processes(part)) > self._tasks, f"{part} is not whole"
+        self._end(part)
+
+    def _end(self, part: str) -> None:
+        while found := self._processes(part):
             for process in found:
-                try:
+                with suppress(psutil.NoSuchProcess):
                     process.kill()
-                except psutil.NoSuchProcess:
-                    continue
             psutil.wait_procs(found, timeout=10)
+
+    def _processes(self, part: str) -> list[psutil.Process]:
+        """Those of a worker: its session, as its children outlive it, and rename themselves over their environment."""
+        remembered = self.home / "processes.json"
+        session, _ = json.loads(remembered.read_text()).get(part, (0, 0)) if remembered.exists() else (0, 0)
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error, ProcessLookupError):
+                if session == os.getsid(process.pid) and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
 
     def revive(self, part: str) -> None:
         """Start the worker again if it was killed."""
-        if not processes_of(self.home / part):
+        if not self._processes(part):
             self.start_worker(part)
             self.wait_for_worker(part)
 
@@ -219,9 +236,9 @@ class Fleet(Stack):
         boto3.resource("s3", **keys).Bucket(BUCKET).objects.filter(Prefix="lancedb/").delete()
 
     def stop(self) -> None:
+        for part in self.workers:
+            self._end(part)  # to end politely, they would wait for their tasks
         super().stop()
-        for part in (CONTROL, *self.workers):  # what has lost its parent
-            self.kill(part)
 
     def s3(self) -> Any:
         """A client of the S3 server."""
@@ -300,7 +317,6 @@ def _environment(database: str, redis: str, aws_port: int) -> dict[str, str]:
     return {
         "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor",
         "AIRFLOW__CORE__PARALLELISM": "64",
-        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "True",
         "AIRFLOW__CORE__FERNET_KEY": "c2l4dGVlbi1ieXRlcy1hbmQtc2l4dGVlbi1ieXRlcyE=",
         "AIRFLOW__API_AUTH__JWT_SECRET": "sixteen bytes and sixteen bytes, and more of them to sign with",
         "AIRFLOW__API__SECRET_KEY": "sixteen bytes",

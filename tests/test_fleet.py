@@ -54,12 +54,14 @@ def fleet(fleet_of_two: Fleet) -> Iterator[Fleet]:
 def scripted(fleet: Fleet, model_server: ScriptedServer) -> Iterator[ScriptedServer]:
     """A fake of a model which counts its calls, behind `pydanticai_default` of the whole fleet."""
     model_server.script()
+    fleet.set_pool(8)
     fleet.use_model(model_server.connection())
     yield model_server
     fleet.use_model()
 
 
 def test_every_dag_succeeds_on_workers_that_share_no_disk(fleet):
+    fleet.set_pool(3)  # the embedded model answers one call after the other, and a call waits for 90 s
     results = Demo(fleet, Console(force_terminal=False)).run(
         {dag_id: path for dag_id, path in template_dags().items() if path.exists()}
     )
