@@ -162,7 +162,8 @@ class Fleet(Stack):
 
     def set_pool(self, slots: int) -> None:
         """Let so many tasks call models at the same time."""
-        self.api.patch("pools/llm_pool", {"name": "llm_pool", "slots": slots}).raise_for_status()
+        body = {"pool": "llm_pool", "slots": slots, "include_deferred": False}
+        self.api.patch("pools/llm_pool", body).raise_for_status()
 
     def start_worker(self, part: str) -> None:
         """Start a worker, which `wait_for_worker` awaits."""
