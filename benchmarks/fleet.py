@@ -16,9 +16,9 @@ from tests.fleet import BUCKET, Fleet, running_fleet
 from tests.scripted_model import ScriptedServer, running
 
 TASKS = 2  # of a worker at the same time
-RUNS = 16  # for each worker
+RUNS = 10  # for each worker
 RUN_LATENCY_S = 15.0
-ROWS = 1_200  # for each worker
+ROWS = 800  # for each worker
 ROW_LATENCY_S = 2.0
 
 
