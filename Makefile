@@ -62,8 +62,12 @@ copy: $(READY)  ## copy a DAG and all it needs into your Astro project: make cop
 	@test -n "$(PATTERN)" && test -n "$(TO)" || { echo "Say which DAG, and where to: make copy PATTERN=rag_pipeline TO=path/of/an/astro/project"; exit 1; }
 	@$(BIN)/python -m local.copy "$(PATTERN)" "$(TO)" --with "$(WITH)"
 
-test: $(READY)  ## run the tests (DATABASE=postgres: on PostgreSQL, which it starts; FILES=tests/test_x.py: some)
+test: $(READY)  ## run the tests (DATABASE=postgres: on PostgreSQL; SCALE=1: on a fleet; FILES=tests/test_x.py: some)
+ifdef SCALE
+	@SCALE=1 $(BIN)/python -m pytest -rs -m fleet $(or $(FILES),tests/test_fleet.py)
+else
 	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(FILES)
+endif
 
 embed: $(READY)  ## test models of sentence-transformers, which `make test` skips (installs torch: 7 GB more)
 	@test -x $(EMBED_BIN)/python || "$(PYTHON)" -m venv .venv-sentence-transformers

@@ -92,7 +92,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return GroupScheduling(config, log)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    fleet = [] if os.environ.get("SCALE") else [item for item in items if item.get_closest_marker("fleet")]
+    config.hook.pytest_deselected(items=fleet)
+    items[:] = [item for item in items if item not in fleet]
     if NOT_ON_POSTGRES:
         for item in items:
             item.add_marker(pytest.mark.skip(reason=NOT_ON_POSTGRES))
@@ -409,6 +412,7 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         start = local("stack", "start", home=home, port=port, **settings)
         assert start.returncode == 0, start.stdout + start.stderr
         running = RunningAirflow(f"http://127.0.0.1:{port}", home, started)
+        running.log_in()
         wait_until(lambda: {path.stem for path in dags.glob("*.py")} <= running.dags().keys(), timeout=300)
         yield running
     finally:

@@ -68,7 +68,6 @@ class RunningAirflow(AirflowAPI):
         super().__init__(url)
         self.home = home
         self.started = started
-        self.log_in()
 
     def post(self, path: str, body: Any) -> Any:
         """The answer to a POST, whatever its status."""

@@ -100,3 +100,15 @@ def test_a_small_value_stays_in_the_database(tmp_path, keep_large_xcoms, run_han
     assert run.xcom("take")["length"] == 1000
     assert run.xcom("give").endswith("end.")
     assert not (tmp_path / "home" / "xcom").exists()
+
+
+def test_what_a_call_used_goes_to_a_bucket_from_within_an_event_loop(s3, keep_large_xcoms, model, run_dag, monkeypatch):
+    from airflow.sdk.io import store
+
+    monkeypatch.setattr(store, "_STORE_CACHE", {})  # the bucket is not open yet
+    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", s3_connection(s3))
+    keep_large_xcoms(settings_of_the_docs() | {"AIRFLOW__COMMON_IO__XCOM_OBJECTSTORAGE_THRESHOLD": "0"})
+    run = run_dag("on_demand_inference", {"message": "Where is my van?"})
+
+    assert run.state == "success"
+    assert run.xcom("answer", "llm_usage").startswith("s3://aws_default@your-bucket/xcom/on_demand_inference/")
