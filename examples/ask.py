@@ -32,6 +32,7 @@ DAG_ID = "on_demand_inference"
 ANSWER = "taskInstances/answer/xcomEntries/return_value"
 ENDED = ("success", "failed")
 POLL_S = 1  # how often Airflow looks whether the run has ended, while a client waits
+QUEUED_S = 5  # a run that is queued for longer may be one of a paused DAG
 
 
 class AskError(Exception):
@@ -67,11 +68,7 @@ class Airflow:
         if state == "failed":
             raise AskError(f"The run {key!r} has failed. Its log says why; a new try takes a new key.")
         if state != "success":
-            paused = state == "queued" and self._call("GET", f"/api/v2/dags/{DAG_ID}").json()["is_paused"]
-            why = f" The DAG {DAG_ID!r} is paused: unpause it." if paused else ""
-            raise AskError(
-                f"No answer within {timeout:.0f} s; the run {key!r} is {state}. Ask again with this key.{why}"
-            )
+            raise AskError(f"No answer within {timeout:.0f} s; the run {key!r} is {state}. Ask again with this key.")
         return self._call("GET", f"{self._run(key)}/{ANSWER}", params={"stringify": False}).json()["value"]
 
     _runs = f"/api/v2/dags/{DAG_ID}/dagRuns"
@@ -96,16 +93,32 @@ class Airflow:
                 raise AskError(f"The key {key!r} was used for another question. A new question takes a new key.")
 
     def _wait(self, key: str) -> str:
-        """The state in which the run ended, or in which it is when time is up."""
-        for pause in _pauses():
-            state = self._streamed_state(key) or str(self._call("GET", self._run(key)).json()["state"])
+        """The state in which the run ended, or in which it is when time is up.
+
+        :raises AskError: the DAG is paused.
+        """
+        queued_for_a_reason = False
+        for pause in (pauses := _pauses()):
+            most_queued = None if queued_for_a_reason else QUEUED_S // POLL_S
+            state = self._streamed_state(key, most_queued) or str(self._call("GET", self._run(key)).json()["state"])
+            if state == "queued" and not queued_for_a_reason:
+                if self._call("GET", f"/api/v2/dags/{DAG_ID}").json()["is_paused"]:
+                    raise AskError(
+                        f"The DAG {DAG_ID!r} is paused, so the run waits, as DAGs are when Airflow first sees them. "
+                        f"Unpause it (the switch beside its name in Airflow's UI); then ask again with the key {key!r}."
+                    )
+                queued_for_a_reason = True
+                pause = next(pauses)  # a longer one: this request stands for another
             if state in ENDED or self._left() <= 0:
                 return state
             sleep(min(pause, max(0, self._left())))
         raise AssertionError("pauses never end")
 
-    def _streamed_state(self, key: str) -> str | None:
-        """As `_wait`, in one request: Airflow sends a line a second. None where it cannot, or if the line breaks."""
+    def _streamed_state(self, key: str, most_queued: int | None) -> str | None:
+        """As `_wait`, in one request: Airflow sends a line a second. None where it cannot, or if the line breaks.
+
+        :param most_queued: after so many lines that say `queued`, it returns that.
+        """
         if not self._can_wait:
             return None
         headers = {"Accept-Encoding": "identity"}  # compressed, the lines would come all at the end
@@ -114,9 +127,9 @@ class Airflow:
                 "GET", f"{self._run(key)}/wait", params={"interval": POLL_S}, headers=headers
             ) as response:
                 self._can_wait = response.status_code != httpx.codes.NOT_FOUND  # Airflow 3.0
-                for line in response.iter_lines() if response.is_success else ():
+                for number, line in enumerate(response.iter_lines() if response.is_success else (), start=1):
                     state = str(json.loads(line)["state"])
-                    if state in ENDED or self._left() <= 0:
+                    if state in ENDED or self._left() <= 0 or (state == "queued" and number == most_queued):
                         return state
         except httpx.TransportError:
             pass

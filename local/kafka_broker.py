@@ -70,6 +70,8 @@ def broker_connection(bootstrap: str) -> str:
         "group.id": "event_driven_inference",
         "enable.auto.commit": False,
         "auto.offset.reset": "earliest",
+        "metadata.recovery.strategy": "none",
+        "log_level": 0,
         # Tansu keeps a consumer waiting for half of this when it comes back.
         "session.timeout.ms": 2000,
         "heartbeat.interval.ms": 500,

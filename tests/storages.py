@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 from uuid import uuid4
 
 import pytest
@@ -15,7 +18,11 @@ LOGIN, PASSWORD = "the-id-of-a-key", "the-secret-of-a-key"
 
 
 def on_storage(*kinds: str) -> pytest.MarkDecorator:
-    """Run a test with its storage on each of these: disk, s3 (by the environment), connection (S3, too), memory."""
+    """Run a test with its storage on each of these.
+
+    They are disk, s3 (by the environment), connection (S3 by `aws_default`, and the environment has no key), other (S3
+    by another connection) and memory.
+    """
     return pytest.mark.parametrize("storage", kinds, indirect=True)
 
 
@@ -42,12 +49,28 @@ def s3_connection(s3: Any) -> str:
     return json.dumps({"conn_type": "aws", "login": LOGIN, "password": PASSWORD, "extra": extra})
 
 
+@contextmanager
+def s3_requests() -> Iterator[list[str]]:
+    """Yield the requests that the fake of S3 gets in the block: method and key or query, such as "PUT a/b.txt"."""
+    from werkzeug.serving import WSGIRequestHandler
+
+    made: list[str] = []
+
+    def note(handler: Any, *_: Any) -> None:  # before the answer is sent
+        _, _, what = unquote(handler.path).lstrip("/").partition(f"{BUCKET}")
+        made.append(f"{handler.command} {what.lstrip('/')}")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WSGIRequestHandler, "log_request", note)
+        yield made
+
+
 def new_storage(
     kind: str, request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[str, Any]:
     """An empty storage: what GENAI_STORAGE is to be, and a path for the test to look at it by."""
     import fsspec
-    from airflow.sdk.io import attach
+    from airflow.sdk.io import attach, store
     from upath import UPath
 
     prefix = uuid4().hex
@@ -57,8 +80,20 @@ def new_storage(
     if kind == "disk":
         return f"file://{folder}", folder
     s3 = request.getfixturevalue("s3")
-    path = UPath(f"s3://{BUCKET}/{prefix}", endpoint_url=s3.meta.endpoint_url, use_listings_cache=False)
+    monkeypatch.setattr(store, "_STORE_CACHE", {})
+    path = UPath(
+        f"s3://{BUCKET}/{prefix}",
+        endpoint_url=s3.meta.endpoint_url,
+        key=LOGIN,
+        secret=PASSWORD,
+        use_listings_cache=False,
+    )
     if kind == "s3":
         return str(path), path
-    monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", s3_connection(s3))
-    return str(path).replace("s3://", "s3://aws_default@"), path
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    if kind == "connection":
+        monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", s3_connection(s3))
+        return str(path), path
+    monkeypatch.setenv("AIRFLOW_CONN_OTHER", s3_connection(s3))
+    return str(path).replace("s3://", "s3://other@"), path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -26,6 +27,7 @@ class FakeAirflow:
         self.looks_until_success = 3
         self.waits = True
         self.paused = False
+        self.queued = False
         self.refusals: list[Response] = []
         self.requests: list[str] = []
         self.created: list[str] = []
@@ -55,7 +57,7 @@ class FakeAirflow:
         return JSONResponse({})
 
     def _state(self) -> str:
-        if self.paused:
+        if self.paused or self.queued:
             return "queued"
         self.looks_until_success -= 1
         return "success" if self.looks_until_success < 0 else "running"
@@ -70,6 +72,7 @@ class FakeAirflow:
         async def lines() -> Any:
             while True:
                 yield json.dumps({"state": (state := self._state())}) + "\n"
+                await asyncio.sleep(0)  # or it would never learn that the client has left
                 if state == "success":
                     return
 
@@ -81,13 +84,14 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeAirflow]:
     """The fake at `fake.url`; `fake.slept` has the client's pauses, which take no time but move its clock."""
     fake: Any = FakeAirflow()
     fake.slept, clock = [], [0.0]
+    fake.now = lambda: clock[0]
 
     def sleep(seconds: float) -> None:
         fake.slept.append(seconds)
         clock[0] += seconds
 
     monkeypatch.setattr(ask, "sleep", sleep)
-    monkeypatch.setattr(ask, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(ask, "monotonic", lambda: fake.now())
     with in_a_thread(lambda: fake) as url:
         fake.url = url.removesuffix("/v1")
         yield fake
@@ -132,8 +136,23 @@ def test_it_gives_up_when_time_is_up_and_says_why(fake):
     assert sum(fake.slept) <= 30
 
 
-def test_a_paused_dag_is_named(fake):
-    fake.waits, fake.paused = False, True
+@pytest.mark.parametrize("waits", [True, False], ids=["with the wait endpoint", "without it"])
+def test_a_paused_dag_is_named_at_once_with_what_to_do(fake, waits):
+    fake.waits, fake.paused = waits, True
 
-    with pytest.raises(ask.AskError, match="'on_demand_inference' is paused"):
-        ask.Airflow(fake.url).ask(CONF, "key", 5)
+    with pytest.raises(ask.AskError, match=r"'on_demand_inference' is paused.*Unpause it.*key 'my-key'"):
+        ask.Airflow(fake.url).ask(CONF, "my-key", 3600)
+    assert sum(fake.slept) < 60
+    assert len(fake.requests) <= 6
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["with the wait endpoint", "without it"])
+def test_a_run_that_waits_for_its_turn_is_waited_for_in_at_most_ten_requests(fake, waits):
+    fake.waits, fake.queued = waits, True
+    seconds = iter(range(10**6))
+    if waits:
+        fake.now = lambda: next(seconds)
+
+    with pytest.raises(ask.AskError, match="is queued"):
+        ask.Airflow(fake.url).ask(CONF, "key", 120)
+    assert len(fake.requests) <= 10

@@ -23,6 +23,7 @@ from packaging.utils import canonicalize_name
 
 from include.ai import COMMON_AI, active_sdk
 from tests.conftest import PROJECT, dag_files, own_dag_files
+from tests.project_files import project_files
 
 # What the Astro CLI's own version of the test puts in the place of os.getenv.
 MOCKED_GETENV = """
@@ -99,9 +100,8 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     DAGs that the template did not bring are left out, too: whether they import is not what is tested here.
     """
     folder = tmp_path_factory.mktemp("image")
-    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    for name in subprocess.run(listed, cwd=PROJECT, check=True, capture_output=True, text=True).stdout.splitlines():
-        if not ignored(name) and (PROJECT / name).exists() and PROJECT / name not in own_dag_files():
+    for name in project_files():
+        if not ignored(name.as_posix()) and PROJECT / name not in own_dag_files():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(PROJECT / name, folder / name)
     return folder

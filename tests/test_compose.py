@@ -20,16 +20,20 @@ pytestmark = [
     pytest.mark.skipif(not FILE.exists(), reason="inside the image, which has no use for the files that start it"),
 ]
 
+# Variables of the shell, each with a default.
+VARIABLE = re.compile(r"(?<!\$)\$\{([A-Z_]+):-([^}]*)\}")
+
 # What the Astro CLI's own compose file starts (airflow/include/airflow3/composeyml.go.tmpl), and its ports here.
 ASTRO_SERVICES = {"postgres", "db-migration", "scheduler", "dag-processor", "api-server", "triggerer"}
 ASTRO_PORTS = {"5432", "8080"}
 ENDS_BY_ITSELF = {"kafka-topics"}
 
 
-def text(optional: bool) -> str:
-    """The file, with what it keeps commented out for those who want it."""
+def text(optional: bool, **shell: str) -> str:
+    """The file, with what it keeps commented out for those who want it, as compose reads it in that shell."""
     found = FILE.read_text(encoding="utf-8")
-    return re.sub(r"^  # (?=ollama|  )", "  ", found, flags=re.MULTILINE) if optional else found
+    found = re.sub(r"^  # (?=ollama|  )", "  ", found, flags=re.MULTILINE) if optional else found
+    return VARIABLE.sub(lambda each: shell.get(each[1]) or each[2], found)
 
 
 @pytest.fixture(params=[False, True], ids=["as it is", "with the optional parts"])
@@ -76,6 +80,18 @@ def test_every_port_is_open_to_this_machine_only_and_free(services):
     assert not ASTRO_PORTS & set(taken)
 
 
+def test_every_port_can_be_moved_by_a_variable_so_that_two_projects_run_side_by_side():
+    names = dict(VARIABLE.findall(re.sub(r"^  # ", "  ", FILE.read_text(encoding="utf-8"), flags=re.MULTILINE)))
+    moved = yaml.safe_load(text(True, **{name: str(int(port) + 1000) for name, port in names.items()}))["services"]
+    usual = yaml.safe_load(text(True))["services"]
+    for name, service in usual.items():
+        for port, other in zip(service.get("ports", []), moved[name].get("ports", []), strict=True):
+            assert port.split(":")[1] != other.split(":")[1], f"{name}: {port} cannot be moved"
+    for services in (usual, moved):
+        outside = services["kafka"]["ports"][0].rsplit(":", 1)[0]
+        assert f"OUTSIDE://{outside}" in services["kafka"]["environment"]["KAFKA_ADVERTISED_LISTENERS"]
+
+
 def test_every_service_is_on_airflows_network_and_starts_without_a_profile(services):
     for name, service in services.items():
         assert service["networks"] == ["airflow"], name
@@ -108,7 +124,7 @@ def test_every_named_volume_is_declared(compose, services):
 
 
 def test_nothing_needs_a_key_or_another_setting_to_start():
-    assert re.findall(r"(?<!\$)\$\{?[A-Za-z_]", text(True)) == [], "a variable, which the CLI takes from the shell"
+    assert re.findall(r"(?<!\$)\$\{?[A-Za-z_]", text(True)) == [], "a variable without a default"
     assert "env_file" not in text(True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import pytest
@@ -41,6 +42,16 @@ def test_a_source_that_fails_half_way_or_has_nothing_removes_nothing(folder):
     with pytest.raises(ValueError, match="has no documents"):
         mirror([], folder)
     assert document_names() == ["a.md", "b.md"]
+
+
+def test_what_a_killed_run_left_is_removed_and_what_another_run_is_writing_is_not(folder):
+    mirror([("b/a.md", b"# A")], folder)
+    left, written = (folder / "b" / f".{name}.part" for name in ("left", "written"))
+    for path in (left, written):
+        path.write_bytes(b"# ")
+    os.utime(left, (0, 0))
+    mirror([("b/a.md", b"# A")], folder)
+    assert sorted((folder / "b").iterdir()) == [written, folder / "b" / "a.md"]
 
 
 @pytest.mark.parametrize("name", ["../x.md", "/etc/x.md", "a/../../x.md", "", "a\0.md"])

@@ -122,7 +122,7 @@ BROKEN = {
 def test_a_file_that_cannot_be_used_is_named_with_the_reason(folder, monkeypatch, name):
     content, complaint = BROKEN[name]
     content = {"scan.pdf": pdf(""), "secret.pdf": pdf("text", password="x")}.get(name, content)
-    monkeypatch.setattr(document_formats, "MAX_BYTES", 1000 if name == "huge.md" else 1_000_000)
+    monkeypatch.setattr(documents, "MAX_BYTES", 1000 if name == "huge.md" else 1_000_000)
     (folder / name).write_bytes(content)
 
     with pytest.raises(UnreadableDocument, match=f"^{re.escape(name)} .*{complaint}"):

@@ -6,7 +6,10 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import Awaitable, Callable
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
@@ -200,6 +203,65 @@ def test_its_row_in_the_database_names_the_connection_and_no_secret(bell):
     assert path == "include.messages.kafka.doorbell.KafkaDoorbellTrigger"
     assert arguments == {"topic": bell.topic, "group": bell.topic, "kafka_config_id": "kafka_default"}
     assert KafkaDoorbellTrigger(**arguments).serialize() == bell.trigger.serialize()
+
+
+@pytest.fixture
+def readers(kafka: Broker) -> Broker:
+    """A broker that names the members of a group."""
+    if kafka.name != "Apache Kafka":
+        pytest.skip("the embedded broker names no members of a group")
+    return kafka
+
+
+READER = """
+import sys
+from confluent_kafka import Consumer
+settings = {"bootstrap.servers": sys.argv[1], "group.id": sys.argv[2], "session.timeout.ms": 6000}
+consumer = Consumer({**settings, "enable.auto.commit": False, "auto.offset.reset": "earliest"})
+consumer.subscribe([sys.argv[2]])
+while True:
+    consumer.poll(1)
+"""
+
+
+@contextmanager
+def reading(kafka: Broker, topic: str) -> Iterator[None]:
+    """A run that reads, in a process that is killed in the end."""
+    with subprocess.Popen([sys.executable, "-c", READER, kafka.bootstrap, topic]) as run:
+        try:
+            wait_until(lambda: KafkaClients().has_reader(topic))
+            yield
+        finally:
+            run.kill()
+
+
+def test_it_does_not_ring_while_a_run_reads_and_rings_when_the_broker_misses_it(readers, bell):
+    async def story() -> None:
+        with reading(readers, bell.topic):
+            await asyncio.to_thread(readers.send, bell.topic, [b"read by the run"])
+            await until(lambda: bell.messages)
+            for _ in range(3):
+                await bell.passes(PAUSE_S + 1)
+            assert bell.rings == 0
+        await until(lambda: not KafkaClients().has_reader(bell.topic))
+        await bell.passes(PAUSE_S + 1)
+        await bell.has_rung(1)
+
+    bell.hear(story)
+
+
+def test_it_does_not_ring_for_what_a_run_has_read_and_committed(readers, bell):
+    async def story() -> None:
+        with reading(readers, bell.topic):
+            await asyncio.to_thread(lambda: readers.send(bell.topic, [b"read by the run"], partition=0))
+            await until(lambda: bell.messages)
+            await bell.passes(PAUSE_S + 1)
+        await until(lambda: not KafkaClients().has_reader(bell.topic))
+        await asyncio.to_thread(commit, bell.topic, 0, 1)
+        await bell.passes(PAUSE_S + 1)
+        assert bell.rings == 0
+
+    bell.hear(story)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 
 from include.ai import COMMON_AI, active_sdk
 from tests.conftest import PROJECT, chat_requests, parse
+from tests.project_files import project_files
 
 DOC = (PROJECT / "docs" / "moving-to-common-ai.md").read_text(encoding="utf-8")
 on_common_ai = pytest.mark.skipif(active_sdk() != COMMON_AI, reason="shows what only common-ai has")
@@ -37,16 +38,15 @@ def test_the_two_files_differ_in_the_image_and_in_the_line_of_the_sdk_only():
         [line for line in (PROJECT / folder / "Dockerfile").read_text().splitlines() if line[:1] not in ("", "#")]
         for folder in (".", "common-ai")
     ]
-    assert [[line.split()[0] for line in lines] for lines in instructions] == [["FROM", "ENV"]] * 2
+    assert [[line.split()[0] for line in lines] for lines in instructions] == [
+        ["FROM", "USER", "RUN", "USER", "ENV"]
+    ] * 2
     assert instructions[0][0] != instructions[1][0]
-    assert instructions[0][1] == instructions[1][1]
+    assert instructions[0][1:] == instructions[1][1:]
 
 
 def test_every_command_works_and_moves_the_project_without_naming_the_stack(tmp_path):
-    files = subprocess.run(
-        ["git", "ls-files"], cwd=PROJECT, check=True, capture_output=True, text=True
-    ).stdout.splitlines()
-    for name in files:
+    for name in project_files():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(PROJECT / name, tmp_path / name)
 

@@ -22,7 +22,7 @@ from include.common.stored_files import input_file, local_file, new_artifact, st
 from tests.conftest import PROJECT
 from tests.storages import on_storage
 
-EVERYWHERE = on_storage("disk", "s3", "connection", "memory")
+EVERYWHERE = on_storage("disk", "s3", "connection", "other", "memory")
 ODD_FOLDERS = ["a b", "Größe", "c++", "c#", "100%", "50%25", "[x]", "[", "a?b", "~", "a&b=c;d@e:f"]
 
 
@@ -68,6 +68,30 @@ def test_a_file_that_another_worker_wrote_or_removed_meanwhile_is_seen(storage):
     assert ((folder / "mine").exists(), len(list(folder.iterdir()))) == (False, 1)
 
 
+@on_storage("connection")
+def test_nothing_is_remembered_where_a_large_xcom_has_opened_the_bucket_before(storage, monkeypatch):
+    from airflow.sdk import ObjectStoragePath
+
+    monkeypatch.setattr("fsspec.config.conf", {})
+    xcoms = ObjectStoragePath(f"{storage}/xcom".replace("s3://", "s3://aws_default@"))
+    (storage / "xcom" / "a.json").write_bytes(b"1")
+    assert len(list(xcoms.iterdir())) == 1
+    (storage / "xcom" / "b.json").write_bytes(b"2")
+    assert len(list(storage_path("xcom").iterdir())) == 2
+
+
+@on_storage("disk", "connection")
+def test_a_file_whose_writing_fails_is_not_there(storage):
+    def fails() -> None:
+        with new_artifact(storage_path("a.txt")) as file:
+            file.write(b"half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fails()
+    assert not (storage / "a.txt").exists()
+
+
 @on_storage("s3", "connection")
 def test_a_bucket_is_opened_within_an_event_loop(storage, monkeypatch):
     from airflow.sdk.io import store
@@ -83,9 +107,10 @@ def test_a_bucket_is_opened_within_an_event_loop(storage, monkeypatch):
 
 def test_a_bucket_that_is_not_there_is_not_created(s3, monkeypatch):
     monkeypatch.setenv("GENAI_STORAGE", "s3://your-bukcet/genai")
-    with pytest.raises(OSError, match="bucket does not exist"):
+    named = "s3://aws_default@your-bukcet/genai/a.txt: .*bucket does not exist"
+    with pytest.raises(OSError, match=named):
         write_artifact(storage_path("a.txt"), "text")
-    with pytest.raises(OSError, match="bucket does not exist"), new_artifact(storage_path("a.txt")) as file:
+    with pytest.raises(OSError, match=named), new_artifact(storage_path("a.txt")) as file:
         file.write(b"text")
     assert "your-bukcet" not in [each["Name"] for each in s3.list_buckets()["Buckets"]]
 

@@ -468,7 +468,7 @@ def test_a_connection_that_is_missing_or_names_no_broker_says_what_to_set(model,
         asyncio.run(answer_topic("any", "any", PromptedModel("Sort.", Triage, 1), 10))
 
 
-def test_of_two_runs_at_once_the_later_goes_on_and_every_request_is_answered_once(topic, model):
+def test_of_two_runs_at_once_every_request_is_answered_and_none_is_lost(topic, model):
     ids = topic.ask(*(f"Question {number}" for number in range(60)))
     model.script(latency=0.1)
 
@@ -484,6 +484,24 @@ def test_of_two_runs_at_once_the_later_goes_on_and_every_request_is_answered_onc
     assert {reply["request_id"] for reply in replies} == set(ids)
     assert topic.committed() == {0: 60}
     assert topic.dead() == []
+
+
+def test_a_run_that_finds_another_at_work_ends_at_once_and_leaves_the_messages_to_it(topic, kafka, model):
+    if kafka.name != "Apache Kafka":
+        pytest.skip("the embedded broker names no members of a group")
+    ids = topic.ask(*(f"Question {number}" for number in range(20)))
+    model.script(latency=0.2)
+
+    async def both() -> list[Any]:
+        first = asyncio.create_task(topic.answer(in_flight=4))
+        await asyncio.to_thread(wait_until, lambda: len(model.calls()) >= 4)
+        second = await topic.answer(in_flight=4)
+        assert not first.done()
+        return [await first, second]
+
+    assert asyncio.run(both()) == [{"answered": 20, "backlog": False}, {"backlog": False}]
+    assert set(model.calls().values()) == {1}
+    assert Counter(reply["request_id"] for reply in topic.replies(*ids)) == Counter(ids)
 
 
 def test_no_more_are_in_flight_than_asked_for(topic, model):

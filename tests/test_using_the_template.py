@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PROJECT, dag_files, own_dag_files
+from tests.project_files import project_files
 
 pytestmark = pytest.mark.one_stack
 
@@ -61,9 +62,8 @@ def environment(project: Path) -> dict[str, str]:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of this project, as it is committed or about to be, without DAGs that are not the template's."""
     folder = tmp_path_factory.mktemp("copy")
-    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    for name in subprocess.run(listed, cwd=PROJECT, check=True, capture_output=True, text=True).stdout.splitlines():
-        if (PROJECT / name).is_file() and PROJECT / name not in own_dag_files():
+    for name in project_files():
+        if PROJECT / name not in own_dag_files():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(PROJECT / name, folder / name)
     return folder

@@ -90,10 +90,12 @@ def rag_pipeline():
         return ingestion.index_documents(collection, documents)
 
     @task(trigger_rule="none_failed")
-    def finish_index(collection: str, gone: dict[str, str]):
+    def finish_index(collection: str, gone: dict[str, str], in_step: bool):
+        if in_step:
+            raise AirflowSkipException("The index is in step with the documents.")
         return ingestion.finish_index(collection, gone)
 
-    @task
+    @task(trigger_rule="none_failed")
     def retrieve():
         params = get_current_context()["params"]
         query = SearchQuery(params["query"], params["k"], params["mode"], params["filters"])
@@ -118,7 +120,7 @@ def rag_pipeline():
     changes = find_changes()
     shares = share_out(changes["documents"])
     indexed = index_documents.partial(collection=changes["collection"]).expand(documents=shares)
-    finished = finish_index(changes["collection"], changes["gone"])
+    finished = finish_index(changes["collection"], changes["gone"], changes["in_step"])
     passages = retrieve()
     indexed >> finished >> passages
     publish_answer(generate_answer(passages), passages)

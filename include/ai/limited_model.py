@@ -11,7 +11,7 @@ from pydantic_ai.messages import ModelResponse
 from include.ai.account import account_limit
 from include.ai.model import ConnectionModel
 from include.ai.rate_limit import RateLimit
-from include.ai.usage import USAGE_XCOM_KEY, LLMUsage, UsageRecorder, sum_usage
+from include.ai.usage import LLMUsage, UsageRecorder, push_usage, sum_usage
 
 
 class LimitedModel(ConnectionModel):
@@ -56,4 +56,4 @@ class TaskUsage(UsageRecorder):
         except RuntimeError:
             return
         if self._total:
-            ti.xcom_push(key=USAGE_XCOM_KEY, value=self._total)
+            push_usage(ti, self._total)

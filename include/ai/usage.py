@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import TypedDict
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypedDict
 
 from pydantic_ai.messages import ModelResponse
 
@@ -48,7 +49,13 @@ class UsageRecorder:
             return
         # The id is new at every try: a retry starts from zero, as its XComs do.
         total = self._totals[str(ti.id)] = sum_usage(self._totals.get(str(ti.id)), call)
-        ti.xcom_push(key=USAGE_XCOM_KEY, value=total)
+        push_usage(ti, total)
+
+
+def push_usage(ti: Any, usage: LLMUsage | None) -> None:
+    """Set the XCom `llm_usage`, also where an event loop runs, in which the XCom backend could not open a bucket."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(ti.xcom_push, key=USAGE_XCOM_KEY, value=usage).result()
 
 
 def read_usage(response: ModelResponse, seconds: float, cost_usd: float | None) -> LLMUsage:

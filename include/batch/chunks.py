@@ -22,7 +22,7 @@ from uuid import uuid4
 
 from include.batch.rows import Result, Row
 from include.common.json_lines import json_line
-from include.common.storage import write_artifact
+from include.common.storage import read_artifact, write_artifact
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -48,12 +48,12 @@ class Chunk:
 
     def rows(self) -> list[Row]:
         """Read all rows, in order."""
-        return [Row(*json.loads(line)) for line in _lines((self.folder / "rows.jsonl").read_bytes())]
+        return [Row(*json.loads(line)) for line in _lines(read_artifact(self.folder / "rows.jsonl"))]
 
     def results(self) -> list[Result] | None:
         """Read the results in the order of the rows; None as long as some are missing."""
         try:
-            content = (self.folder / "results.jsonl").read_bytes()
+            content = read_artifact(self.folder / "results.jsonl")
         except FileNotFoundError:
             return None
         return [Result(**json.loads(line)) for line in _lines(content)]
@@ -71,10 +71,7 @@ class Chunk:
     def recall(self) -> list[Result]:
         """Read the journal: what is known so far of a chunk that has no results yet."""
         journal = self.folder / "journal"
-        try:
-            paths = [path.path for path in journal.iterdir()]
-        except (FileNotFoundError, NotADirectoryError):  # there is none, said in two ways
-            paths = []
+        paths = journal.fs.find(journal.path)
         # Not `cat`, to which a path with a bracket is a pattern.
         for content in journal.fs.cat_ranges(paths, None, None, on_error="return") if paths else []:
             if isinstance(content, FileNotFoundError):  # another process drops the journal at this moment

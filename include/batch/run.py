@@ -22,7 +22,7 @@ from include.batch.chunks import Chunk, write_chunks
 from include.batch.report import Report
 from include.batch.rows import Result, RowsRun
 from include.common.prices import listed_cost
-from include.common.storage import artifact_path, name_on_storage, storage_path, write_artifact
+from include.common.storage import artifact_path, name_on_storage, read_artifact, storage_path, write_artifact
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -110,7 +110,7 @@ class BatchRun(RowsRun):
 
     def _chunks(self) -> list[tuple[str, int]]:
         try:
-            listed = (self._artifacts / "chunks.json").read_bytes()
+            listed = read_artifact(self._artifacts / "chunks.json")
         except FileNotFoundError:
             raise AirflowFailException("There is nothing to report: the task that reads the rows failed.") from None
         return [(name, rows) for name, rows in json.loads(listed)]

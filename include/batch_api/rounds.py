@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from include.batch_api.api import BatchApi
-from include.common.storage import name_on_storage, storage_path, write_artifact
+from include.common.storage import name_on_storage, read_artifact, storage_path, write_artifact
 from include.jobs.job import Job
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Rounds:
 
     def _read(self, number: int) -> dict[str, Any] | None:
         try:
-            return dict(json.loads((self._folder / str(number) / "closed.json").read_bytes()))
+            return dict(json.loads(read_artifact(self._folder / str(number) / "closed.json")))
         except FileNotFoundError:
             return None
 

@@ -1,14 +1,16 @@
 """Where DAGs leave files: on the object storage of the environment variable GENAI_STORAGE.
 
 The default is a folder of the project; in production it is a bucket (`s3://bucket/prefix`), which every worker
-sees.
+sees. It is never created: a misspelt name is an error.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,9 +55,13 @@ def name_on_storage(text: str) -> str:
 def open_path(url: str) -> ObjectStoragePath:
     """Return the path at `url`, with its file system.
 
+    A bucket on S3 is opened by the connection in its URL (`s3://my_conn@bucket`), else by `aws_default`, and where
+    there is no such connection by the environment or the role of the worker.
+
     Amazon's provider runs an event loop to open a bucket, which fails within another one: so a thread opens it. All
     else that is done with a path works within a loop.
     """
+    url = re.sub("^s3://(?=[^/@]*(/|$))", "s3://aws_default@", url)
 
     def opened() -> ObjectStoragePath:
         import fsspec
@@ -64,11 +70,24 @@ def open_path(url: str) -> ObjectStoragePath:
         # No listing is remembered: other workers write, too, and on Airflow 3.3 a path may have two file systems.
         fsspec.config.conf.setdefault(url.partition(":")[0], {})["use_listings_cache"] = False
         path = ObjectStoragePath(url)
-        path.fs  # noqa: B018
+        if hasattr(path.fs, "dircache"):  # of a file system that was open before, as for a large XCom
+            path.fs.dircache.use_listings_cache = False
+            path.fs.dircache.clear()
+        if hasattr(path.fs, "max_concurrency"):
+            path.fs.max_concurrency = 1  # S3's looks at a file's size first, to read it in parts at once
         return path
 
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(opened).result()
+
+
+def read_artifact(path: ObjectStoragePath) -> bytes:
+    """Read `path` whole, which is one request, also where there is no such file.
+
+    :raises FileNotFoundError: there is none.
+    """
+    with errors_with_name(path):
+        return bytes(path.fs.cat_file(path.path))
 
 
 def write_artifact(path: ObjectStoragePath, content: str | bytes) -> str:
@@ -86,5 +105,15 @@ def write_artifact(path: ObjectStoragePath, content: str | bytes) -> str:
         finally:
             part.unlink(missing_ok=True)
     else:
-        path.fs.pipe_file(path.path, content)  # one request
+        with errors_with_name(path):
+            path.fs.pipe_file(path.path, content)  # one request
     return str(path)
+
+
+@contextmanager
+def errors_with_name(path: ObjectStoragePath) -> Iterator[None]:
+    """Let errors say which file and bucket they are about, which those of object storages do not."""
+    try:
+        yield
+    except (FileNotFoundError, PermissionError) as error:
+        raise type(error)(f"{path}: {error}. Look at GENAI_STORAGE, and at the rights on it.") from error

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 from uuid import uuid4
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from include.common.storage import open_path, storage_path
+from include.common.storage import errors_with_name, open_path, storage_path
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -66,11 +66,13 @@ def new_artifact(path: ObjectStoragePath) -> Iterator[IO[bytes]]:
             part.unlink(missing_ok=True)
             raise
     else:
-        remote = path.fs.open(path.path, "wb", autocommit=False)
+        remote = path.fs.open(path.path, "wb")  # on S3 one request, up to 50 MB; nothing is to be seen until it closes
         try:
-            with remote:
-                yield remote
-            remote.commit()
+            yield remote
+            with errors_with_name(path):
+                remote.close()
         except BaseException:
+            with suppress(AttributeError):
+                remote.closed = True  # else it would be written when it is deleted
             remote.discard()
             raise

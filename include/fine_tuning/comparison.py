@@ -8,11 +8,12 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from include.common.charts import bar_chart
-from include.common.storage import artifact_path, storage_path, write_artifact
+from include.common.storage import artifact_path, read_artifact, storage_path, write_artifact
 from include.common.text import clean_text
 from include.fine_tuning.examples import Example, estimate_tokens
 from include.jobs.service import OpenAIService, task_error
@@ -48,8 +49,8 @@ async def _answer(
 ) -> str:
     asked = json.dumps([service.public_url, model, question, longest])
     path = storage_path("fine_tuning", "answers", f"{hashlib.sha256(asked.encode()).hexdigest()}.json")
-    if path.exists():
-        return str(json.loads(path.read_bytes())["answer"])
+    with suppress(FileNotFoundError):
+        return str(json.loads(read_artifact(path))["answer"])
     messages: Any = question
     try:
         reply = await client.chat.completions.create(

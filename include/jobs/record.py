@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowFailException
 from pydantic import BaseModel, ValidationError
 
-from include.common.storage import storage_path, write_artifact
+from include.common.storage import read_artifact, storage_path, write_artifact
 from include.jobs.job import KEY, REQUEST
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def read_record(key: str) -> Record | None:
     """
     path = record_path(key)
     try:
-        return Record.model_validate_json(path.read_bytes())
+        return Record.model_validate_json(read_artifact(path))
     except FileNotFoundError:
         return None
     except ValidationError:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from airflow.providers.common.compat.sdk import AirflowFailException
 from pydantic import BaseModel, ValidationError
 
-from include.common.storage import storage_path, write_artifact
+from include.common.storage import read_artifact, storage_path, write_artifact
 from include.messages.contract import Reply, Request
 from include.messages.model import PromptedModel, Unanswerable
 from include.messages.refusals import Refused, TooLarge
@@ -204,7 +204,7 @@ def read_answer(folder: str, request_id: str) -> StoredAnswer | None:
     """
     path = answer_path(folder, request_id)
     try:
-        return StoredAnswer.model_validate_json(path.read_bytes())
+        return StoredAnswer.model_validate_json(read_artifact(path))
     except FileNotFoundError:
         return None
     except ValidationError:

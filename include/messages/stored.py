@@ -6,7 +6,7 @@ import hashlib
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from include.common.storage import name_on_storage, storage_path, write_artifact
+from include.common.storage import name_on_storage, read_artifact, storage_path, write_artifact
 from include.common.stored_files import stored_file
 
 FOLDER = "dead_letters"
@@ -48,7 +48,7 @@ def fetch(pointer: str | bytes) -> StoredMessage:
     except ValidationError:
         raise ValueError("its pointer to the storage cannot be read") from None
     try:
-        content = stored_file(to.stored_at).read_bytes()
+        content = read_artifact(stored_file(to.stored_at))
     except FileNotFoundError:
         raise ValueError(f"{to.stored_at} does not exist") from None
     if hashlib.sha256(content).hexdigest() != to.sha256:

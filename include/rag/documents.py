@@ -1,4 +1,4 @@
-"""The knowledge base: documents, read and cut into chunks."""
+"""The knowledge base: documents, in a folder or a bucket, read and cut into chunks."""
 
 from __future__ import annotations
 
@@ -6,40 +6,52 @@ import hashlib
 import logging
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from uuid import NAMESPACE_URL, uuid5
 
-from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
-from include.common.text import whole_characters
+from include.common.text import clean_text
 from include.rag import bounded
 from include.rag.bounded import UnreadableDocument
 from include.rag.formats import FORMATS, read_text
 from include.rag.titles import LONGEST_TITLE, Heading
 
+try:
+    from include.rag.bucket import Bucket
+except ImportError:  # as in a copy that reads a folder only
+    Bucket = None  # type: ignore[assignment,misc]
+
 CHUNK_CHARACTERS = 800  # about 200 tokens: one or two sections of a help page
 CHUNK_OVERLAP = 100
+MAX_BYTES = 20_000_000  # of a file: more than any help page, and little enough for a worker's memory
 READING = 2  # raise it when files are read or cut differently: all are read again, and new texts are embedded
 
 # Why files are left out.
 HIDDEN = "hidden"
 LINK = "symbolic links (copy the files instead)"
 SPECIAL = "neither files nor folders"
-NOT_UTF_8 = "names that are not UTF-8 (rename them)"
+ODD_NAME = "names that are not UTF-8, or have // (rename them)"
 OTHER_TYPE = "files of types that are not read"
-ODD = (LINK, SPECIAL, NOT_UTF_8)
+ODD = (LINK, SPECIAL, ODD_NAME)
 MOST_NAMED = 20
 
+UNREADABLE = "unreadable"  # the version of a file that cannot be read
+
 log = logging.getLogger(__name__)
+
+
+class NotAsListed(AirflowException):
+    """A document is missing on this worker, or is not the version that was listed."""
 
 
 @dataclass(frozen=True)
 class Document:
     """One file: its name below the knowledge base, its title, its whole text, and its format.
 
-    `checksum` changes with the bytes of the file, and with how documents are read and cut. `notes` says what of the
+    `checksum` changes with the version of the file, and with how documents are read and cut. `notes` says what of the
     file could not be read, such as single pages of a PDF.
     """
 
@@ -72,9 +84,40 @@ class Chunk:
     document_chunks: int
 
 
+def location() -> str:
+    """Return where the documents are, as messages name it."""
+    return str(_bucket() or knowledge_base())
+
+
 def knowledge_base() -> Path:
-    """Return the folder of the documents: GENAI_KNOWLEDGE_BASE, which every worker must see, or that of the project."""
+    """Return the folder of the documents: GENAI_KNOWLEDGE_BASE, which every worker must see, or that of the project.
+
+    :raises ValueError: the documents are in a bucket.
+    """
+    if bucket := _bucket():
+        raise ValueError(f"The knowledge base is {bucket}, which is not a folder of this worker.")
     return Path(os.environ.get("GENAI_KNOWLEDGE_BASE") or Path(__file__).parents[1] / "knowledge_base")
+
+
+def _bucket() -> Bucket | None:
+    url = os.environ.get("GENAI_KNOWLEDGE_BASE", "")
+    if "://" not in url:
+        return None
+    if Bucket is None:
+        raise AirflowFailException("GENAI_KNOWLEDGE_BASE is a bucket, for which include/rag/bucket.py is missing.")
+    return Bucket(url)
+
+
+def listed_documents() -> dict[str, str]:
+    """List the documents, sorted by name, each with its `Document.checksum`, for which none is parsed.
+
+    :raises ValueError: see `document_names`.
+    """
+    if bucket := _bucket():
+        versions = bucket.versions()
+        names = _documents(str(bucket), ((name, _reason_in_name(name)) for name in versions))
+        return {name: _document_checksum(versions[name]) for name in names}
+    return {name: file_checksum(name) for name in document_names()}
 
 
 def document_names() -> list[str]:
@@ -85,12 +128,19 @@ def document_names() -> list[str]:
 
     :raises ValueError: there are no documents, as in a folder that was not deployed.
     """
+    if _bucket():
+        return list(listed_documents())
     folder = knowledge_base()
+    entries = ((path, path.relative_to(folder).as_posix()) for path in _entries(folder))
+    return _documents(str(folder), ((name, _reason_to_leave_out(path, name)) for path, name in entries))
+
+
+def _documents(where: str, entries: Iterable[tuple[str, str]]) -> list[str]:
+    """Sort those names that have no reason to be left out, and log the others."""
     names: list[str] = []
     left_out: dict[str, list[str]] = {}
-    for path in _entries(folder):
-        name = path.relative_to(folder).as_posix()
-        if reason := _reason_to_leave_out(path, name):
+    for name, reason in entries:
+        if reason:
             left_out.setdefault(reason, []).append(name if name.isprintable() else ascii(os.fsencode(name)))
         else:
             names.append(name)
@@ -99,8 +149,8 @@ def document_names() -> list[str]:
         log.log(logging.WARNING if reason in ODD else logging.INFO, "Left out, %s: %d%s", reason, len(files), shown)
     if not names:
         raise ValueError(
-            f"There are no documents in {folder}. Deploy them with the project, or set GENAI_KNOWLEDGE_BASE to their "
-            "folder on every worker. The index stays as it is."
+            f"There are no documents in {where}. Deploy them with the project, or set GENAI_KNOWLEDGE_BASE to their "
+            "bucket, or to their folder on every worker. The index stays as it is."
         )
     return sorted(names)
 
@@ -119,11 +169,16 @@ def _reason_to_leave_out(path: Path, name: str) -> str:
         return HIDDEN
     if path.is_symlink():
         return LINK
-    if not path.is_file():
-        return SPECIAL
-    if path.suffix.lower() not in FORMATS:
+    return _reason_in_name(name) if path.is_file() else SPECIAL
+
+
+def _reason_in_name(name: str) -> str:
+    parts = name.split("/")
+    if any(part.startswith(".") for part in parts):
+        return HIDDEN
+    if PurePosixPath(name).suffix.lower() not in FORMATS:
         return OTHER_TYPE
-    return "" if name == whole_characters(name) else NOT_UTF_8
+    return "" if name == clean_text(name) and "" not in parts else ODD_NAME
 
 
 def file_checksum(name: str) -> str:
@@ -132,23 +187,45 @@ def file_checksum(name: str) -> str:
         with _path(name).open("rb") as file:
             return _document_checksum(hashlib.file_digest(file, "sha256").hexdigest())
     except OSError:
-        return _document_checksum("unreadable")  # `read_document` says why
+        return _document_checksum(UNREADABLE)  # `read_document` says why
 
 
-def read_document(name: str) -> Document:
+def read_document(name: str, checksum: str = "") -> Document:
     """Read the document of this name.
 
+    :param checksum: of the version that was listed, if no other will do.
+    :raises NotAsListed: the document has another one, or is missing.
     :raises AirflowFailException: there is none; the message lists those that there are.
+    :raises AirflowException: its bucket does not answer.
     :raises include.rag.formats.UnreadableDocument: it cannot be used.
     """
+    bucket, reason = _bucket(), ""
     try:
-        path = _path(name)
-    except OSError:
+        version, data = bucket.read(name, MAX_BYTES + 1) if bucket else _read_file(name, MAX_BYTES + 1)
+    except FileNotFoundError:
+        if checksum:
+            raise NotAsListed(f"{name} is missing on this worker.") from None
         raise AirflowFailException(
             f"There is no document {name!r}. There are: {', '.join(document_names())}."
         ) from None
-    file = read_text(path, name)
-    return Document(name, file.title, file.text, _document_checksum(file.sha256), file.format, file.notes)
+    except OSError as error:
+        version, data, reason = UNREADABLE, b"", f"cannot be read: {error.strerror or error}"
+    if len(data) > MAX_BYTES:
+        raise UnreadableDocument(f"{name} is larger than {MAX_BYTES:,} bytes.")
+    found = _document_checksum(version)
+    if checksum not in ("", found):
+        raise NotAsListed(f"{name} is not the version that was listed.")
+    if reason:
+        raise UnreadableDocument(f"{name} {reason}")
+    file = read_text(data, name)
+    return Document(name, file.title, file.text, found, file.format, file.notes)
+
+
+def _read_file(name: str, most: int) -> tuple[str, bytes]:
+    """Return version and content of a file, read once so that both are of the same one; at most so many bytes."""
+    with _path(name).open("rb") as file:
+        data = file.read(most)
+    return hashlib.sha256(data).hexdigest(), data
 
 
 def _path(name: str) -> Path:
@@ -212,8 +289,8 @@ def _heading_paths(title: str, found: Sequence[Heading]) -> list[str]:
     return paths
 
 
-def _document_checksum(sha256: str) -> str:
-    return _checksum(str(READING), str(CHUNK_CHARACTERS), str(CHUNK_OVERLAP), sha256)
+def _document_checksum(version: str) -> str:
+    return _checksum(str(READING), str(CHUNK_CHARACTERS), str(CHUNK_OVERLAP), version)
 
 
 def _checksum(*parts: str) -> str:

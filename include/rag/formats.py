@@ -5,10 +5,9 @@ All but plain text become Markdown, so that they are cut along headings; a PDF's
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from semantic_text_splitter import MarkdownSplitter, TextSplitter
@@ -18,9 +17,7 @@ from include.rag import bounded
 from include.rag.bounded import UnreadableDocument
 from include.rag.titles import Heading, headings, split_front_matter, title_of
 
-# More than any help page, and little enough for a worker's memory: a PDF can hold far more text than its size says.
-MAX_BYTES = 20_000_000
-MAX_CHARACTERS = 2_000_000
+MAX_CHARACTERS = 2_000_000  # more than any help page: a PDF can hold far more text than its size says
 
 TEXT = "text"
 
@@ -34,7 +31,7 @@ class Parsed(NamedTuple):
 
 
 class FileText(NamedTuple):
-    """A file as text (Markdown, or plain text where the format is `TEXT`), and the SHA-256 of its bytes.
+    """A file as text: Markdown, or plain text where the format is `TEXT`.
 
     `notes` says what of it could not be read, such as single pages of a PDF.
     """
@@ -43,7 +40,6 @@ class FileText(NamedTuple):
     title: str
     text: str
     notes: tuple[str, ...]
-    sha256: str
 
 
 # By suffix: the format, as searches can be filtered by it, and what reads it.
@@ -64,30 +60,26 @@ else:
     FORMATS |= OFFICE_FORMATS
 
 
-def read_text(path: Path, name: str) -> FileText:
-    """Read a file once, so that its text and its checksum are of the same version.
+def read_text(data: bytes, name: str) -> FileText:
+    """Read the content of a file.
 
-    :param name: what the file is called in messages.
-    :raises UnreadableDocument: it is of no known type, empty, too large, wrongly encoded or broken.
+    :param name: what the file is called; its ending says the format.
+    :raises UnreadableDocument: it is of no known type, empty, wrongly encoded or broken, or holds too much text.
     """
-    if path.suffix.lower() not in FORMATS:
+    suffix = PurePosixPath(name).suffix.lower()
+    if suffix not in FORMATS:
         raise UnreadableDocument(f"{name} has a type that is not read. Those that are: {', '.join(FORMATS)}.")
-    format_name, parser = FORMATS[path.suffix.lower()]
+    format_name, parser = FORMATS[suffix]
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UnreadableDocument(f"is larger than {MAX_BYTES:,} bytes.")
-        data = path.read_bytes()
         title, text, notes = bounded.call(parser, data)
     except UnreadableDocument as error:
         raise UnreadableDocument(f"{name} {error}") from error
-    except OSError as error:
-        raise UnreadableDocument(f"{name} cannot be read: {error.strerror}") from error
     text = _tidy(text)
     if not text:
         raise UnreadableDocument(f"{name} is empty, or holds no text.")
     if len(text) > MAX_CHARACTERS:
         raise UnreadableDocument(f"{name} holds more than {MAX_CHARACTERS:,} characters.")
-    return FileText(format_name, _tidy(title), text, tuple(map(clean_text, notes)), hashlib.sha256(data).hexdigest())
+    return FileText(format_name, _tidy(title), text, tuple(map(clean_text, notes)))
 
 
 def cut(text: str, format_name: str, characters: int, overlap: int) -> tuple[list[tuple[int, str]], list[Heading]]:

@@ -19,7 +19,7 @@ from include.ai.embeddings import Embedder
 from include.common.text import clean_text
 from include.rag import search
 from include.rag.bounded import UnreadableDocument
-from include.rag.documents import Chunk, document_names, file_checksum, knowledge_base, read_document, split_document
+from include.rag.documents import Chunk, NotAsListed, listed_documents, location, read_document, split_document
 from include.rag.stores.base import VectorCollection
 from include.rag.stores.open import VECTOR_STORE_CONN_ID, open_vector_store
 
@@ -36,12 +36,13 @@ class Changes(TypedDict):
     """What there is to do for `collection`, that of the current embedding model; with checksums by document.
 
     `documents` are those that the collection lacks or has in another version, as they are listed; `gone` those of the
-    collection that are not listed, as they are stored.
+    collection that are not listed, as they are stored. `in_step` says that there are none, and that searches use it.
     """
 
     collection: str
     documents: dict[str, str]
     gone: dict[str, str]
+    in_step: bool
 
 
 class Indexed(TypedDict):
@@ -74,29 +75,31 @@ def find_changes(conn_id: str = VECTOR_STORE_CONN_ID) -> Changes:
     :raises ValueError: there are no documents, or far too few: a folder that was not deployed, or not completely, must
         not empty the index. A retry may run on a worker that has them.
     """
-    listed = {source: file_checksum(source) for source in document_names()}
+    listed = listed_documents()
     embedder = Embedder()
     with open_vector_store(conn_id) as store:
         name = search.collection_name(embedder)
         collection = store.collection(name)
         collection.create(embedder.dimension)
         stored = collection.documents()
-        active = store.active(search.INDEX) or name
-        indexed = stored if active == name else store.collection(active).documents()
+        active = store.active(search.INDEX)
+        indexed = stored if active == name else store.collection(active or name).documents()
     _check_complete(listed.keys(), indexed.keys())
     changed = {source: checksum for source, checksum in listed.items() if stored.get(source) != checksum}
     gone = {source: checksum for source, checksum in stored.items() if source not in listed}
     log.info("%d of %d documents are new or changed, %d are gone.", len(changed), len(listed), len(gone))
-    return {"collection": name, "documents": changed, "gone": gone}
+    in_step = not changed and not gone and indexed is stored
+    return {"collection": name, "documents": changed, "gone": gone, "in_step": in_step}
 
 
 def _check_complete(listed: Set[str], indexed: Set[str]) -> None:
     missing = indexed - listed
     if listed <= indexed and len(missing) > MOST_GONE * len(indexed):
         raise ValueError(
-            f"{knowledge_base()} lacks {len(missing)} of the {len(indexed)} documents of the index, among them "
+            f"{location()} lacks {len(missing)} of the {len(indexed)} documents of the index, among them "
             f"{min(missing)}, and has no other document: it was probably not deployed completely. The index stays as "
-            "it is. Deploy all documents, or set GENAI_KNOWLEDGE_BASE to their folder on every worker. If so many "
+            "it is. Deploy all documents, or set GENAI_KNOWLEDGE_BASE to their bucket, or to their "
+            "folder on every worker. If so many "
             "were deleted on purpose, raise MOST_GONE in include/rag/ingestion.py."
         )
 
@@ -180,13 +183,14 @@ def refresh_index(conn_id: str = VECTOR_STORE_CONN_ID) -> Finished:
 def _split_documents(documents: Mapping[str, str], done: Indexed) -> Iterator[list[Chunk]]:
     """Yield the chunks of one document after the other, and note in `done` what was left out."""
     for source, checksum in documents.items():
-        if file_checksum(source) != checksum:
-            log.error("Left out: %s is missing on this worker, or is not the version that was listed.", source)
-            done["differing"].append(source)
-            continue
         try:
-            document = read_document(source)
+            document = read_document(source, checksum)
             chunks = split_document(document)
+        except NotAsListed as error:
+            log.error("Left out: %s", error)
+            done["differing"].append(source)
+        except AirflowException:  # the bucket does not answer: a retry goes on
+            raise
         except Exception as error:  # one document must not stop the others
             known = isinstance(error, UnreadableDocument)
             reason = str(error) if known else f"{source} cannot be used: {type(error).__name__}: {error}"

@@ -6,9 +6,14 @@ A source is one function without arguments that yields the name and the bytes of
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from uuid import uuid4
+
+PART = ".part"
+OLD_PART_SECONDS = 3600  # a part is there for as long as one file is written, unless its process was killed
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +38,7 @@ def mirror(documents: Iterable[tuple[str, bytes]], folder: Path) -> dict[str, in
             counts["kept"] += 1
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{uuid4().hex}.part")  # hidden files are no documents
+        part = path.with_name(f".{uuid4().hex}{PART}")  # hidden files are no documents
         try:
             part.write_bytes(content)
             part.replace(path)
@@ -46,5 +51,9 @@ def mirror(documents: Iterable[tuple[str, bytes]], folder: Path) -> dict[str, in
         if path.is_file() and path not in named and not path.name.startswith("."):
             path.unlink()
             counts["removed"] += 1
+    for path in folder.rglob(f".*{PART}"):
+        with suppress(FileNotFoundError):  # another worker's, which has just been done
+            if path.stat().st_mtime < time.time() - OLD_PART_SECONDS:
+                path.unlink()
     log.info("%(written)d documents written, %(kept)d unchanged, %(removed)d removed.", counts)
     return counts

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypedDict
 
-from include.common.storage import storage_path, write_artifact
+from include.common.storage import read_artifact, storage_path, write_artifact
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -25,7 +26,9 @@ def update_of(documents: dict[str, str]) -> Update:
 
     :param documents: the checksum of each document by name, as `indexed_documents` returns them.
     """
-    before: dict[str, str] = json.loads(_remembered().read_bytes()) if _remembered().exists() else {}
+    before: dict[str, str] = {}
+    with suppress(FileNotFoundError):
+        before = json.loads(read_artifact(_remembered()))
     return {
         "added": sorted(documents.keys() - before.keys()),
         "changed": sorted(name for name in documents.keys() & before.keys() if documents[name] != before[name]),

@@ -16,7 +16,7 @@ OLDEST_AIRFLOW = (3, 1)
 NEWEST_FOR_AIRFLOW_AI_SDK = (3, 1)
 FROM = re.compile(r"^[ \t]*FROM[ \t]+(?:--\S+[ \t]+)*(\S+)(?:[ \t]+AS[ \t]+(\S+))?", re.IGNORECASE | re.MULTILINE)
 ARGUMENT = re.compile(r"^[ \t]*ARG[ \t]+(\w+)=[\"']?([^\s\"']*)", re.IGNORECASE | re.MULTILINE)
-# Astro Runtime 3.1-17 has Airflow 3.1, one with a version of three numbers, such as 12.1.0, has Airflow 2.
+# Astro Runtime 3.1-21 has Airflow 3.1, one with a version of three numbers, such as 12.1.0, has Airflow 2.
 OLD_RUNTIME = re.compile(r"(?:^|/)astro-runtime:\d+\.\d+\.\d+")
 VERSIONS = (
     re.compile(r"(?:^|/)(?:astro-)?runtime:(\d+)\.(\d+)-\d"),

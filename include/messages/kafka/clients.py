@@ -15,6 +15,7 @@ from typing import Any
 from airflow.providers.apache.kafka.hooks.base import KafkaBaseHook
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowNotFoundException
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from include.common.shown import shown_url
 
@@ -54,8 +55,10 @@ class KafkaClients:
             ) from None
         except ValueError as error:
             raise AirflowFailException(f"Connection {conn_id!r}: {error} Set it in the connection's extra.") from None
-        # librdkafka's own log goes nowhere else: what matters of it, the errors here say.
-        self._config = {"log_level": 0, "error_cb": _note, **config}
+        # librdkafka's own log goes nowhere else: what matters of it, the errors here say. While no broker answers, its
+        # default is to begin with the first address again, many times a second; without that it waits up to 10 s.
+        quiet = {"log_level": 0, "error_cb": _note, "metadata.recovery.strategy": "none"}
+        self._config = {**quiet, **config}
 
     def __str__(self) -> str:
         return f"Connection {self.conn_id!r} (broker {shown_url(self._config['bootstrap.servers'])})"
@@ -73,8 +76,6 @@ class KafkaClients:
 
     def producer(self, settings: Mapping[str, Any]) -> Producer:
         """Make a producer that reports a message as delivered when all in-sync replicas have it."""
-        of_consumers = ("group.", "session.", "heartbeat.", "max.poll.", "auto.", "fetch.", "enable.auto.")
-        config = {key: value for key, value in self._config.items() if not key.startswith(of_consumers)}
         own = {
             "acks": "all",
             "enable.idempotence": True,
@@ -84,7 +85,24 @@ class KafkaClients:
             "message.max.bytes": LARGEST_RECORD,
         }
         # A message that came compressed would otherwise be too large for its topic when it is sent on.
-        return Producer({"compression.type": "zstd", **config, **own, **settings})
+        return Producer({"compression.type": "zstd", **self._common(), **own, **settings})
+
+    def has_reader(self, group: str) -> bool:
+        """Return whether the broker holds a consumer of this group for alive.
+
+        One that was killed is so for its session time-out. The embedded broker names no consumers.
+
+        :raises AirflowException: the broker cannot be reached.
+        """
+        admin = AdminClient(self._common())  # must outlive its answer
+        with self.failing(f"asking who reads as {group!r}"):
+            described = admin.describe_consumer_groups([group], request_timeout=METADATA_TIMEOUT_S)
+            return bool(described[group].result().members)
+
+    def _common(self) -> dict[str, Any]:
+        """The settings that are not for consumers alone."""
+        of_consumers = ("group.", "session.", "heartbeat.", "max.poll.", "auto.", "fetch.", "enable.auto.")
+        return {key: value for key, value in self._config.items() if not key.startswith(of_consumers)}
 
     def partitions(self, client: Consumer | Producer, *topics: str) -> dict[str, int]:
         """Return the number of partitions by topic.

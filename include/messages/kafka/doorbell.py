@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,16 +20,22 @@ Found = TypeVar("Found")
 
 # The first message after a pause rings at once; a stream of them rings this often, as one run answers them all.
 PAUSE_S = 5.0
+# While a run reads, it gets the messages that come: so often is looked whether it still does.
+READER_PAUSE_S = 1.0
 # What is not committed by then rings again: an event can be lost on its way, and a run can fail.
 RING_AGAIN_S = 20.0
 TROUBLE_PAUSE_S = 5.0
+# Trouble that goes on is said once, and other trouble this often at the most.
+SAY_AGAIN_S = 60.0
 
 
 class KafkaDoorbellTrigger(BaseEventTrigger):
     """Ring for messages of `topic` after the offset that `group` has committed.
 
-    It only looks at the group's offsets, as no member of it: it commits nothing, so that it can lose nothing, and two
-    of them only ring twice. It never ends. It logs once that a broker is down or a topic missing, and waits.
+    It only looks at the group, as no member of it: it commits nothing, so that it can lose nothing, and two of them
+    only ring twice. It does not ring while a member of the group is alive, which reads what there is; of one that died,
+    the broker knows after its session time-out. It never ends. It logs once that a broker is down or a topic missing,
+    and waits.
 
     :param topic: to watch.
     :param group: the consumer group of the runs that the bell is for.
@@ -48,15 +55,15 @@ class KafkaDoorbellTrigger(BaseEventTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Ring until the trigger is cancelled."""
-        said = ""
+        said, said_at = "", -math.inf
         while True:
             try:
                 async for event in self._rings():
                     said = ""
                     yield event
             except Exception as trouble:
-                if str(trouble) != said:
-                    said = str(trouble)
+                if str(trouble) != said and time.monotonic() - said_at >= SAY_AGAIN_S:
+                    said, said_at = str(trouble), time.monotonic()
                     self.log.error("The doorbell of %s waits: %s", self.topic, said)
                 await asyncio.sleep(TROUBLE_PAUSE_S)
 
@@ -77,7 +84,7 @@ class KafkaDoorbellTrigger(BaseEventTrigger):
                 lambda: clients.consumer(self.group, {"queued.max.messages.kbytes": 1024})
             )
             count = await watch.call(lambda: self._start(clients, consumer))
-            waiting, rang_at, checked_at = False, 0.0, time.monotonic()
+            waiting, read, next_ring, checked_at = False, False, 0.0, time.monotonic()
             seen: dict[int, int] = {}
             while True:
                 for message in await watch.call(lambda: consumer.consume(500, 0.25)):
@@ -95,8 +102,14 @@ class KafkaDoorbellTrigger(BaseEventTrigger):
                     waiting = waiting or await watch.call(lambda: self._is_behind(clients, consumer, seen))
                     if count != await watch.call(lambda: clients.partitions(consumer, self.topic)[self.topic]):
                         return
-                if waiting and now - rang_at > PAUSE_S:
-                    waiting, rang_at = False, now
+                if not waiting or now < next_ring:
+                    continue
+                if await watch.call(lambda: clients.has_reader(self.group)):
+                    read, next_ring = True, now + READER_PAUSE_S
+                elif read and not await watch.call(lambda: self._is_behind(clients, consumer, seen)):
+                    waiting, read = False, False
+                else:
+                    waiting, read, next_ring = False, False, now + PAUSE_S
                     yield TriggerEvent({"topic": self.topic})
 
     def _start(self, clients: KafkaClients, consumer: Consumer) -> int:

@@ -47,6 +47,9 @@ async def answer_topic(topic: str, group: str, model: PromptedModel, budget_s: f
     clients = KafkaClients()
     counts: Counter[str] = Counter()
     settings = {"max.poll.interval.ms": LONGEST_BATCH_MS}
+    if clients.has_reader(group):
+        log.info("Another run reads %r as %r, or one that died has not been missed yet. This one ends.", topic, group)
+        return {"backlog": False}
     try:
         with Sender(clients) as sender, reading(clients, topic, group, **settings) as reader:
             clients.partitions(sender.producer, REPLIES, DEAD_LETTERS)
