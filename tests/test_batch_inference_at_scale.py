@@ -13,6 +13,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+from include.batch.chunks import SMALL_CHUNK_ROWS, write_chunks
+from include.batch.rows import Row
+from include.batch.run import share_out
 from include.common.storage import name_on_storage, storage_path
 from tests.conftest import KEY, dag_file, parse
 from tests.scripted_model import CALL_USD, ScriptedServer
@@ -279,6 +282,23 @@ def test_a_cleared_run_pays_for_nothing_again_and_reports_the_same(batch, model,
     assert first.run.run_id == second.run.run_id
     assert second.xcom("report")["result"].startswith("30 rows: 30 answered")
     assert len(model.seen()) == 30
+
+
+# Shares
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 3, 4])
+@pytest.mark.parametrize("rows", [1, 9, 25, 999, 1001, 1200, 3050, 12_345])
+def test_every_row_is_in_one_share_and_the_shares_are_of_much_the_same_size(storage, rows, tasks):
+    texts = [Row(n, str(n), "") for n in range(rows)]
+    sizes = [size for _, size in write_chunks(texts, "", storage_path("rows"), tasks)]
+    shares = share_out(sizes, tasks)
+
+    assert [n for share in shares for n in range(*share)] == list(range(len(sizes)))
+    assert sum(sizes) == rows
+    assert len(shares) <= tasks
+    shared = [sum(sizes[slice(*share)]) for share in shares]
+    assert max(shared) <= rows / tasks + max(SMALL_CHUNK_ROWS, rows / 20)
 
 
 # Room for others

@@ -150,9 +150,8 @@ def read_model_source(conn_id: str, default_model: str) -> ModelSource:
     extra.pop(WITHOUT_MEANING, None)
     if extra.pop(UNUSED, None) is not None:
         log.warning(
-            "Connection %r: take %s out of its extra. All tasks share the limits per minute without it.",
+            "Connection %r: take pool_slots out of its extra. All tasks share the limits per minute without it.",
             conn_id,
-            UNUSED,
         )
     layer_args = {key: extra.pop(key) for key in LAYER_KEYS if key in extra}
     # The forms of some types of connections have no host and no password, but these keys.

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 CHUNK_ROWS = 500
 LEAST_CHUNK_ROWS = 10
+# Tasks share whole chunks. Of a batch that is larger than a chunk for each of them, so many rows are cut small, so that
+# shares differ by no more than a small chunk.
+EVENLY_SHARED_ROWS, SMALL_CHUNK_ROWS = 10_000, 100
 
 
 class Chunk:
@@ -129,13 +132,16 @@ def write_chunks(
     :param settings: all that decides an answer besides the row itself.
     """
     rows = iter(rows)
-    first = list(islice(rows, tasks * CHUNK_ROWS))
-    size = min(CHUNK_ROWS, max(LEAST_CHUNK_ROWS, -(-len(first) // tasks)))
+    first = list(islice(rows, tasks * CHUNK_ROWS + 1))
+    is_few = len(first) <= tasks * CHUNK_ROWS
+    size = max(LEAST_CHUNK_ROWS, -(-len(first) // tasks)) if is_few else SMALL_CHUNK_ROWS
     rows = chain(first, rows)
-    while lines := [json_line(row) for row in islice(rows, size)]:
+    written = 0
+    while lines := [json_line(row) for row in islice(rows, size if written < EVENLY_SHARED_ROWS else CHUNK_ROWS)]:
         content = b"".join(lines)
         name = hashlib.sha256(settings.encode() + b"\0" + content).hexdigest()[:32]
         write_artifact(folder / name / "rows.jsonl", content)
+        written += len(lines)
         yield name, len(lines)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
@@ -64,8 +66,7 @@ class BatchRun(RowsRun):
         chunks = list(write_chunks(self.rows(), settings, self._folder, tasks))
         write_artifact(self._artifacts / "chunks.json", json.dumps(chunks))
         log.info("%d rows in %d chunks, below %s.", sum(n for _, n in chunks), len(chunks), self._folder)
-        most = -(-len(chunks) // tasks)
-        return [[start, min(start + most, len(chunks))] for start in range(0, len(chunks), most)]
+        return share_out([n for _, n in chunks], tasks)
 
     def answer(self, share: Sequence[int], at_once: int) -> Progress:
         """Answer the rows of these chunks. The mapped task is named by its progress, however it ends.
@@ -126,6 +127,13 @@ class BatchRun(RowsRun):
                     for row in chunk.rows()
                 ]
             yield results
+
+
+def share_out(sizes: Sequence[int], tasks: int) -> list[list[int]]:
+    """Share chunks of so many rows among tasks, by their rows: return from, and up to, which one is each task's."""
+    ends = list(accumulate(sizes))
+    cuts = [bisect_left(ends, ends[-1] * part / tasks) + 1 for part in range(1, tasks + 1)]
+    return [[start, end] for start, end in pairwise([0, *cuts]) if start < end]
 
 
 def _check_price(model: ConnectionModel) -> None:

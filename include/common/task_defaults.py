@@ -35,6 +35,6 @@ LLM_TASK: dict[str, Any] = {
     "max_retry_delay": timedelta(minutes=5),
     # A task makes a handful of calls; one that takes longer hangs, and holds a slot of the pool.
     "execution_timeout": timedelta(minutes=20),
-    # One place to limit calls in flight to what the account's rate limit allows.
+    # One place to limit how many tasks call models at the same time. The account's limits are the connection's.
     "pool": LLM_POOL,
 }
