@@ -155,7 +155,8 @@ def test_a_hundred_clients_at_once_are_answered_or_refused_and_airflow_lives_on(
     assert all(json.loads(answer)["category"] for answer in answers)
     assert all(error.strip() and "Traceback" not in error for error in refusals), refusals
     assert len(answers) >= CLIENTS / 2, refusals[:3]
-    assert scripted.answered().total() <= CLIENTS
+    tries = sum(task["try_number"] for task in fleet.api.task_instances("on_demand_inference"))
+    assert scripted.answered().total() <= tries  # a task that is tried again on a busy machine asks again
     assert fleet.api.health()["scheduler"] == "healthy"
     assert fleet.api.finish("on_demand_inference", {"message": "Are you still there?"})
 
