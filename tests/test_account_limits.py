@@ -159,7 +159,7 @@ def test_a_storage_that_fails_is_logged_once_and_the_process_keeps_the_limit_alo
     def fail(*_: Any) -> None:
         raise PermissionError("no")
 
-    monkeypatch.setattr(AccountLog, "_create", fail)
+    monkeypatch.setattr("include.ai.account.create_file", fail)
     limit = RateLimit(requests_per_minute=600, account=AccountLog("account"))
     started = clock.now
 
