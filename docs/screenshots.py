@@ -160,6 +160,19 @@ def take_pages(url: str, api: AirflowAPI) -> None:
         browser.picture(WHOLE.format("textarea"), IMAGES / "human-review.png")
 
 
+def take_spend(url: str) -> None:
+    frame = """(() => {
+      const frame = document.querySelector('iframe');
+      return frame && frame.contentDocument && frame.contentDocument.querySelector('.tiles')
+        && {x: 0, y: 0, width: innerWidth, height: innerHeight};
+    })()"""
+    with Browser(1280, 760) as browser:
+        browser.open(f"{url}/auth/token/login")
+        time.sleep(3)
+        browser.open(f"{url}/plugin/genai-nav")
+        browser.picture(frame, IMAGES / "spend.png")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:8080", help="of the running stack (default: %(default)s)")
@@ -171,6 +184,7 @@ def main() -> None:
     take_graphs(arguments.url, api, arguments.only or dag_ids)
     if not arguments.only:
         take_pages(arguments.url, api)
+        take_spend(arguments.url)
 
 
 if __name__ == "__main__":

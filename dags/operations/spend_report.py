@@ -2,7 +2,7 @@
 ### Spend report: what model calls cost yesterday, as a report and as an asset
 
 Every attempt of a task that calls a model leaves a small record on object storage (the ledger). This DAG puts the
-records of a day into one Parquet file, writes a report with charts, and updates the asset `daily_spend`. Its event
+records of a day into one Parquet file, writes a report with charts, and updates the asset *daily_spend*. Its event
 carries the totals, so that an alert of yours can wait for it.
 """
 
@@ -11,6 +11,7 @@ from datetime import UTC, date, datetime, timedelta
 from airflow.sdk import Metadata, Param, dag, get_current_context, task
 
 from include.common.assets import DAILY_SPEND
+from include.common.params import limits
 from include.common.storage import artifact_path
 from include.common.task_defaults import DEFAULT_ARGS
 from include.spend.reading import read_days, roll_up
@@ -31,6 +32,7 @@ from include.spend.report import DAYS_BEFORE, write_report
             None,
             type=["null", "string"],
             format="date",
+            **limits(maxLength=10),
             title="Day",
             description="The day to report on, of UTC. If empty: the day before the run.",
         ),
