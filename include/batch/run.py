@@ -17,6 +17,7 @@ from airflow.sdk import get_current_context
 
 from include.ai import LLM_CONN_ID
 from include.ai.model import ConnectionModel, connection_model
+from include.ai.usage import stated_price
 from include.batch.answering import Answering, Progress
 from include.batch.chunks import Chunk, write_chunks
 from include.batch.report import Report
@@ -141,7 +142,7 @@ def _check_price(model: ConnectionModel) -> None:
 
     :raises AirflowFailException: it is not.
     """
-    if model.price is None and listed_cost(model.source.model_id.partition(":")[2], 1, 1) is None:
+    if stated_price(model.source) is None and listed_cost(model.source.model_id.partition(":")[2], 1, 1) is None:
         raise AirflowFailException(
             f"Connection {model.conn_id!r}: the price of {model.source.model_id!r} is not known, so the budget cannot "
             'be kept. Set the extra {"usd_per_million_tokens": {"input": ..., "output": ...}}, or set no budget_usd.'

@@ -68,7 +68,7 @@ def _text(shown: Preview, suffix: str, text: str, *, is_whole: bool) -> None:
         shown.kind, shown.html = "text", as_markdown(text)
         return
     if suffix in (".jsonl", ".csv"):
-        lines = text.splitlines()
+        lines = text.removesuffix("\n").split("\n")
         whole = lines if is_whole else lines[:-1]
         _table(shown, _json_rows(whole) if suffix == ".jsonl" else list(csv.DictReader(whole[: MOST_ROWS + 1])))
         if len(whole) > MOST_ROWS:
