@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,14 @@ MODELS_AND_MAPPING: dict[str, tuple[dict[str, Any], str, str]] = {
     "batch_api_inference": ({"limit": 6}, "report", "6 rows: 6 answered, "),
     "fine_tuning": ({"margin": 0, "evaluation_size": 4}, "compare", "score on 4 examples: "),
     "human_review": ({"tickets": ["Where is my van?"]}, "report", r"1 sent \(0 edited\), 0 rejected"),
+    "spend_report": (
+        {"day": datetime.now(UTC).date().isoformat()},
+        "report",
+        r"\d{4}-\d\d-\d\d: \$[\d.]+ for \d+ calls",
+    ),
 }
+# Copied with layers that they do without.
+WITH = {"routing": ["spend"], "on_demand_inference": ["limits", "fallbacks", "prices"]}
 KNOWLEDGE_AND_EVENTS: dict[str, tuple[dict[str, Any], str, str]] = {
     "rag_pipeline": (
         {"mode": "keyword", "min_score": -1},
@@ -114,7 +122,7 @@ def test_each_dag_runs_in_an_empty_project_to_which_it_was_copied(tmp_path, airf
     chains = [{dag_id: run for dag_id, run in chain.items() if can_run(dag_id)} for chain in CHAINS]
     runs = {dag_id: run for chain in chains for dag_id, run in chain.items()}
     folders = {dag_id: astro_project(tmp_path / "Größe 1+1 #2 100%20 [x]" / dag_id) for dag_id in runs}
-    patterns = {dag_id: copy(dag_id, folder).pattern for dag_id, folder in folders.items()}
+    patterns = {dag_id: copy(dag_id, folder, WITH.get(dag_id, ())).pattern for dag_id, folder in folders.items()}
     work = [
         [
             copied_database(tmp_path / f"{n}.db"),
@@ -140,9 +148,12 @@ def test_each_dag_runs_in_an_empty_project_to_which_it_was_copied(tmp_path, airf
         assert left["state"] == "success", f"{dag_id}:\n{log}"
         result = left["xcoms"].get(task_id) or {}
         assert re.match(says, result.get("result") or result.get("summary", "")), f"{dag_id}: {result}\n{log}"
+    spent = {json.loads(path.read_text())["dag_id"] for path in storage.glob("ledger/attempts/*/*.json")}
+    rolled_up = list(storage.glob("ledger/days/*.parquet"))
+    assert spent | ({"routing"} if rolled_up else set()) == {"routing"} & runs.keys(), "the others have no ledger"
     replies = {"event_driven_inference": 1, "stream_inference": 2}
     assert len(broker.read(REPLIES)) == sum(replies.get(dag_id, 0) for dag_id in runs)
-    state = {"batches", "jobs", "knowledge_base"}
+    state = {"batches", "jobs", "knowledge_base", "ledger"}
     assert {path.name for path in storage.iterdir()} - state <= runs.keys(), "folders are named as the DAG"
 
 
