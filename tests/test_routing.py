@@ -79,7 +79,7 @@ def test_choices_that_stay_wrong_fail_the_run_and_nobody_acts(run_dag, llm, stor
     states = run.states()
     assert states["route_incident"] == "failed"
     assert {states[task_id] for task_id in [*SEVERITIES, *TEAMS]} == {"upstream_failed"}
-    assert not storage.exists()
+    assert not (storage / "routing").exists()
 
 
 def test_the_samples_are_labelled_with_the_dags_severities_and_teams():
