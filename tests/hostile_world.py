@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +14,12 @@ import pytest
 from airflow.providers.standard.operators.hitl import HITLOperator
 from llmock.scenarios import Match, Reply, ToolCall
 
+from include.common.storage import storage_path, write_artifact
 from include.messages.contract import DEAD_LETTERS, STREAM_REQUESTS, new_request
 from include.messages.kafka.dead_letters import PREFIX
 from include.rag.documents import knowledge_base
 from include.rag.ingestion import refresh_index
+from include.spend.ledger import Line, Record
 from tests.emulator import Emulator
 from tests.template_attack import ATTACK
 from tests.test_chat_examples import conversation
@@ -226,6 +229,15 @@ def asset_producer(world: World) -> Conf:
     return {}
 
 
+def spend_report(world: World) -> Conf:
+    now = datetime.now(UTC)
+    line = Line(kind="chat", conn_id=ATTACK, model=ATTACK, prompt=ATTACK, calls=1)
+    where = {"dag_id": ATTACK, "run_id": ATTACK, "task_id": ATTACK, "map_index": -1, "try_number": 1}
+    record = Record(id="one", logical_date=None, started=now, updated=now, state="success", lines=[line], **where)
+    write_artifact(storage_path(*record.file), record.model_dump_json())
+    return {"day": now.date().isoformat()}
+
+
 ATTACKS: list[Callable[[World], Conf]] = [
     prompt_chaining,
     routing,
@@ -251,6 +263,7 @@ ATTACKS: list[Callable[[World], Conf]] = [
     asset_consumer,
     asset_or_time,
     asset_producer,
+    spend_report,
 ]
 # Params whose attack ends the run before anything else is attacked.
 BAD_PARAMS: dict[str, Conf] = {

@@ -23,6 +23,7 @@ def text_params(dag: Any) -> set[str]:
         name
         for name, schema in schemas.items()
         if "enum" not in {**schema, **schema.get("items", {})}
+        and schema.get("format") != "date"
         and not set([schema["type"]] if isinstance(schema["type"], str) else schema["type"]) <= fixed
     }
 
