@@ -51,7 +51,7 @@ stop:  ## stop what `make start` started
 # Each process leads a group of its own. One whose id now belongs to another program is left alone.
 define STOP_WITHOUT_PYTHON
 for id in $$(grep -o '\[[0-9]*' $(DATA)/processes.json 2>/dev/null | tr -d '['); do \
-	case "$$(ps -o args= -p $$id)" in *"$(CURDIR)/$(BIN)"*) kill -- -$$id ;; esac; \
+	case "$$(ps -ww -o args= -p $$id)" in *"$(CURDIR)/$(BIN)"*) kill -- -$$id ;; esac; \
 done; rm -f $(DATA)/processes.json
 endef
 
