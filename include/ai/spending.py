@@ -34,6 +34,7 @@ def meter_of(source: ModelSource, task_usd: float | None = None) -> Meter | None
             name = source.model_id.partition(":")[2]
             is_priced = read_price(source.conn_id, source.layer_args) or listed_cost(name, 1, 1) is not None
             meter = Meter(source.conn_id, budgets or Budgets(), task_usd, unpriced="" if is_priced else name)
+            the_ledger().open_storage()
             the_ledger().also_write(meter.save)
         _meters[key] = meter
     return _meters[key]

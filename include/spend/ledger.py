@@ -158,14 +158,24 @@ class Ledger:
         """Count a call for the task that runs; outside a task, do nothing."""
         if context := task_context():
             attempt_id = str(context["ti"].id)
+            if attempt_id not in self._records:
+                self.open_storage()
             with self._counting:
                 if attempt_id not in self._records:
                     self._records[attempt_id] = new_record(context, uuid4().hex, datetime.now(UTC))
                 self._count(attempt_id, self._records[attempt_id], call)
 
+    def open_storage(self) -> None:
+        """Open the storage in the task's own thread, as Airflow answers one at a time who asks for a connection."""
+        try:
+            storage_path()
+        except Exception as error:
+            self._complain(error)
+
     def record_job(self, call: Call, job_id: str, started: datetime) -> None:
         """Count a job that the task that runs has paid: once, however often its end is looked at."""
         if context := task_context():
+            self.open_storage()
             job = fingerprint(call.conn_id, job_id)
             record = new_record(context, job, started)
             record.state = "failed" if call.failed else "success"
