@@ -275,9 +275,10 @@ def listen(ledger: Ledger) -> None:
     try:
         from airflow.sdk.listener import get_listener_manager  # type: ignore[import-not-found,unused-ignore]
     except ImportError:  # Airflow 3.1
-        from airflow.listeners.listener import get_listener_manager
+        from airflow.listeners.listener import get_listener_manager  # type: ignore[assignment,unused-ignore]
 
-    get_listener_manager().add_listener(Listener(ledger))
+    manager: Any = get_listener_manager()
+    manager.add_listener(Listener(ledger))
     atexit.register(ledger.flush)
 
 
