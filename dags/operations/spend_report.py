@@ -3,7 +3,7 @@
 
 Every attempt of a task that calls a model leaves a small record on object storage (the ledger). This DAG puts the
 records of a day into one Parquet file, writes a report with charts, and updates the asset *daily_spend*. Its event
-carries the totals, so that an alert of yours can wait for it.
+carries the totals, so that an alert of yours can wait for it. A day that is run again counts nothing twice.
 """
 
 from datetime import UTC, date, datetime, timedelta

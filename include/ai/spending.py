@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from pydantic_ai.messages import ModelMessage, ModelResponse, SystemPromptPart
 
-from include.common.prices import listed_cost, read_price
+from include.ai.usage import listed_cost, stated_price
+from include.common import prices
 from include.spend.budgets import Budgets, Meter, read_budgets
 from include.spend.ledger import Call, fingerprint, record, task_context, the_ledger
 
@@ -32,7 +33,7 @@ def meter_of(source: ModelSource, task_usd: float | None = None) -> Meter | None
         budgets, meter = read_budgets(source.conn_id, source.layer_args), None
         if budgets or task_usd:
             name = source.model_id.partition(":")[2]
-            is_priced = read_price(source.conn_id, source.layer_args) or listed_cost(name, 1, 1) is not None
+            is_priced = stated_price(source) or prices.listed_cost(name, 1, 1) is not None
             meter = Meter(source.conn_id, budgets or Budgets(), task_usd, unpriced="" if is_priced else name)
             the_ledger().open_storage()
             the_ledger().also_write(meter.save)
@@ -75,9 +76,9 @@ def record_embedding(source: ModelSource, result: EmbeddingResult | None, second
     """Record a request for embeddings: its vectors, or that there are none."""
     call = Call("embedding", source.conn_id, source.model_id, seconds=seconds, failed=result is None)
     if result:
-        price = read_price(source.conn_id, source.layer_args)
+        price = stated_price(source)
         tokens = result.usage.input_tokens
-        cost = price.cost(tokens, 0) if price else _listed_cost(result)
+        cost = price.cost(tokens, 0) if price else listed_cost(result)
         call = call._replace(model=result.model_name, input_tokens=tokens, cost_usd=cost)
     _count(source, call)
 
@@ -103,10 +104,3 @@ def prompt_of(messages: list[ModelMessage], parameters: ModelRequestParameters) 
     form = parameters.output_object and parameters.output_object.json_schema
     _last_prompt = (parameters, instructions, fingerprint(instructions, tools, form))
     return _last_prompt[2]
-
-
-def _listed_cost(result: EmbeddingResult) -> float | None:
-    try:
-        return float(result.cost().total_price)
-    except (LookupError, ValueError, AssertionError):
-        return None

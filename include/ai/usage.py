@@ -17,6 +17,8 @@ except ImportError:  # a copied pattern may lack it: then the public price list 
     prices = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
+    from pydantic_ai.embeddings import EmbeddingResult
+
     from include.ai.connection import ModelSource
 
 USAGE_XCOM_KEY = "llm_usage"
@@ -96,8 +98,13 @@ def _cost(source: ModelSource, response: ModelResponse) -> float | None:
     """Return what the answer cost in US dollars; None if its price is unknown (as for a local model)."""
     if price := stated_price(source):
         return price.cost(response.usage.input_tokens, response.usage.output_tokens)
+    return listed_cost(response)
+
+
+def listed_cost(answer: ModelResponse | EmbeddingResult) -> float | None:
+    """Return what an answer cost in US dollars by the public price list; None if that lacks the model."""
     try:
-        return float(response.cost().total_price)
+        return float(answer.cost().total_price)
     except (LookupError, ValueError, AssertionError):
         return None
 

@@ -99,11 +99,10 @@ def runs_of_dag(request: Request, dag_id: str, session: SessionDep) -> Response:
 def run(request: Request, dag_id: str, run_id: str, session: SessionDep) -> Response:
     """Show what came out of a run, and its model calls."""
     dag_run = _run(session, dag_id, run_id)
-    days = sorted(
-        {day for moment in (dag_run.start_date, dag_run.end_date or datetime.now(UTC)) if (day := _day(moment))}
-    )
-    first, last = (days[0], min(days[-1], days[0] + timedelta(LONGEST_RANGE_DAYS))) if days else (None, None)
-    reading = _read(first, last, {dag_id}) if first and last else Reading([], 0)
+    last = _day(dag_run.end_date or datetime.now(UTC))
+    first = _day(dag_run.start_date) if dag_run.start_date else last
+    last = min(last, first + timedelta(LONGEST_RANGE_DAYS))
+    reading = _read(first, last, {dag_id})
     own = reading._replace(records=[record for record in reading.records if record.run_id == run_id])
     files, problem = _files(dag_id, run_id)
     return _page(
@@ -113,7 +112,7 @@ def run(request: Request, dag_id: str, run_id: str, session: SessionDep) -> Resp
         result=read_results(session, dag_id, [run_id]).get(run_id, ""),
         previews=[preview(name, file) for name, file in files.items()],
         problem=problem,
-        found=overview(own, first or date.min, last or date.min) if own.records else None,
+        found=overview(own, first, last) if own.records else None,
         records=own.records,
     )
 
@@ -178,5 +177,5 @@ def _run(session: Any, dag_id: str, run_id: str) -> DagRun:
     return found  # type: ignore[no-any-return]
 
 
-def _day(moment: Any) -> date | None:
-    return moment.astimezone(UTC).date() if moment else None
+def _day(moment: Any) -> date:
+    return moment.astimezone(UTC).date()  # type: ignore[no-any-return]

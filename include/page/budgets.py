@@ -10,7 +10,7 @@ from airflow.models.connection import Connection
 from airflow.providers.common.compat.sdk import AirflowException
 
 from include.common.shown import shown_text
-from include.spend.budgets import BUDGETS_KEY, periods, read_budgets
+from include.spend.budgets import periods, read_budgets
 
 
 class ShownBudget(NamedTuple):
@@ -34,14 +34,13 @@ def shown_budgets(conn_ids: Iterable[str]) -> list[ShownBudget]:
     found = []
     for conn_id in sorted(conn_ids):
         try:
-            extra = Connection.get_connection_from_secrets(conn_id).extra_dejson
-            if not extra.get(BUDGETS_KEY):
+            budgets = read_budgets(conn_id, Connection.get_connection_from_secrets(conn_id).extra_dejson)
+            if budgets is None:
                 continue
-            budgets = read_budgets(conn_id, extra)
-            for limit in periods(conn_id, budgets, datetime.now(UTC)) if budgets else []:
+            for limit in periods(conn_id, budgets, datetime.now(UTC)):
                 spent = limit.total.read()
-                near = budgets is not None and spent >= limit.usd * budgets.warn_at
-                found.append(ShownBudget(conn_id, limit.what, spent, limit.usd, near))
+                is_near = spent >= limit.usd * budgets.warn_at
+                found.append(ShownBudget(conn_id, limit.what, spent, limit.usd, is_near))
         except (AirflowException, OSError) as error:
             found.append(ShownBudget(conn_id, "", problem=shown_text(error)))
     return found
