@@ -115,6 +115,7 @@ def _rolled_up(day: date) -> list[Record]:
 
     found: dict[str, Record] = {}
     for row in parquet.read_table(io.BytesIO(file.read_bytes())).to_pylist():
-        line = Line.model_validate({name: row.pop(name) for name in Line.model_fields})
+        # A file of an earlier version lacks some columns.
+        line = Line.model_validate({name: row.pop(name) for name in Line.model_fields if name in row})
         found.setdefault(row["id"], Record.model_validate(row)).lines.append(line)
     return list(found.values())
