@@ -57,13 +57,15 @@ def kill_tries(monkeypatch: pytest.MonkeyPatch, tries: dict[str, list[Any]]) -> 
             return real(context=context, ti=ti, log=log)
         if child := os.fork():
             _, status = os.waitpid(child, 0)
-            assert os.WIFSIGNALED(status), f"{ti.task_id} was not killed {after}"
+            assert status == signal.SIGKILL, f"{ti.task_id} was not killed {after}, but ended with {status}"
             raise RuntimeError("The worker was killed.")
         try:
             from include.ai import usage
             from include.ai.reuse import ReusingModel
 
-            usage.push_usage = lambda *_: None  # the threads of the API are not here
+            signal.alarm(120)
+            asyncio.set_event_loop(asyncio.new_event_loop())  # the threads of the other one are not in this process
+            usage.push_usage = lambda *_: None  # neither are those of the API
             match after[0]:
                 case int(answers):
                     _die_after(ReusingModel, answers)

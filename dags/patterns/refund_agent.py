@@ -56,7 +56,8 @@ def refund_agent():
     @task.agent(
         **agent_kwargs(
             system_prompt=PROMPT,
-            tools=[look_up_order, effect(refund, idempotent=True), effect(write_to_customer)],
+            # The order is read once, too: a retry that saw the money paid back would have another conversation.
+            tools=[effect(look_up_order, idempotent=True), effect(refund, idempotent=True), effect(write_to_customer)],
             output_type=Outcome,
         )
     )

@@ -1,6 +1,6 @@
 """Tools with an effect: what an agent does in the world, and its retry must not do again.
 
-    agent_kwargs(tools=[look_up_order, effect(issue_refund, idempotent=True), effect(write_to_customer)])
+    agent_kwargs(tools=[search_rules, effect(refund, idempotent=True), effect(write_to_customer)])
 
 A note is on object storage before such a tool runs, and then its result. A retry of the task gives that result to the
 model and does not run the tool. If the note is there but no result, the worker died in between, and nobody knows what
