@@ -7,12 +7,23 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any, TypedDict, get_args
 
+from include.ai import LLM_CONN_ID
+from include.ai.connection import read_model_source
+from include.ai.embeddings import DEFAULT_MODEL as DEFAULT_EMBEDDINGS
+from include.ai.embeddings import EMBEDDINGS_CONN_ID
+from include.ai.model import DEFAULT_MODEL
 from include.common.charts import bar_chart
 from include.common.grading import word_recall
 from include.common.storage import artifact_path, write_artifact
-from include.rag.answers import published_answer
+from include.rag.answers import ANSWER_PROMPT, Answer, published_answer
 from include.rag.search import search
 from include.rag.stores.base import SearchMode, SearchQuery
+
+try:
+    from include.spend import scores as score_book
+    from include.spend.ledger import fingerprint
+except ImportError:  # a copied pattern may lack it: then its scores are in its reports only
+    score_book = None  # type: ignore[assignment]
 
 # An answer stands in its passages if they hold this share of its words, and all of its numbers.
 GROUNDED_WORDS = 0.8
@@ -21,11 +32,12 @@ GROUNDED_WORDS = 0.8
 class Score(TypedDict):
     """Retrieval in one store and mode. `recall`: the share of questions whose document is among the first k passages.
 
-    `mrr`: the mean of 1 / rank of the document's first passage, 0 where it is not among them.
+    `mrr`: the mean of 1 / rank of the document's first passage, 0 where it is not among them. `questions`: how many.
     """
 
     store: str
     mode: str
+    questions: int
     recall: float
     mrr: float
     missed: list[str]
@@ -46,6 +58,7 @@ def score_retrieval(questions: Sequence[Mapping[str, Any]], k: int, conn_id: str
             Score(
                 store=conn_id,
                 mode=mode,
+                questions=len(asked),
                 recall=mean(rank > 0 for rank in ranks.values()),
                 mrr=mean(1 / rank if rank else 0 for rank in ranks.values()),
                 missed=[question for question, rank in ranks.items() if not rank],
@@ -98,6 +111,31 @@ def write_report(run_id: str, k: int, scores: Sequence[Score], grounded: Mapping
     }
     write_artifact(folder / "scores.svg", bar_chart(f"Retrieval of {k} passages", "score, 0 to 1", bars))
     return str(folder)
+
+
+def record_scores(k: int, scores: Sequence[Score], grounded: Mapping[str, bool], mode: str) -> None:
+    """Record the scores for the page GenAI, by the models and the prompt that they are of.
+
+    :param mode: the search that the passages of the answers came from.
+    """
+    if score_book is None:
+        return
+    embeddings = read_model_source(EMBEDDINGS_CONN_ID, DEFAULT_EMBEDDINGS).model_id
+    for score in scores:
+        subject, settings = f"retrieval from {score['store']}, {score['mode']}", fingerprint(score["mode"], k)
+        for metric, value in ((f"recall@{k}", score["recall"]), ("MRR", score["mrr"])):
+            score_book.record_score(
+                subject, metric, value, cases=score["questions"], model=embeddings, fingerprint=settings
+            )
+    if grounded:
+        score_book.record_score(
+            "answers from the knowledge base",
+            "grounded",
+            mean(grounded.values()),
+            cases=len(grounded),
+            model=read_model_source(LLM_CONN_ID, DEFAULT_MODEL).model_id,
+            fingerprint=fingerprint(ANSWER_PROMPT, Answer.model_json_schema(), mode, k),
+        )
 
 
 def regressions(
