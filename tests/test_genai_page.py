@@ -88,7 +88,7 @@ def test_a_viewer_sees_what_was_spent_and_what_came_out(airflow_app, run, llm):
     overview = browser.get("").text
     assert "<b>2</b>calls" in overview
     assert 'href="/genai/dags/prompt_chaining"' in overview
-    assert "gpt-6-luna (pydanticai_default)" in overview
+    assert 'gpt-6-luna</a> <span class="quiet">pydanticai_default</span>' in overview
     dag = browser.get("dags/prompt_chaining").text
     assert f'href="/genai/{of_run(run)}"'.replace("%3A", ":") in dag.replace("%3A", ":")
     shown = browser.get(of_run(run)).text
@@ -180,7 +180,7 @@ def test_broken_records_are_counted_on_the_page(browser, storage, monkeypatch):
     folder = storage / "ledger" / "attempts" / datetime.now(UTC).date().isoformat()
     folder.mkdir(parents=True)
     (folder / "x.json").write_text("{")
-    assert "1 records of the ledger cannot be read" in browser.get("").text
+    assert "1 files of the ledger cannot be read" in browser.get("").text
 
 
 def test_a_storage_that_the_api_server_cannot_read_is_said(browser, monkeypatch, run):

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from include.spend import ledger
-from include.spend.ledger import Call, Ledger, Record
+from include.spend.ledger import Call, Ledger, Line, Record
 from include.spend.reading import read_days, roll_up
 from tests.conftest import KEY, PROJECT
 from tests.stack import wait_until
@@ -30,7 +30,11 @@ def records() -> list[Record]:
     day = datetime.now(UTC).date()
     found = read_days(date.fromordinal(day.toordinal() - 1), day)
     assert found.unreadable == 0
-    return found.records
+    by_id: dict[str, Record] = {}
+    for row in found.rows.drop_columns("day").to_pylist():
+        line = Line(**{name: row.pop(name) for name in Line.model_fields})
+        by_id.setdefault(row["id"], Record(**row)).lines.append(line)
+    return sorted(by_id.values(), key=lambda record: (record.started, record.id))
 
 
 def in_task(monkeypatch: pytest.MonkeyPatch, attempt_id: str = "one", **more: Any) -> SimpleNamespace:
@@ -184,12 +188,15 @@ def test_records_that_are_broken_are_counted_and_hide_no_other(storage, monkeypa
     process.flush()
     (file,) = (storage / "ledger").rglob("*.json")
     whole = json.loads(file.read_text())
-    broken = [b"", b"{", b"\xff\xfe", b"[]", json.dumps({**whole, "lines": [{"cost_usd": 1e999}]}).encode()]
+    (line,) = whole["lines"]
+    amounts = [{"cost_usd": 1e999}, {"calls": 10**30}, {"input_tokens": -(10**19)}, {"model": None}]
+    broken = [b"", b"{", b"\xff\xfe", b"[]", b'{"id": 1}', json.dumps({**whole, "map_index": 2**70}).encode()]
+    broken += [json.dumps({**whole, "lines": [{**line, **amount}]}).encode() for amount in amounts]
     for number, content in enumerate(broken):
         (file.parent / f"{number}.json").write_bytes(content)
     today = datetime.now(UTC).date()
     found = read_days(date.fromordinal(today.toordinal() - 1), today)
-    assert len(found.records) == 1
+    assert found.rows.num_rows == 1
     assert found.unreadable == len(broken)
 
 

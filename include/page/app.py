@@ -28,7 +28,7 @@ from include.page import run_files, shapes
 from include.page.budgets import shown_budgets
 from include.page.previews import IMAGES, preview
 from include.page.results import read_results
-from include.spend.reading import Reading, read_days
+from include.spend.reading import Reading, only, read_days
 from include.spend.sums import overview
 
 FOLDER = Path(__file__).parent
@@ -69,17 +69,21 @@ def spend(
     first: OptionalDay = None,
     last: OptionalDay = None,
     dag: str = "",
+    model: str = "",
+    prompt: str = "",
 ) -> Response:
-    """Show what the DAGs have spent in some days."""
+    """Show what the DAGs have spent in some days: all of it, or that of one DAG, model or prompt."""
     last = last or datetime.now(UTC).date()
     first = first or last - timedelta(SHOWN_DAYS - 1)
     if first > last or (last - first).days >= LONGEST_RANGE_DAYS:
         raise HTTPException(422, f"first has to be before last, and at most {LONGEST_RANGE_DAYS} days earlier.")
-    reading = _read(first, last, dag_ids & {dag} if dag else dag_ids)
+    filters = {"model": model, "prompt": prompt}
+    chosen = {name: {value} for name, value in filters.items() if value}
+    reading = _read(first, last, dag_id=dag_ids & {dag} if dag else dag_ids, **chosen)
     found = overview(reading, first, last)
-    conn_ids = {line.conn_id for record in reading.records for line in record.lines}
+    conn_ids = reading.rows["conn_id"].unique().to_pylist()
     budgets = shown_budgets(conn_id for conn_id in conn_ids if _may_read_connection(user, conn_id))
-    return _page(request, "spend.html", found=found, budgets=budgets, dag=dag, dag_ids=sorted(dag_ids))
+    return _page(request, "spend.html", found=found, budgets=budgets, dag=dag, dag_ids=sorted(dag_ids), **filters)
 
 
 @app.get("/dags/{dag_id}", response_class=HTMLResponse, dependencies=[may_read_dag])
@@ -90,9 +94,10 @@ def runs_of_dag(request: Request, dag_id: str, session: SessionDep) -> Response:
     today = datetime.now(UTC).date()
     oldest = min((run.run_after.date() for run in runs), default=today)
     first = max(oldest, today - timedelta(LONGEST_RANGE_DAYS - 1))
-    found = overview(_read(first, today, {dag_id}), first, today)
-    results = read_results(session, dag_id, [str(run.run_id) for run in runs])
-    return _page(request, "dag.html", dag_id=dag_id, runs=runs, results=results, found=found)
+    run_ids = [str(run.run_id) for run in runs]
+    spent = {each.key[1]: each for each in overview(_read(first, today, dag_id={dag_id}), first, today).runs}
+    results = read_results(session, dag_id, run_ids)
+    return _page(request, "dag.html", dag_id=dag_id, runs=runs, results=results, spent=spent)
 
 
 @app.get("/runs/{dag_id}/{run_id:path}", response_class=HTMLResponse, dependencies=[may_read_dag])
@@ -102,8 +107,7 @@ def run(request: Request, dag_id: str, run_id: str, session: SessionDep) -> Resp
     last = _day(dag_run.end_date or datetime.now(UTC))
     first = _day(dag_run.start_date) if dag_run.start_date else last
     last = min(last, first + timedelta(LONGEST_RANGE_DAYS))
-    reading = _read(first, last, {dag_id})
-    own = reading._replace(records=[record for record in reading.records if record.run_id == run_id])
+    reading = _read(first, last, dag_id={dag_id}, run_id={run_id})
     files, problem = _files(dag_id, run_id)
     return _page(
         request,
@@ -112,8 +116,8 @@ def run(request: Request, dag_id: str, run_id: str, session: SessionDep) -> Resp
         result=read_results(session, dag_id, [run_id]).get(run_id, ""),
         previews=[preview(name, file) for name, file in files.items()],
         problem=problem,
-        found=overview(own, first, last) if own.records else None,
-        records=own.records,
+        found=overview(reading, first, last),
+        lines=reading.rows.sort_by("started").to_pylist(),
     )
 
 
@@ -151,8 +155,8 @@ def _page(request: Request, template: str, **values: Any) -> Response:
     return HTMLResponse(html, headers=headers)
 
 
-def _read(first: date, last: date, dag_ids: set[str]) -> Reading:
-    """Read the records of these DAGs; that the storage cannot be read is said on the page.
+def _read(first: date, last: date, **wanted: set[str]) -> Reading:
+    """Read the ledger's rows with these values; that the storage cannot be read is said on the page.
 
     :raises HTTPException: it cannot be read.
     """
@@ -160,7 +164,7 @@ def _read(first: date, last: date, dag_ids: set[str]) -> Reading:
         reading = read_days(first, last)
     except Exception as error:
         raise HTTPException(503, f"The API server cannot read GENAI_STORAGE: {shown_text(error)}") from None
-    return reading._replace(records=[record for record in reading.records if record.dag_id in dag_ids])
+    return reading._replace(rows=only(reading.rows, **wanted))
 
 
 def _files(dag_id: str, run_id: str) -> tuple[dict[str, Any], str]:

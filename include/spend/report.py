@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from include.common.charts import bar_chart
 from include.common.storage import write_artifact
-from include.spend.reading import Reading
+from include.spend.reading import Reading, only
 from include.spend.sums import Sum, overview
 
 if TYPE_CHECKING:
@@ -22,10 +22,9 @@ MOST_ROWS = 15
 def write_report(folder: ObjectStoragePath, day: date, week: Reading) -> dict[str, Any]:
     """Write `report.md` and its charts; return the day's totals, as the asset's event has them.
 
-    :param week: the records of the day and of DAYS_BEFORE days before it.
+    :param week: the ledger of the day and of DAYS_BEFORE days before it.
     """
-    of_day = Reading([record for record in week.records if record.started.date() == day], week.unreadable)
-    found = overview(of_day, day, day)
+    found = overview(week._replace(rows=only(week.rows, day={str(day)})), day, day)
     days = overview(week, day - timedelta(DAYS_BEFORE), day).days
     total = found.total
     totals = {
@@ -49,7 +48,7 @@ def write_report(folder: ObjectStoragePath, day: date, week: Reading) -> dict[st
         lines += [f"The price of {total.unpriced:,} calls is not known, and not in it. Set `usd_per_million_tokens` in"]
         lines += ["the extra of their connection.", ""]
     if week.unreadable:
-        lines += [f"{week.unreadable} records of the ledger cannot be read.", ""]
+        lines += [f"{week.unreadable} files of the ledger cannot be read.", ""]
     for title, sums in (("By DAG", found.dags), ("By model", found.models), ("By prompt", found.prompts)):
         lines += [f"## {title}", "", *_table(title.removeprefix("By "), sums), ""]
     write_artifact(folder / "report.md", "\n".join(lines))
