@@ -6,10 +6,10 @@ files; no request holds a path or a URL.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.models.resource_details import ConnectionDetails, DagAccessEntity
@@ -27,8 +27,10 @@ from include.common.shown import shown_text
 from include.page import run_files, shapes
 from include.page.budgets import shown_budgets
 from include.page.previews import IMAGES, preview
+from include.page.quality import plots
 from include.page.results import read_results
 from include.spend.reading import Reading, only, read_days
+from include.spend.scores import read_scores
 from include.spend.sums import overview
 
 FOLDER = Path(__file__).parent
@@ -43,6 +45,8 @@ POLICY = (
 )
 # A file of a run, looked at by itself: nothing.
 FILE_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'"
+
+T = TypeVar("T")
 
 app = FastAPI(title="GenAI", docs_url=None, redoc_url=None, openapi_url=None)
 app.mount("/static", StaticFiles(directory=FOLDER / "static"), name="static")
@@ -83,7 +87,9 @@ def spend(
     found = overview(reading, first, last)
     conn_ids = reading.rows["conn_id"].unique().to_pylist()
     budgets = shown_budgets(conn_id for conn_id in conn_ids if _may_read_connection(user, conn_id))
-    return _page(request, "spend.html", found=found, budgets=budgets, dag=dag, dag_ids=sorted(dag_ids), **filters)
+    shown = {"budgets": budgets, "dag": dag, "dag_ids": sorted(dag_ids), **filters}
+    scores = _readable(read_scores, first, last, dag_ids & {dag} if dag else dag_ids)
+    return _page(request, "spend.html", found=found, plots=plots(scores.scores), bad_scores=scores.unreadable, **shown)
 
 
 @app.get("/dags/{dag_id}", response_class=HTMLResponse, dependencies=[may_read_dag])
@@ -97,17 +103,25 @@ def runs_of_dag(request: Request, dag_id: str, session: SessionDep) -> Response:
     run_ids = [str(run.run_id) for run in runs]
     spent = {each.key[1]: each for each in overview(_read(first, today, dag_id={dag_id}), first, today).runs}
     results = read_results(session, dag_id, run_ids)
-    return _page(request, "dag.html", dag_id=dag_id, runs=runs, results=results, spent=spent)
+    scores = _readable(read_scores, first, today, {dag_id}).scores
+    return _page(request, "dag.html", dag_id=dag_id, runs=runs, results=results, spent=spent, plots=plots(scores))
 
 
 @app.get("/runs/{dag_id}/{run_id:path}", response_class=HTMLResponse, dependencies=[may_read_dag])
-def run(request: Request, dag_id: str, run_id: str, session: SessionDep) -> Response:
-    """Show what came out of a run, and its model calls."""
+def run(
+    request: Request, dag_id: str, run_id: str, session: SessionDep, task: str = "", map_index: str = ""
+) -> Response:
+    """Show what came out of a run, and its model calls; or the calls of one of its tasks only."""
     dag_run = _run(session, dag_id, run_id)
     last = _day(dag_run.end_date or datetime.now(UTC))
     first = _day(dag_run.start_date) if dag_run.start_date else last
     last = min(last, first + timedelta(LONGEST_RANGE_DAYS))
-    reading = _read(first, last, dag_id={dag_id}, run_id={run_id})
+    reading = _read(first, last, dag_id={dag_id}, run_id={run_id}, **({"task_id": {task}} if task else {}))
+    lines = reading.rows.sort_by("started").to_pylist()
+    if map_index.isdecimal():
+        lines = [line for line in lines if str(line["map_index"]) == map_index]
+    if task:
+        return _page(request, "task.html", run=dag_run, task=task, lines=lines)
     files, problem = _files(dag_id, run_id)
     return _page(
         request,
@@ -117,7 +131,7 @@ def run(request: Request, dag_id: str, run_id: str, session: SessionDep) -> Resp
         previews=[preview(name, file) for name, file in files.items()],
         problem=problem,
         found=overview(reading, first, last),
-        lines=reading.rows.sort_by("started").to_pylist(),
+        lines=lines,
     )
 
 
@@ -156,15 +170,20 @@ def _page(request: Request, template: str, **values: Any) -> Response:
 
 
 def _read(first: date, last: date, **wanted: set[str]) -> Reading:
-    """Read the ledger's rows with these values; that the storage cannot be read is said on the page.
+    """Read the ledger's rows with these values."""
+    reading = _readable(read_days, first, last)
+    return reading._replace(rows=only(reading.rows, **wanted))
+
+
+def _readable(read: Callable[..., T], *given: Any) -> T:
+    """Read the storage; that it cannot be read is said on the page.
 
     :raises HTTPException: it cannot be read.
     """
     try:
-        reading = read_days(first, last)
+        return read(*given)
     except Exception as error:
         raise HTTPException(503, f"The API server cannot read GENAI_STORAGE: {shown_text(error)}") from None
-    return reading._replace(rows=only(reading.rows, **wanted))
 
 
 def _files(dag_id: str, run_id: str) -> tuple[dict[str, Any], str]:
