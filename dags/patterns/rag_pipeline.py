@@ -22,7 +22,14 @@ from include.common.params import limits
 from include.common.storage import artifact_path, write_artifact
 from include.common.task_defaults import DEFAULT_ARGS, LLM_POOL
 from include.rag import ingestion
-from include.rag.answers import ANSWER_PROMPT, MOST_PASSAGES, Answer, answer_prompt, published_answer
+from include.rag.answers import (
+    ANSWER_PROMPT,
+    MOST_PASSAGES,
+    Answer,
+    answer_prompt,
+    answer_report,
+    published_answer,
+)
 from include.rag.search import search
 from include.rag.stores.base import FILTER_FIELDS, SearchQuery
 
@@ -112,7 +119,9 @@ def rag_pipeline():
     def publish_answer(answer: dict | None, passages: list[dict]):
         context = get_current_context()
         result = {"question": context["params"]["query"], **published_answer(answer, passages)}
-        path = artifact_path("rag_pipeline", context["run_id"], "answer.json")
+        folder = artifact_path("rag_pipeline", context["run_id"], "")
+        write_artifact(folder / "answer.md", answer_report(result["question"], result, passages))
+        path = folder / "answer.json"
         write_artifact(path, json.dumps(result, indent=2, ensure_ascii=False))
         cited = f" [{', '.join(result['sources'])}]" if result["sources"] else ""
         return {**result, "artifact": str(path), "result": f"{result['answer']}{cited}"}

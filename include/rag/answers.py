@@ -72,5 +72,17 @@ def published_answer(answer: Mapping[str, Any] | None, passages: Sequence[Mappin
     }
 
 
+def answer_report(question: str, published: Mapping[str, Any], passages: Sequence[Mapping[str, Any]]) -> str:
+    """Write the answer as Markdown, with the passages that it cites.
+
+    :param published: what `published_answer` returned.
+    """
+    lines = [f"# {' '.join(question.split())}", "", published["answer"], ""]
+    for passage in passages:
+        if passage["id"] in published["chunks"]:
+            lines += [f"**{passage['source']}**", "", *(f"> {line}" for line in passage["text"].splitlines()), ""]
+    return "\n".join(lines)
+
+
 def _fence(text: str) -> str:
     return re.sub(r"<(?=\s*/?\s*passage)", "&lt;", text, flags=re.IGNORECASE)
