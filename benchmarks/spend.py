@@ -53,7 +53,7 @@ def measure_calls() -> None:
 
 
 def measure_page() -> None:
-    """Measure what the page reads and adds up for its first view: today's small files, and the days before as Parquet."""
+    """Measure what the page reads and adds up for a view: today's small files, and the days before as Parquet."""
     from include.spend.reading import read_days, roll_up
     from include.spend.sums import overview
 

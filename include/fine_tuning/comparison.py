@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import re
+import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,6 +18,12 @@ from include.common.storage import artifact_path, read_artifact, storage_path, w
 from include.common.text import clean_text
 from include.fine_tuning.examples import Example, estimate_tokens
 from include.jobs.service import OpenAIService, task_error
+
+try:
+    from include.jobs import spending
+    from include.spend import scores as score_book
+except ImportError:  # a copied pattern may lack it: then there are neither budgets nor a ledger
+    spending = score_book = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -52,12 +59,17 @@ async def _answer(
     with suppress(FileNotFoundError):
         return str(json.loads(read_artifact(path))["answer"])
     messages: Any = question
+    if spending:
+        spending.check_call(service, model)
+    started = time.monotonic()
     try:
         reply = await client.chat.completions.create(
             model=model, messages=messages, max_completion_tokens=longest, timeout=120
         )
     except Exception as error:
         raise task_error(service, f"asking the model {model!r}", error) from None
+    if spending:
+        spending.count_call(service, model, reply, time.monotonic() - started)
     text = clean_text(reply.choices[0].message.content or "").strip()
     write_artifact(path, json.dumps({"model": model, "answer": text}, ensure_ascii=False))
     return text
@@ -87,6 +99,18 @@ def write_comparison(run_id: str, examples: Sequence[Example], answers: dict[str
     summary = "".join(f"- {model}: exact {s['exact']:.2f}, words {s['words']:.2f}\n" for model, s in by_model.items())
     write_artifact(folder / "comparison.md", f"{summary}\n{comparison_table(examples, answers)}")
     write_artifact(folder / "scores.svg", bar_chart(f"{len(examples)} validation examples", "score, 0 to 1", by_model))
+    if score_book:
+        asked = spending.fingerprint([example.question for example in examples])
+        for model, found in by_model.items():
+            for metric, value in found.items():
+                score_book.record_score(
+                    "answers to the validation examples",
+                    metric,
+                    value,
+                    cases=len(examples),
+                    model=model,
+                    fingerprint=asked,
+                )
     line = ", ".join(f"{model} {s['words']:.2f}" for model, s in by_model.items())
     return {"scores": by_model, "artifacts": str(folder), "result": f"score on {len(examples)} examples: {line}"}
 

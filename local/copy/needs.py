@@ -41,6 +41,7 @@ LAYERS = {
     "spend": [
         Path("include/ai/usage.py"),
         Path("include/ai/spending.py"),
+        Path("include/jobs/spending.py"),
         Path("plugins/genai_page.py"),
         Path("dags/operations/spend_report.py"),
     ],
