@@ -11,8 +11,7 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 from pydantic import BaseModel
 
-from include.batch_api.api import batch_cost
-from include.batch_api.run import BatchApiRun
+from include.batch_api.run import BatchApiRun, batch_cost
 from include.common.storage import storage_path, write_artifact
 from include.common.stored_files import stored_file
 from include.jobs.service import OpenAIService

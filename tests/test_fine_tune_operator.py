@@ -289,7 +289,7 @@ def test_of_two_workers_at_once_the_older_job_stays(task, provider):
                 return await find(*args)
 
             api.find = blind
-        jobs = await asyncio.gather(*(one_job(api, JobKey(tuning.ti), request, lambda _: None) for api in apis))
+        jobs = await asyncio.gather(*(one_job(api, JobKey(tuning.ti), request) for api in apis))
         for api in apis:
             await api.close()
         return [job.id for job in jobs]

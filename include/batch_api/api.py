@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from include.common.prices import listed_cost, read_price
 from include.common.shown import LONGEST_NAME, shown_text
 from include.common.stored_files import new_artifact
 from include.jobs.job import Job, JobApi
@@ -20,8 +18,6 @@ if TYPE_CHECKING:
 
 ENDPOINT: Final = "/v1/chat/completions"
 ERRORS_SHOWN = 5
-# What the provider takes off for the wait.
-DISCOUNT = 0.5
 COUNTS = ("completed", "failed", "total")
 
 log = logging.getLogger(__name__)
@@ -80,17 +76,6 @@ class OpenAIBatchTrigger(PaidJobTrigger):
     """Wait for a batch; see `PaidJobTrigger`."""
 
     api_type: ClassVar[type[JobApi]] = BatchApi
-
-
-def batch_cost(service: OpenAIService, model: str, input_tokens: int, output_tokens: int) -> float | None:
-    """Return the price of answers in US dollars, half that of single calls; None if it is not known.
-
-    :raises AirflowFailException: the price in the connection's extra is not valid.
-    """
-    price = read_price(service.conn_id, service.extra)
-    single = price.cost if price else partial(listed_cost, model)
-    cost = single(input_tokens, output_tokens)
-    return None if cost is None else cost * DISCOUNT
 
 
 def _job(batch: Batch) -> Job:

@@ -7,28 +7,26 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, cast
 
-from include.batch_api.api import ENDPOINT, BatchApi, OpenAIBatchTrigger, batch_cost
-from include.batch_api.requests import Answers, check_requests, first_body, tokens_used, write_upload
+from include.batch_api.api import ENDPOINT, BatchApi, OpenAIBatchTrigger
+from include.batch_api.requests import Answers, check_requests, write_upload
 from include.batch_api.rounds import Rounds
 from include.common.stored_files import input_file, stored_file
 from include.jobs.files import upload_once
 from include.jobs.job import Job, Outcome
 from include.jobs.operator import PaidJobOperator
 from include.jobs.record import JobKey, read_record
-from include.jobs.service import OpenAIService, openai_service, task_error
+from include.jobs.service import openai_service, task_error
 
 try:
-    from include.jobs import spending
+    from include.batch_api.spending import batch_spending
 except ImportError:  # a copied pattern may lack it: then there are neither budgets nor a ledger
-    spending = None  # type: ignore[assignment]
+    batch_spending = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from airflow.sdk.definitions.context import Context
 
 # No batch goes on for longer, with the time that the provider takes to cancel one.
 BATCH_LIFE_S = 25 * 3600.0
-# More than a token has: what a batch costs at least is not to be above what it costs.
-BYTES_PER_TOKEN = 8
 
 
 class OpenAIBatchOperator(PaidJobOperator):
@@ -57,7 +55,7 @@ class OpenAIBatchOperator(PaidJobOperator):
     template_fields = ("input_url", "output_url")
     trigger_type = OpenAIBatchTrigger
     openai_page = service_path = "batches"
-    price_form = '"usd_per_million_tokens": {"input": ..., "output": ...}'
+    spending = batch_spending
 
     def __init__(
         self, *, input_url: str, output_url: str, rounds: int = 3, timeout: float = BATCH_LIFE_S, **kwargs: Any
@@ -70,7 +68,6 @@ class OpenAIBatchOperator(PaidJobOperator):
         self.rounds = rounds
         self._request: dict[str, Any] = {}
         self._input_file_id = ""
-        self._upload_size = 0
 
     def key(self, ti: Any) -> JobKey:
         """Return the key of the task instance's open round."""
@@ -95,7 +92,6 @@ class OpenAIBatchOperator(PaidJobOperator):
         self.log.info("Round %d: %d of %d requests are to be sent.", rounds.number, len(missing), len(requests))
         upload = rounds.folder / "requests.jsonl"
         self._request = {"endpoint": ENDPOINT, "sha256": write_upload(upload, path, missing)}
-        self._upload_size = upload.stat().st_size
         self._input_file_id = asyncio.run(upload_once(openai_service(self.conn_id), upload, "batch"))
         return super().execute(context)
 
@@ -104,27 +100,6 @@ class OpenAIBatchOperator(PaidJobOperator):
 
     def api(self, connect: Any) -> BatchApi:
         return BatchApi(connect, self._input_file_id)
-
-    def estimate(self, service: OpenAIService) -> tuple[str, float | None]:
-        model = first_body(input_file(self.input_url))["model"]  # checked, as it is about to be sent
-        return model, batch_cost(service, model, self._upload_size // BYTES_PER_TOKEN, 0)
-
-    def count(self, ti: Any, job: Job) -> None:
-        if spending:
-            service, body = openai_service(self.conn_id), first_body(input_file(self.input_url))
-            model, asked = body.get("model", ""), [m for m in body.get("messages", []) if m.get("role") != "user"]
-            answers, tokens_in, tokens_out = tokens_used(_rounds(ti).output(job))
-            call = spending.Call(
-                "batch",
-                self.conn_id,
-                model,
-                spending.fingerprint(asked, body.get("response_format")),
-                answers,
-                tokens_in,
-                output_tokens=tokens_out,
-                cost_usd=batch_cost(service, model, tokens_in, tokens_out),
-            )
-            spending.count_ended(service, job, call)
 
     def result(self, context: Context, job: Job) -> Any:
         """Close the round, and go on with the next or with the results."""
@@ -174,8 +149,8 @@ class OpenAIBatchOperator(PaidJobOperator):
         except Exception as error:
             raise task_error(openai_service(self.conn_id), "collecting the results", error) from None
         for job in jobs:
-            if job.has_ended:
-                self.count(ti, job)
+            if self.spending and job.has_ended:
+                self.spending.count_ended(self, ti, job)
         return jobs
 
 

@@ -12,7 +12,6 @@ import logging
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping, Set
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow.providers.common.compat.sdk import AirflowFailException
@@ -75,24 +74,6 @@ def check_requests(path: ObjectStoragePath) -> dict[str, str]:
     if len(found) > MOST_REQUESTS:
         raise AirflowFailException(f"{path} has more than {MOST_REQUESTS:,} requests, the most of a batch: split it.")
     return found
-
-
-def first_body(path: ObjectStoragePath) -> dict[str, Any]:
-    """Return what the first request of a file asks; empty if there is none."""
-    return next((request.body for _, request in _read(path) if isinstance(request, Request)), {})
-
-
-def tokens_used(path: ObjectStoragePath) -> tuple[int, int, int]:
-    """Return how many answers a file of the provider's has, and their input and output tokens; 0 if there is none."""
-    answers = tokens_in = tokens_out = 0
-    with suppress(FileNotFoundError), path.open("rb") as file:
-        for _, line in read_lines(file, LONGEST_LINE):
-            with suppress(ValueError, KeyError, TypeError, RecursionError):
-                usage = json.loads(line or b"")["response"]["body"]["usage"]
-                tokens_in += int(usage["prompt_tokens"])
-                tokens_out += int(usage["completion_tokens"])
-                answers += 1
-    return answers, tokens_in, tokens_out
 
 
 def _read(path: ObjectStoragePath) -> Iterator[tuple[int, Request | str]]:

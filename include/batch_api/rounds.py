@@ -59,13 +59,9 @@ class Rounds:
     async def keep(self, api: BatchApi, job: Job) -> None:
         """Store the files of a batch that has ended, as results of the open round."""
         for kind in ("output", "error"):
-            path = self.output(job, kind)
+            path = self.folder / f"{name_on_storage(job.id)}.{kind}.jsonl"
             if (file_id := job.detail[f"{kind}_file_id"]) and not path.exists():
                 await api.download(file_id, path)
-
-    def output(self, job: Job, kind: str = "output") -> ObjectStoragePath:
-        """Return where the answers of a batch of the open round are, or its errors."""
-        return self.folder / f"{name_on_storage(job.id)}.{kind}.jsonl"
 
     def files(self) -> Iterator[ObjectStoragePath]:
         """Yield the provider's files of all closed rounds, the oldest round first."""

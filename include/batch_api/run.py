@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,9 @@ from pydantic import BaseModel, ValidationError
 
 from include.batch.report import Report
 from include.batch.rows import Result, Row, RowsRun
-from include.batch_api.api import batch_cost
 from include.batch_api.requests import LONGEST_LINE
 from include.common.json_lines import json_line, read_lines
-from include.common.prices import read_price
+from include.common.prices import listed_cost, read_price
 from include.common.provider_http import is_refusal_status
 from include.common.storage import artifact_path
 from include.common.stored_files import new_artifact, stored_file
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
 FOLDER = "batch_api_inference"
+# What the provider takes off for the wait.
+DISCOUNT = 0.5
 ROWS_AT_ONCE = 500
 
 log = logging.getLogger(__name__)
@@ -139,3 +140,14 @@ def _response_format(output_type: type[BaseModel]) -> dict[str, Any]:
 
     schema = pydantic_function_tool(output_type)["function"]["parameters"]
     return {"type": "json_schema", "json_schema": {"name": output_type.__name__, "strict": True, "schema": schema}}
+
+
+def batch_cost(service: OpenAIService, model: str, input_tokens: int, output_tokens: int) -> float | None:
+    """Return the price of answers in US dollars, half that of single calls; None if it is not known.
+
+    :raises AirflowFailException: the price in the connection's extra is not valid.
+    """
+    price = read_price(service.conn_id, service.extra)
+    single = price.cost if price else partial(listed_cost, model)
+    cost = single(input_tokens, output_tokens)
+    return None if cost is None else cost * DISCOUNT

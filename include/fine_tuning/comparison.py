@@ -20,10 +20,9 @@ from include.fine_tuning.examples import Example, estimate_tokens
 from include.jobs.service import OpenAIService, task_error
 
 try:
-    from include.jobs import spending
-    from include.spend import scores as score_book
+    from include.fine_tuning import spending
 except ImportError:  # a copied pattern may lack it: then there are neither budgets nor a ledger
-    spending = score_book = None  # type: ignore[assignment]
+    spending = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -99,18 +98,8 @@ def write_comparison(run_id: str, examples: Sequence[Example], answers: dict[str
     summary = "".join(f"- {model}: exact {s['exact']:.2f}, words {s['words']:.2f}\n" for model, s in by_model.items())
     write_artifact(folder / "comparison.md", f"{summary}\n{comparison_table(examples, answers)}")
     write_artifact(folder / "scores.svg", bar_chart(f"{len(examples)} validation examples", "score, 0 to 1", by_model))
-    if score_book:
-        asked = spending.fingerprint([example.question for example in examples])
-        for model, found in by_model.items():
-            for metric, value in found.items():
-                score_book.record_score(
-                    "answers to the validation examples",
-                    metric,
-                    value,
-                    cases=len(examples),
-                    model=model,
-                    fingerprint=asked,
-                )
+    if spending:
+        spending.record_scores(examples, by_model)
     line = ", ".join(f"{model} {s['words']:.2f}" for model, s in by_model.items())
     return {"scores": by_model, "artifacts": str(folder), "result": f"score on {len(examples)} examples: {line}"}
 

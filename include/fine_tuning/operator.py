@@ -10,12 +10,12 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from include.fine_tuning.api import OpenAIFineTuneTrigger, training_cost
 from include.jobs.job import Job
 from include.jobs.operator import PaidJobOperator
-from include.jobs.service import OpenAIService, openai_service
+from include.jobs.service import openai_service
 
 try:
-    from include.jobs import spending
+    from include.fine_tuning.spending import tuning_spending
 except ImportError:  # a copied pattern may lack it: then there are neither budgets nor a ledger
-    spending = None  # type: ignore[assignment]
+    tuning_spending = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from airflow.sdk.definitions.context import Context
@@ -48,7 +48,7 @@ class OpenAIFineTuneOperator(PaidJobOperator):
     trigger_type = OpenAIFineTuneTrigger
     openai_page = "finetune"
     service_path = "fine_tuning/jobs"
-    price_form = '"training_usd_per_million_tokens": ...'
+    spending = tuning_spending
 
     def __init__(
         self,
@@ -89,17 +89,6 @@ class OpenAIFineTuneOperator(PaidJobOperator):
         }
         return {name: value for name, value in given.items() if value not in (None, "")}
 
-    def estimate(self, service: OpenAIService) -> tuple[str, float | None]:
-        is_priced = training_cost(service, 0) is not None
-        return self.request()["model"], float(self.estimated_usd or 0) if is_priced else None
-
-    def count(self, ti: Any, job: Job) -> None:
-        if spending:
-            service, tokens = openai_service(self.conn_id), job.detail["trained_tokens"] or 0
-            call = spending.Call("tuning", self.conn_id, self.request()["model"], input_tokens=tokens)
-            call = call._replace(seconds=job.detail["seconds"] or 0.0, cost_usd=training_cost(service, tokens))
-            spending.count_ended(service, job, call._replace(failed=job.has_no_result))
-
     def result(self, context: Context, job: Job) -> str:
         tokens = job.detail["trained_tokens"]
         values = {
@@ -110,7 +99,8 @@ class OpenAIFineTuneOperator(PaidJobOperator):
         }
         for key, value in values.items():
             context["ti"].xcom_push(key=key, value=value)
-        self.count(context["ti"], job)
+        if self.spending:
+            self.spending.count_ended(self, context["ti"], job)
         model = job.detail["model"]
         if not model:
             raise AirflowFailException(

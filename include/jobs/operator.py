@@ -7,6 +7,7 @@ import time
 from abc import abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
@@ -19,11 +20,6 @@ from include.jobs.service import OpenAIService, openai_service
 from include.jobs.start import one_job
 from include.jobs.trigger import PaidJobTrigger
 from include.jobs.wait import cancel, wait_for_job
-
-try:
-    from include.jobs import spending
-except ImportError:  # a copied pattern may lack it: then there are neither budgets nor a ledger
-    spending = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from airflow.sdk.definitions.context import Context
@@ -74,8 +70,8 @@ class PaidJobOperator(BaseOperator):
     # Where a person finds jobs of this kind: below OpenAI's platform, and below another service's URL.
     openai_page: ClassVar[str]
     service_path: ClassVar[str]
-    # How the connection's extra states the price.
-    price_form: ClassVar[str]
+    # Counts the jobs, within the connection's budgets and into the ledger: an `include.jobs.spending.JobSpending`.
+    spending: ClassVar[Any] = None
 
     def __init__(
         self,
@@ -116,14 +112,6 @@ class PaidJobOperator(BaseOperator):
         return self.trigger_type.api_type(connect)
 
     @abstractmethod
-    def estimate(self, service: OpenAIService) -> tuple[str, float | None]:
-        """Return the job's model, and what it will cost at least in US dollars; None if the price is not known."""
-
-    @abstractmethod
-    def count(self, ti: Any, job: Job) -> None:
-        """Count what a job that has ended has cost: again changes nothing."""
-
-    @abstractmethod
     def result(self, context: Context, job: Job) -> Any:
         """Return the task's output, of a job that succeeded."""
 
@@ -132,17 +120,11 @@ class PaidJobOperator(BaseOperator):
         key = self._key = self.key(context["ti"])
         self._job_id = None
         service = openai_service(self.conn_id)
-
-        def allow(before: Job | None) -> None:
-            if before and before.has_ended:
-                self.count(context["ti"], before)
-            if spending:
-                spending.check_job(self, service)
-
+        allow = partial(self.spending.allow, self, context["ti"]) if self.spending else None
         job = asyncio.run(self._with_api(lambda api: one_job(api, key, request, allow)))
         self._job_id = job.id
-        if spending:
-            spending.count_started(self, service, job)
+        if self.spending:
+            self.spending.count_started(self, job)
         page = f"https://platform.openai.com/{self.openai_page}" if service.is_openai else None
         ti, url = context["ti"], f"{page or f'{service.public_url}/{self.service_path}'}/{job.id}"
         ti.xcom_push(key="job_id", value=job.id)
@@ -230,8 +212,8 @@ class PaidJobOperator(BaseOperator):
             raise AirflowException(f"{where}: {outcome.message}. A retry takes the job up again.")
         if outcome.status == "timed_out" or job is None:
             raise AirflowFailException(f"{where}: {outcome.message}.")
-        if job.has_no_result:
-            self.count(context["ti"], job)
+        if self.spending and job.has_no_result:
+            self.spending.count_ended(self, context["ti"], job)
         if job.status == "failed":
             reason = job.detail.get("error") or "the provider gives no reason"
             raise AirflowFailException(f"{where}: job {job.id} failed: {reason}. Clear this task to start a new one.")

@@ -1,78 +1,68 @@
-"""What paid jobs and calls of a service cost: within the connection's budgets, and into the ledger."""
+"""What paid jobs cost: within their connection's budgets, and into the ledger."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from datetime import UTC, datetime
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from include.common.prices import listed_cost, read_price
+from include.jobs.service import OpenAIService, openai_service
 from include.spend.budgets import Meter, count_job, read_budgets
-from include.spend.ledger import Call, fingerprint, record, record_job
+from include.spend.ledger import Call, record_job
 
 if TYPE_CHECKING:
-    from openai.types.chat import ChatCompletion
-
     from include.jobs.job import Job
-    from include.jobs.operator import PaidJobOperator
-    from include.jobs.service import OpenAIService
+
+Operator = TypeVar("Operator")
 
 
-__all__ = ["Call", "fingerprint"]
+class JobSpending(ABC, Generic[Operator]):
+    """Counts the jobs of an operator (`include.jobs.operator.PaidJobOperator`).
 
-
-def check_job(operator: PaidJobOperator, service: OpenAIService) -> None:
-    """Look whether the connection's budgets, if it has any, leave something for the operator's job.
-
-    :raises AirflowFailException: they do not, or the price is not known.
-    :raises AirflowException: the storage cannot be read.
+    A job counts from its creation with its estimate, and with its cost once it has ended: so the jobs that are under
+    way are within the budgets, too.
     """
-    if budgets := read_budgets(service.conn_id, service.extra):
-        model, usd = operator.estimate(service)
-        meter = Meter(service.conn_id, budgets, None, model if usd is None else "", operator.price_form)
-        meter.check(usd or 0.0)
 
+    # How the connection's extra states the price.
+    price_form: ClassVar[str]
 
-def count_started(operator: PaidJobOperator, service: OpenAIService, job: Job) -> None:
-    """Count a job that has begun with its estimate."""
-    if budgets := read_budgets(service.conn_id, service.extra):
-        usd = operator.estimate(service)[1] or 0.0
-        count_job(service.conn_id, budgets, job.id, _started(job), usd, is_final=False)
+    @abstractmethod
+    def estimate(self, operator: Operator, service: OpenAIService) -> tuple[str, float | None]:
+        """Return the job's model, and what it will cost at least in US dollars; None if the price is not known."""
 
+    @abstractmethod
+    def call(self, operator: Operator, service: OpenAIService, ti: Any, job: Job) -> Call:
+        """Return what a job that has ended has used, and what it has cost."""
 
-def count_ended(service: OpenAIService, job: Job, call: Call) -> None:
-    """Count a job that has ended with what it has cost: once, however often its end is seen."""
-    if budgets := read_budgets(service.conn_id, service.extra):
-        count_job(service.conn_id, budgets, job.id, _started(job), call.cost_usd or 0.0, is_final=True)
-    record_job(call, job.id, _started(job))
+    def allow(self, operator: Any, ti: Any, before: Job | None) -> None:
+        """Look whether the connection's budgets, if it has any, leave something for a new job.
 
+        :param before: the job that it is to follow, which may have cost something.
+        :raises AirflowFailException: they do not, or the price is not known.
+        :raises AirflowException: the storage cannot be read.
+        """
+        if before and before.has_ended:
+            self.count_ended(operator, ti, before)
+        service = openai_service(operator.conn_id)
+        if budgets := read_budgets(service.conn_id, service.extra):
+            model, usd = self.estimate(operator, service)
+            unpriced = model if usd is None else ""
+            Meter(service.conn_id, budgets, None, unpriced, self.price_form).check(usd or 0.0)
 
-def check_call(service: OpenAIService, model: str) -> None:
-    """Look whether the connection's budgets, if it has any, leave something for a call of a chat model.
+    def count_started(self, operator: Any, job: Job) -> None:
+        """Count a job that has begun with its estimate."""
+        service = openai_service(operator.conn_id)
+        if budgets := read_budgets(service.conn_id, service.extra):
+            usd = self.estimate(operator, service)[1] or 0.0
+            count_job(service.conn_id, budgets, job.id, _started(job), usd, is_final=False)
 
-    :raises AirflowException: as `check_job`.
-    """
-    if budgets := read_budgets(service.conn_id, service.extra):
-        Meter(service.conn_id, budgets, None, model if chat_cost(service, model, 0, 0) is None else "").check()
-
-
-def count_call(service: OpenAIService, model: str, completion: ChatCompletion, seconds: float) -> None:
-    """Count a call of a chat model."""
-    tokens = (completion.usage.prompt_tokens, completion.usage.completion_tokens) if completion.usage else (0, 0)
-    cost = chat_cost(service, model, *tokens)
-    if cost and (budgets := read_budgets(service.conn_id, service.extra)):
-        meter = Meter(service.conn_id, budgets, None)
-        meter.add(cost, model)
-        meter.save()
-    call = Call("chat", service.conn_id, model, input_tokens=tokens[0], output_tokens=tokens[1], seconds=seconds)
-    record(call._replace(cost_usd=cost))
-
-
-def chat_cost(service: OpenAIService, model: str, input_tokens: int, output_tokens: int) -> float | None:
-    """Return what a call costs in US dollars; None if the price is not known."""
-    price = read_price(service.conn_id, service.extra)
-    cost = price.cost if price else partial(listed_cost, model)
-    return cost(input_tokens, output_tokens)
+    def count_ended(self, operator: Any, ti: Any, job: Job) -> None:
+        """Count a job that has ended with what it has cost: once, however often its end is seen."""
+        service = openai_service(operator.conn_id)
+        call = self.call(operator, service, ti, job)
+        if budgets := read_budgets(service.conn_id, service.extra):
+            count_job(service.conn_id, budgets, job.id, _started(job), call.cost_usd or 0.0, is_final=True)
+        record_job(call, job.id, _started(job))
 
 
 def _started(job: Job) -> datetime:

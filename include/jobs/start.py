@@ -23,7 +23,9 @@ SETTLE_S = CALL_TIMEOUT_S + 15
 log = logging.getLogger(__name__)
 
 
-async def one_job(api: JobApi, key: JobKey, request: Mapping[str, Any], allow: Callable[[Job | None], None]) -> Job:
+async def one_job(
+    api: JobApi, key: JobKey, request: Mapping[str, Any], allow: Callable[[Job | None], None] | None = None
+) -> Job:
     """Return the task instance's job: the one that there is, or a new one.
 
     There is one if an earlier try has created it and the request is the same. One that failed or was cancelled is
@@ -50,7 +52,8 @@ async def one_job(api: JobApi, key: JobKey, request: Mapping[str, Any], allow: C
     except Exception as error:
         raise task_error(service, "looking for the job of this task", error) from None
     if job is None:
-        allow(known)
+        if allow:
+            allow(known)
         return await _create(api, service, key, request)
     log.info("%s: this task has job %s already (%s).", service, job.id, job.status)
     intent_at = record.intent_at if record else job.created_at
