@@ -56,7 +56,8 @@ def _first_body(requests: ObjectStoragePath) -> dict[str, Any]:
     with requests.open("rb") as file, suppress(ValueError, KeyError, TypeError):
         for _, line in read_lines(file, LONGEST_LINE):
             if line and line.strip():
-                return dict(json.loads(line)["body"])
+                body = json.loads(line)["body"]
+                return body if all(isinstance(each, dict) for each in body["messages"]) else {}
     return {}
 
 

@@ -6,7 +6,7 @@ files; no request holds a path or a URL.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -17,7 +17,7 @@ from airflow.api_fastapi.common.db.common import SessionDep
 from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
 from airflow.models.dagrun import DagRun
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
-from fastapi.responses import HTMLResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, Response
 from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sqlalchemy import select
@@ -26,7 +26,8 @@ from include.common.prices import shown_usd
 from include.common.shown import shown_text
 from include.page import run_files, shapes
 from include.page.budgets import shown_budgets
-from include.page.previews import IMAGES, preview
+from include.page.downloads import send_file
+from include.page.previews import IMAGES, previews
 from include.page.quality import plots
 from include.page.results import read_results
 from include.spend.reading import Reading, only, read_days
@@ -37,7 +38,6 @@ FOLDER = Path(__file__).parent
 LONGEST_RANGE_DAYS = 92
 SHOWN_DAYS = 7
 RUNS_OF_A_DAG = 50
-CHUNK = 1 << 20
 # What the browser may load for a page: its own style sheet, script and pictures.
 POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; frame-ancestors 'self'; "
@@ -128,7 +128,7 @@ def run(
         "run.html",
         run=dag_run,
         result=read_results(session, dag_id, [run_id]).get(run_id, ""),
-        previews=[preview(name, file) for name, file in files.items()],
+        previews=previews(files),
         problem=problem,
         found=overview(reading, first, last),
         lines=lines,
@@ -136,7 +136,9 @@ def run(
 
 
 @app.get("/files/{dag_id}/{name:path}", dependencies=[may_read_dag])
-def file(dag_id: str, name: str, run_id: str, session: SessionDep, download: bool = False) -> Response:
+def file(
+    request: Request, dag_id: str, name: str, run_id: str, session: SessionDep, download: bool = False
+) -> Response:
     """Send a file of a run: pictures as they are, all else as a download."""
     _run(session, dag_id, run_id)
     files, problem = _files(dag_id, run_id)
@@ -147,14 +149,7 @@ def file(dag_id: str, name: str, run_id: str, session: SessionDep, download: boo
     headers = {"Content-Security-Policy": FILE_POLICY, "X-Content-Type-Options": "nosniff"}
     if download or not kind:
         headers["Content-Disposition"] = f'attachment; filename="{shapes.file_name(name)}"'
-
-    def content() -> Iterator[bytes]:
-        with path.fs.open(path.path, "rb") as stream:
-            while part := stream.read(CHUNK):
-                yield part
-
-    headers["Content-Length"] = str(path.stat().st_size)
-    return StreamingResponse(content(), media_type=kind or "application/octet-stream", headers=headers)
+    return send_file(path, kind or "application/octet-stream", headers, request.headers.get("range"))
 
 
 def _may_read_connection(user: GetUserDep, conn_id: str) -> bool:
