@@ -107,7 +107,7 @@ def fine_tuning():
         context = get_current_context()
         examples = checks.evaluation_examples(context["params"])
         by_model = dict(zip([base_model, tuned_model], answers, strict=True))
-        return comparison.write_comparison(context["run_id"], examples, by_model)
+        return comparison.write_comparison(examples, by_model)
 
     @task(outlets=[TUNED_MODEL])
     def promote(base_model: str, tuned_model: str, compared: dict):

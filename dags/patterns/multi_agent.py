@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from include.ai import BaseModel, llm_kwargs, untrusted
 from include.ai.agents import agent_kwargs
 from include.common.params import limits
-from include.common.storage import artifact_path, write_artifact
+from include.common.results import publish, report
 from include.common.task_defaults import DEFAULT_ARGS
 from include.sample.company_research import CompanyName, financial_figures, search_market_facts
 
@@ -34,9 +34,7 @@ FINANCE_PROMPT = (
 )
 SYNTHESIS_PROMPT = "Answer the question from the analysts' findings only, in three sentences with their numbers."
 
-REPORT = """# {company}
-
-*{question}*
+REPORT = """*{question}*
 
 {answer}
 
@@ -137,9 +135,9 @@ def multi_agent():
         context = get_current_context()
         asked = {name: context["params"][name] for name in ("company", "question")}
         open_questions = "\n".join(f"- {question}" for question in synthesis["open_questions"]) or "None."
-        report = REPORT.format(**asked, answer=synthesis["answer"], findings=findings, open_questions=open_questions)
-        path = artifact_path("multi_agent", context["run_id"], "report.md")
-        return {"report": write_artifact(path, report), "result": f"{asked['company']}: {synthesis['answer']}"}
+        text = REPORT.format(**asked, answer=synthesis["answer"], findings=findings, open_questions=open_questions)
+        url = publish("report.md", report(asked["company"], text, asked="synthesize"))
+        return {"report": url, "result": f"{asked['company']}: {synthesis['answer']}"}
 
     plan = plan_work()
     for_research = assignments.override(task_id="research_assignments")(plan, "market_research")

@@ -115,7 +115,7 @@ def rag_evaluation():
             for each, given in zip(asked, answers, strict=True)
         }
         params = context["params"]
-        folder = write_report(context["run_id"], params["k"], scores, grounded)
+        folder = write_report(params["k"], scores, grounded)
         record_scores(params["k"], scores, grounded, params["mode"])
         recalls = ", ".join(f"{score['mode']} {score['recall']:.2f}" for score in scores)
         return {

@@ -14,7 +14,8 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from include.common.charts import bar_chart
-from include.common.storage import artifact_path, read_artifact, storage_path, write_artifact
+from include.common.results import publish, report, run_folder
+from include.common.storage import read_artifact, storage_path, write_artifact
 from include.common.text import clean_text
 from include.fine_tuning.examples import Example, estimate_tokens
 from include.jobs.service import OpenAIService, task_error
@@ -90,18 +91,18 @@ def scores(answers: Sequence[str], expected: Sequence[str]) -> dict[str, float]:
     }
 
 
-def write_comparison(run_id: str, examples: Sequence[Example], answers: dict[str, Sequence[str]]) -> dict[str, Any]:
+def write_comparison(examples: Sequence[Example], answers: dict[str, Sequence[str]]) -> dict[str, Any]:
     """Score every model's answers; write a table and a chart of them, and return the scores and where these are."""
     expected = [example.answer for example in examples]
     by_model = {model: scores(given, expected) for model, given in answers.items()}
-    folder = artifact_path("fine_tuning", run_id, "")
     summary = "".join(f"- {model}: exact {s['exact']:.2f}, words {s['words']:.2f}\n" for model, s in by_model.items())
-    write_artifact(folder / "comparison.md", f"{summary}\n{comparison_table(examples, answers)}")
-    write_artifact(folder / "scores.svg", bar_chart(f"{len(examples)} validation examples", "score, 0 to 1", by_model))
+    title = f"{len(answers)} models on {len(examples)} validation examples"
+    publish("comparison.md", report(title, summary, comparison_table(examples, answers)))
+    publish("scores.svg", bar_chart(f"{len(examples)} validation examples", "score, 0 to 1", by_model))
     if spending:
         spending.record_scores(examples, by_model)
     line = ", ".join(f"{model} {s['words']:.2f}" for model, s in by_model.items())
-    return {"scores": by_model, "artifacts": str(folder), "result": f"score on {len(examples)} examples: {line}"}
+    return {"scores": by_model, "artifacts": str(run_folder()), "result": f"score on {len(examples)} examples: {line}"}
 
 
 def comparison_table(examples: Sequence[Example], answers: dict[str, Sequence[str]]) -> str:

@@ -72,16 +72,12 @@ def published_answer(answer: Mapping[str, Any] | None, passages: Sequence[Mappin
     }
 
 
-def answer_report(question: str, published: Mapping[str, Any], passages: Sequence[Mapping[str, Any]]) -> str:
-    """Write the answer as Markdown, with the passages that it cites.
-
-    :param published: what `published_answer` returned.
-    """
-    lines = [f"# {' '.join(question.split())}", "", published["answer"], ""]
-    for passage in passages:
-        if passage["id"] in published["chunks"]:
-            lines += [f"**{passage['source']}**", "", *(f"> {line}" for line in passage["text"].splitlines()), ""]
-    return "\n".join(lines)
+def answer_parts(published: Mapping[str, Any], passages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Write what `published_answer` returned as Markdown: the answer, and each passage that it cites."""
+    cited = [passage for passage in passages if passage["id"] in published["chunks"]]
+    quotes = ["\n".join(f"> {line}" for line in passage["text"].splitlines()) for passage in cited]
+    sources = [f"**{passage['source']}**\n\n{quote}" for passage, quote in zip(cited, quotes, strict=True)]
+    return [published["answer"], *sources]
 
 
 def _fence(text: str) -> str:
