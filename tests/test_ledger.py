@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -258,13 +258,14 @@ def test_a_day_becomes_one_parquet_file_and_reads_the_same(storage, monkeypatch)
         process.flush()
     before, today = records(), datetime.now(UTC).date()
     for _ in range(2):  # again changes nothing
-        file = roll_up(before[0].started.date())
+        roll_up(before[0].started.date())
         assert records() == before
+    (file,) = (storage / "ledger" / "days").iterdir()
     assert not list((storage / "ledger").rglob("*.json"))
     assert len(before) == 2
     import pyarrow.parquet as pq
 
-    assert pq.read_table(str(file).removeprefix("file://")).num_rows == 4
+    assert pq.read_table(file).num_rows == 4
     assert today >= before[0].started.date()
 
 
@@ -302,6 +303,18 @@ def test_the_daily_report_adds_up_the_day_and_updates_the_asset(run_dag, llm, st
     (folder,) = (storage / "spend_report").iterdir()
     assert "| prompt_chaining |" in (folder / "report.md").read_text()
     assert {path.name for path in folder.iterdir()} == {"report.md", "by_day.svg", "by_dag.svg", "by_model.svg"}
+
+
+@pytest.mark.needs_dags("spend_report")
+def test_a_job_that_ends_after_its_day_was_reported_is_rolled_up_the_next_day(run_dag, storage, monkeypatch):
+    in_task(monkeypatch)
+    process, days = Ledger(), [datetime.now(UTC) - timedelta(days=number) for number in (2, 1)]
+    for number, started in enumerate(days):
+        process.record_job(CALL, f"job {number}", started)
+        process.flush()
+    run_dag("spend_report", {"day": days[1].date().isoformat()})
+    assert {path.stem for path in (storage / "ledger" / "days").iterdir()} == {str(each.date()) for each in days}
+    assert not list((storage / "ledger").rglob("*.json"))
 
 
 @pytest.mark.needs_dags("spend_report")

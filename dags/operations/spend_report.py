@@ -43,7 +43,8 @@ def spend_report():
     def roll_up_day():
         context = get_current_context()
         day = context["params"]["day"] or (context["dag_run"].run_after.astimezone(UTC) - timedelta(days=1)).date()
-        roll_up(date.fromisoformat(str(day)))
+        for days_before in range(DAYS_BEFORE + 1):  # a job that began then may have ended only now
+            roll_up(date.fromisoformat(str(day)) - timedelta(days=days_before))
         return str(day)
 
     @task(outlets=[DAILY_SPEND])

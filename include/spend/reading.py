@@ -65,12 +65,11 @@ def only(rows: pa.Table, **wanted: Collection[str]) -> pa.Table:
     return rows
 
 
-def roll_up(day: date) -> ObjectStoragePath:
+def roll_up(day: date) -> None:
     """Write the records of a day into its Parquet file, and remove the small files of those that have ended.
 
     Nothing is lost or counted twice if it ends early, or runs again: a record is known by its id.
 
-    :returns: the Parquet file.
     :raises OSError: the storage cannot be read or written.
     :raises ValueError: the day's Parquet file is broken.
     """
@@ -81,15 +80,15 @@ def roll_up(day: date) -> ObjectStoragePath:
         for name, record in records.items()
         if record.has_ended or datetime.now(UTC) - record.updated > ABANDONED
     }
+    if not ended:
+        return
     rolled_up, unreadable = _rolled_up([str(day)])
     if unreadable:
         raise ValueError(f"{file} is not a Parquet file of the ledger: move it away, and clear this task.")
     still_open = _rows(record for name, record in records.items() if name not in ended)
     rows = _replaced(_replaced(rolled_up.get(str(day), _rows([])), still_open, keep=False), _rows(ended.values()))
     write_artifact(file, _as_parquet(rows))
-    if ended:
-        folder.fs.rm([(folder / name).path for name in ended])
-    return file
+    folder.fs.rm([(folder / name).path for name in ended])
 
 
 class _SmallFiles:
