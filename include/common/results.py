@@ -40,13 +40,5 @@ def report(title: str, *parts: str, asked: str = "") -> str:
     first = next(iter(usage), None) if isinstance(usage, list) else usage
     day = context["dag_run"].run_after.astimezone(UTC).date()
     about = [str(day), context["ti"].dag_id, context["run_id"], *([first["model"]] if first else [])]
-    return (
-        "\n\n".join(
-            [
-                f"# {' '.join(title.split())}",
-                " · ".join(f"`{each}`" for each in about),
-                *(part.strip("\n") for part in parts),
-            ]
-        )
-        + "\n"
-    )
+    head = [f"# {' '.join(title.split())}", " · ".join(f"`{each}`" for each in about)]
+    return "\n\n".join([*head, *(part.strip("\n") for part in parts)]) + "\n"
