@@ -224,9 +224,9 @@ def test_a_task_instance_shows_its_own_calls_only(browser, run):
     assert "analyze_ticket" in browser.get(f"{of_run(run)}?task=analyze_ticket&map_index={{MAP_INDEX}}").text
 
 
-def test_scores_are_plotted_by_model_and_prompt_for_who_may_read_the_dag(airflow_app, browser, storage, monkeypatch):
+def test_scores_are_plotted_by_model_and_prompt_for_who_may_read_the_dag(airflow_app, browser, run, monkeypatch):
     for day, model in ((25, "gpt-6-luna"), (26, "<b>another</b>")):
-        in_run(monkeypatch, f"run {day}", "rag_evaluation", day)
+        in_run(monkeypatch, f"run {day}", run.dag_id, day)
         record_score("answers <i>", "grounded", 0.9, cases=60, model=model, fingerprint="0f0f", low=0.8, high=0.95)
     days = "first=2026-11-20&last=2026-11-30"
     shown = browser.get(f"?{days}").text
@@ -234,9 +234,9 @@ def test_scores_are_plotted_by_model_and_prompt_for_who_may_read_the_dag(airflow
     assert "&lt;b&gt;another&lt;/b&gt;" in shown
     assert "0.800 to 0.950" in shown
     assert shown.count("<circle") == 2 + 2
-    assert 'href="/genai/runs/rag_evaluation/run%2026"' in shown
-    assert "answers" not in browser.get(f"?{days}&dag=prompt_chaining").text
-    assert "answers" not in browser.get("?first=2026-11-01&last=2026-11-02").text
+    assert 'href="/genai/runs/prompt_chaining/run%2026"' in shown
+    assert "grounded" not in browser.get(f"?{days}&dag=multi_agent").text
+    assert "grounded" not in browser.get("?first=2026-11-01&last=2026-11-02").text
 
     from airflow.api_fastapi.auth.managers.simple.simple_auth_manager import SimpleAuthManager
 
