@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from abc import abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -50,7 +49,7 @@ class PaidJobOperator(BaseOperator):
     clearing one whose job failed or was cancelled starts a new job, and so does a change of what is asked for.
 
     The wait is measured from the job's creation, or, if that time is over when the task takes a job up, from then.
-    Set no `execution_timeout` below `timeout`.
+    `execution_timeout` is for the task's own work; with `deferrable=False`, where it would cut the wait, it is ignored.
 
     :param conn_id: connection to the service, see `include.jobs.service`.
     :param wait_for_completion: False returns the job's id as soon as the job is there.
@@ -85,6 +84,8 @@ class PaidJobOperator(BaseOperator):
         for name, value in (("poke_interval", poke_interval), ("timeout", timeout)):
             if value <= 0:
                 raise ValueError(f"{name} is in seconds and more than 0, not {value}")
+        if not deferrable:
+            self.execution_timeout = None  # `timeout` ends the wait; this one would cancel the job
         self.conn_id = conn_id
         self.wait_for_completion = wait_for_completion
         self.deferrable = deferrable
@@ -116,7 +117,7 @@ class PaidJobOperator(BaseOperator):
         key = self._key = self.key(context["ti"])
         self._job_id = None
         service = openai_service(self.conn_id)
-        job = asyncio.run(self._with_api(lambda api: one_job(api, key, request)))
+        job, now = asyncio.run(self._with_api(lambda api: _job_and_time(api, key, request)))
         self._job_id = job.id
         page = f"https://platform.openai.com/{self.openai_page}" if service.is_openai else None
         ti, url = context["ti"], f"{page or f'{service.public_url}/{self.service_path}'}/{job.id}"
@@ -127,7 +128,6 @@ class PaidJobOperator(BaseOperator):
             return job.id
         if job.has_ended:
             return self._finish(context, Outcome(status="ended", job_id=job.id, job=job))
-        now = time.time()
         deadline = job.created_at + self.timeout
         deadline = deadline if deadline > now else now + self.timeout
         if self.deferrable:
@@ -165,7 +165,7 @@ class PaidJobOperator(BaseOperator):
             record = read_record(self.key(context["ti"]).value)
             if not record or not record.job_id:
                 raise
-            return self._wait(context, record.job_id, time.time())
+            return self._wait(context, record.job_id, 0.0)
 
     def _wait(self, context: Context, job_id: str, deadline: float) -> Any:
         """Wait in this process."""
@@ -211,3 +211,8 @@ class PaidJobOperator(BaseOperator):
         if job.status == "cancelled":
             raise AirflowFailException(f"{where}: job {job.id} was cancelled. Clear this task to start a new one.")
         return self.result(context, job)
+
+
+async def _job_and_time(api: JobApi, key: JobKey, request: dict[str, Any]) -> tuple[Job, float]:
+    job = await one_job(api, key, request)
+    return job, api.now()
