@@ -52,10 +52,10 @@ def map_partial_expand():
     def get_audience() -> str:
         return get_current_context()["params"]["audience"]
 
-    @task.llm(**llm_kwargs(), system_prompt=SUMMARY_PROMPT, map_index_template="{{ title }}")
+    @task.llm(**llm_kwargs(), system_prompt=SUMMARY_PROMPT, map_index_template="{{ name }}")
     def summarize(document: str, audience: str):
+        get_current_context()["name"] = document
         found = read_document(document)
-        get_current_context()["title"] = found.title
         return untrusted(f"For {audience}:\n\n{found.text[:1000]}")
 
     @task(trigger_rule="all_done")

@@ -69,9 +69,7 @@ class OpenAIService:
             )
         return model
 
-    def client(
-        self, retries: int = 3, after: Sequence[Callable[[Response], Awaitable[None]]] = ()
-    ) -> AsyncOpenAI:
+    def client(self, retries: int = 3, after: Sequence[Callable[[Response], Awaitable[None]]] = ()) -> AsyncOpenAI:
         """A client that tries each call so many times again, where another try may help.
 
         :param after: hooks for each response.
