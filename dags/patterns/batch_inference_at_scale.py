@@ -92,7 +92,8 @@ class ReviewLabels(BaseModel):
             type=["null", "string"],
             **limits(maxLength=200),
             title="Batch",
-            description="Runs of the same batch pay once for the same rows, prompt and model. Empty: one of its own.",
+            description="Runs of the same batch pay once for the same rows, prompt and model, one run at a time. "
+            "Empty: one of its own.",
         ),
         "output_format": Param("parquet", enum=["parquet", "jsonl"], title="Results", description="Form of the file."),
     },
