@@ -9,6 +9,7 @@ from typing import Any, TypedDict, get_args
 
 from include.common.charts import bar_chart
 from include.common.grading import word_recall
+from include.common.markdown import as_markdown_line
 from include.common.storage import artifact_path, write_artifact
 from include.rag.answers import published_answer
 from include.rag.search import search
@@ -86,10 +87,13 @@ def write_report(run_id: str, k: int, scores: Sequence[Score], grounded: Mapping
     lines = [f"| store | mode | recall@{k} | MRR |", "|---|---|---|---|"]
     lines += [f"| {s['store']} | {s['mode']} | {s['recall']:.2f} | {s['mrr']:.2f} |" for s in scores]
     lines += ["", f"Grounded answers: {sum(grounded.values())} of {len(grounded)}", ""]
-    lines += [f"- {'grounded' if good else 'not grounded'}: {question}" for question, good in grounded.items()]
+    lines += [
+        f"- {'grounded' if good else 'not grounded'}: {as_markdown_line(question)}"
+        for question, good in grounded.items()
+    ]
     for score in scores:
         lines += ["", f"Not found by {score['mode']} search in {score['store']}:", ""]
-        lines += [f"- {question}" for question in score["missed"]] or ["- nothing"]
+        lines += [f"- {as_markdown_line(question)}" for question in score["missed"]] or ["- nothing"]
     write_artifact(folder / "report.md", "\n".join(lines) + "\n")
     several = len({score["store"] for score in scores}) > 1
     bars = {
