@@ -34,7 +34,7 @@ from tests.conftest import KEY, model_connection
 
 pytestmark = pytest.mark.one_stack
 
-HALF_A_MEGABYTE = 500_000
+LONG = 200_000
 TEXTS = r"0 a a. a@ a@a. (0 a: a:// ://@ \ \u \ud800 ` < [ ]( ![a]( http://a www.a <!-- & | ~~ - é 😀"
 MARKDOWN_UNITS = r"# > - ``` ` [ ]( ![ <!-- |a * _ **a &# \ 1."
 HTML_UNITS = (
@@ -68,7 +68,7 @@ def seconds(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_no_text_takes_a_task_long(seconds, function):
     seconds(10)
     for unit in [*TEXTS.split(), *" \n\u2028", "0 ", "+1 ", "< passage", "a\n\n"]:
-        bounded.call(function, unit * (HALF_A_MEGABYTE // len(unit)))
+        bounded.call(function, unit * (LONG // len(unit)))
 
 
 # Documents, which a process of its own reads
