@@ -70,7 +70,9 @@ def _small_files(day: date) -> tuple[dict[str, Record], int]:
         return {}, 0
     files = [path for path in folder.fs.ls(folder.path, detail=False) if path.endswith(".json")]
     records, unreadable = {}, 0
-    for path, content in folder.fs.cat(files, on_error="return").items() if files else ():
+    # Not `cat`, to which a path with a bracket is a pattern.
+    contents = folder.fs.cat_ranges(files, None, None, on_error="return") if files else []
+    for path, content in zip(files, contents, strict=True):
         if isinstance(content, FileNotFoundError):  # rolled up meanwhile
             continue
         if isinstance(content, Exception):
