@@ -1,4 +1,4 @@
-"""Names that file systems take for something else: patterns, other folders, links. (Documents: tests/test_documents.py.)"""
+"""Names that file systems take for something else. (Links and odd names of documents: tests/test_documents.py.)"""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_budget_adds_up_in_a_folder_of_any_name(odd_storage):
 def test_the_ledger_is_read_in_a_folder_of_any_name(odd_storage):
     now = datetime.now(UTC)
     where = {"dag_id": "d", "run_id": "[x]*?", "task_id": "t", "map_index": -1, "try_number": 1}
-    line = Line(kind="chat", conn_id="c", model="m", calls=1)
+    line = Line(kind="chat", conn_id="c", model="m", prompt="p", calls=1)
     record = Record(id="1", logical_date=None, started=now, updated=now, state="success", lines=[line], **where)
     write_artifact(storage_path(*record.file), record.model_dump_json())
 
