@@ -49,7 +49,7 @@ def serve_here_only(app: str, **options: Any) -> None:
 
 
 # Here, and not below, as the log server is a process of its own, which on macOS imports this module anew.
-log_server.uvicorn = SimpleNamespace(run=serve_here_only)  # type: ignore[assignment]
+log_server.uvicorn = SimpleNamespace(run=serve_here_only)  # type: ignore[assignment, attr-defined]
 
 if __name__ == "__main__":
     if "api-server" in sys.argv:

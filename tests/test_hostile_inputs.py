@@ -36,6 +36,17 @@ pytestmark = pytest.mark.one_stack
 
 LONG = 200_000
 TEXTS = r"0 a a. a@ a@a. (0 a: a:// ://@ \ \u \ud800 ` < [ ]( ![a]( http://a www.a <!-- & | ~~ - é 😀"
+TEXT_UNITS = [*TEXTS.split(), *" \n\u2028", "0 ", "+1 ", "< passage", "a\n\n"]
+TEXT_FUNCTIONS = [
+    "include.common.personal_data.mask_personal_data",
+    "include.common.shown.shown_text",
+    "include.common.shown.shown_url",
+    "include.common.text.clean_json",
+    "include.common.storage.name_on_storage",
+    "include.common.markdown.as_markdown_text",
+    "include.human_review.verbatim",
+    "include.rag.answers._fence",
+]
 MARKDOWN_UNITS = r"# > - ``` ` [ ]( ![ <!-- |a * _ **a &# \ 1."
 HTML_UNITS = (
     "<!-- <p a=1 <ul><li> <div> </p> &#1 &amp; <table><tr><td> <h1>a <![CDATA[ <a/href='#a'>a</a> <nav><main> <script> "
@@ -52,22 +63,10 @@ def seconds(monkeypatch: pytest.MonkeyPatch) -> Any:
 # Functions that a task calls itself, on text from outside: linear in its length
 
 
-@pytest.mark.parametrize(
-    "function",
-    [
-        "include.common.personal_data.mask_personal_data",
-        "include.common.shown.shown_text",
-        "include.common.shown.shown_url",
-        "include.common.text.clean_json",
-        "include.common.storage.name_on_storage",
-        "include.common.markdown.as_markdown_text",
-        "include.human_review.verbatim",
-        "include.rag.answers._fence",
-    ],
-)
+@pytest.mark.parametrize("function", TEXT_FUNCTIONS)
 def test_no_text_takes_a_task_long(seconds, function):
     seconds(10)
-    for unit in [*TEXTS.split(), *" \n\u2028", "0 ", "+1 ", "< passage", "a\n\n"]:
+    for unit in TEXT_UNITS:
         bounded.call(function, unit * (LONG // len(unit)))
 
 
@@ -119,6 +118,8 @@ def test_pages_that_took_minutes_or_gigabytes_are_read_within_their_bounds(secon
 
 # Servers
 
+CALLS = ["chat", "embeddings", "jobs"]
+
 
 @contextmanager
 def dripping(head: bool) -> Iterator[str]:
@@ -145,7 +146,7 @@ def dripping(head: bool) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("head", [True, False], ids=["headers", "body"])
-@pytest.mark.parametrize("kind", ["chat", "embeddings", "jobs"])
+@pytest.mark.parametrize("kind", CALLS)
 def test_a_server_that_drips_holds_no_call_longer_than_its_time_out(monkeypatch, storage, kind, head):
     """Each read of it is far within the time-out: without a deadline for the whole, the call would not end."""
     monkeypatch.setattr(connection, "CALL_TIMEOUT_S", 0.5)

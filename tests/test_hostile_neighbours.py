@@ -15,6 +15,8 @@ from include.batch.claim import claim
 from include.common.storage import storage_path
 from tests.storages import on_storage
 
+RUNS = 8
+
 
 class Task:
     """A task of a run, in an Airflow that knows these states of runs."""
@@ -34,7 +36,7 @@ class Task:
 
 @on_storage("disk", "s3")
 def test_of_many_runs_that_begin_a_batch_together_one_has_it(storage):
-    states = {f"run {n}": "running" for n in range(8)}
+    states = {f"run {n}": "running" for n in range(RUNS)}
 
     def try_to_claim(run_id: str) -> str:
         try:

@@ -33,24 +33,24 @@ OWN = {"host": "127.0.0.1:8080"}
 CROSS = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}
 
 
-@pytest.mark.parametrize(
-    ("method", "headers"),
-    [
-        ("GET", {}),
-        ("GET", {"host": "evil.example"}),
-        ("GET", {"host": "evil.example:8080", "origin": "http://evil.example:8080"}),
-        ("GET", {"host": "127.0.0.1.evil.example:8080"}),
-        ("GET", {"host": "127.0.0.1@evil.example"}),
-        ("GET", {"host": "0.0.0.0:8080"}),
-        ("POST", {**OWN, "origin": "http://evil.example"}),
-        ("POST", {**OWN, "origin": "null"}),
-        ("POST", {**OWN, "origin": "http://127.0.0.1:9999"}),
-        ("POST", {**OWN, "origin": "http://127.0.0.1:9999", "sec-fetch-site": "same-site"}),
-        ("POST", {**OWN, "origin": "http://evil.example", **CROSS, "sec-fetch-dest": "document"}),
-        ("GET", {**OWN, **CROSS, "sec-fetch-dest": "iframe"}),
-        ("GET", {**OWN, "sec-fetch-site": "same-site", "sec-fetch-mode": "no-cors", "sec-fetch-dest": "script"}),
-    ],
-)
+REFUSED: list[tuple[str, dict[str, str]]] = [
+    ("GET", {}),
+    ("GET", {"host": "evil.example"}),
+    ("GET", {"host": "evil.example:8080", "origin": "http://evil.example:8080"}),
+    ("GET", {"host": "127.0.0.1.evil.example:8080"}),
+    ("GET", {"host": "127.0.0.1@evil.example"}),
+    ("GET", {"host": "0.0.0.0:8080"}),
+    ("POST", {**OWN, "origin": "http://evil.example"}),
+    ("POST", {**OWN, "origin": "null"}),
+    ("POST", {**OWN, "origin": "http://127.0.0.1:9999"}),
+    ("POST", {**OWN, "origin": "http://127.0.0.1:9999", "sec-fetch-site": "same-site"}),
+    ("POST", {**OWN, "origin": "http://evil.example", **CROSS, "sec-fetch-dest": "document"}),
+    ("GET", {**OWN, **CROSS, "sec-fetch-dest": "iframe"}),
+    ("GET", {**OWN, "sec-fetch-site": "same-site", "sec-fetch-mode": "no-cors", "sec-fetch-dest": "script"}),
+]
+
+
+@pytest.mark.parametrize(("method", "headers"), REFUSED)
 def test_pages_of_other_names_sites_and_ports_are_refused(method, headers):
     assert refusal(method, headers)
 
