@@ -100,11 +100,11 @@ def any_asset(fooled: Fooled) -> dict[str, Any]:
 
 # By pattern, the files that a run with a fooled model leaves on the project's storage.
 REACH: dict[Callable[[Fooled], dict[str, Any]], set[str]] = {
-    prompt_chaining: set(),
+    prompt_chaining: {"reply.json"},
     routing: {"handled.json"},
     multi_agent: {"report.md"},
     rag_pipeline: {"answer.json"},
-    batch_inference: {"results.csv", "sentiments.svg"},
+    batch_inference: {"report.json", "chart.svg"},
     human_review: set(),
     any_asset: {"report.md"},
 }
@@ -158,7 +158,7 @@ def test_a_model_that_obeys_reaches_what_its_task_may_do_and_nothing_else(
                 assert "is data" in str(message["content"]) or "are data" in str(message["content"])
     assert all(host == "127.0.0.1" for host, _ in called)
     files = {file for file in storage.rglob("*") if file.is_file()} - before
-    left = [file for file in files if "lance" not in str(file.relative_to(storage))]
+    left = [file for file in files if file.relative_to(storage).parts[0] != "ledger"]
     assert {file.name for file in left} == REACH[pattern]
     assert {file.relative_to(storage).parts[0] for file in left} <= {pattern.__name__}
     for file in left:

@@ -49,7 +49,8 @@ def claim(folder: ObjectStoragePath, ti: Any) -> None:
 def _state(ti: Any, dag_id: str, run_id: str) -> str:
     """Return the state of a run; empty if this Airflow does not know it, as when it was deleted."""
     try:
-        return str(ti.get_dagrun_state(dag_id, run_id))
+        state: str = ti.get_dagrun_state(dag_id, run_id)  # or an enum, which is equal to its text
+        return state
     except AirflowRuntimeError as error:
         if (error.error.detail or {}).get("status_code") == 404:
             return ""
