@@ -58,8 +58,9 @@ def test_the_report_holds_answer_findings_and_open_questions(run_dag, llm, stora
     rivals, market = (run.xcom("research_market", map_index=index) for index in range(2))
     profit = run.xcom("analyze_finances", map_index=0)
     assert len({rivals, market, profit}) == 3
+    about = f"`{run.run.run_after.date()}` · `multi_agent` · `{run.run.run_id}` · `gpt-6-luna`"
     assert report_of(storage) == (
-        f"# Tretwald\n\n*{QUESTION}*\n\n{SYNTHESIS['answer']}\n\n"
+        f"# Tretwald\n\n{about}\n\n*{QUESTION}*\n\n{SYNTHESIS['answer']}\n\n"
         f"## Market research\n\n**Who are the rivals?** {rivals}\n\n**How large is the market?** {market}\n\n"
         f"## Financial analysis\n\n**Is it profitable?** {profit}\n\n"
         "## Open questions\n\n- Who leads it?\n"

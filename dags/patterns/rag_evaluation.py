@@ -17,7 +17,14 @@ from include.ai import llm_kwargs
 from include.common.params import limits
 from include.common.task_defaults import DEFAULT_ARGS, LLM_POOL
 from include.rag.answers import ANSWER_PROMPT, MOST_PASSAGES, Answer, answer_prompt
-from include.rag.evaluation import is_grounded, regressions, score_retrieval, spread_sample, write_report
+from include.rag.evaluation import (
+    is_grounded,
+    record_scores,
+    regressions,
+    score_retrieval,
+    spread_sample,
+    write_report,
+)
 from include.rag.ingestion import refresh_index
 from include.rag.search import search
 from include.rag.stores.base import SearchQuery
@@ -108,13 +115,14 @@ def rag_evaluation():
             each["question"]: is_grounded(each, each["passages"], given)
             for each, given in zip(asked, answers, strict=True)
         }
-        folder = write_report(context["run_id"], context["params"]["k"], scores, grounded)
+        params = context["params"]
+        folder = write_report(params["k"], scores, grounded)
+        record_scores(params["k"], scores, grounded, params["mode"])
         recalls = ", ".join(f"{score['mode']} {score['recall']:.2f}" for score in scores)
         return {
             "artifacts": folder,
             "grounded": grounded,
-            "result": f"recall@{context['params']['k']}: {recalls}; grounded answers: "
-            f"{sum(grounded.values())} of {len(grounded)}",
+            "result": f"recall@{params['k']}: {recalls}; grounded answers: {sum(grounded.values())} of {len(grounded)}",
         }
 
     @task

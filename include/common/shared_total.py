@@ -61,6 +61,15 @@ class SharedTotal:
             with suppress(OSError):  # another process removes them, too
                 root.fs.rm([self._path(root, *entry).path for entry in entries[:-KEPT_ENTRIES]])
 
+    def put(self, name: str, amount: float, version: int = 1) -> None:
+        """Count an amount under a name: once, however often it is put. A later version takes its place.
+
+        :param name: hexadecimal digits.
+        :raises OSError: the storage cannot be written.
+        """
+        part = PARTS + int(name, 16)  # which nobody else adds to
+        create_file(self._path(storage_path(*self.folder), part, version), json.dumps(amount).encode())
+
     @staticmethod
     def _entries(root: ObjectStoragePath) -> dict[int, list[tuple[int, int]]]:
         """List the entries, as part and number, by part."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
@@ -47,6 +49,7 @@ class PaidJobOperator(BaseOperator):
     The job carries a key of the task instance. A retry, a cleared task, or a worker or triggerer that was killed
     takes up the job that there is. Clearing a task whose job succeeded gives the same result and costs nothing;
     clearing one whose job failed or was cancelled starts a new job, and so does a change of what is asked for.
+    No job is started that the connection's budgets have nothing left for.
 
     The wait is measured from the job's creation, or, if that time is over when the task takes a job up, from then.
     `execution_timeout` is for the task's own work; with `deferrable=False`, where it would cut the wait, it is ignored.
@@ -67,6 +70,8 @@ class PaidJobOperator(BaseOperator):
     # Where a person finds jobs of this kind: below OpenAI's platform, and below another service's URL.
     openai_page: ClassVar[str]
     service_path: ClassVar[str]
+    # Counts the jobs, within the connection's budgets and into the ledger: an `include.jobs.spending.JobSpending`.
+    spending: ClassVar[Any] = None
 
     def __init__(
         self,
@@ -117,8 +122,11 @@ class PaidJobOperator(BaseOperator):
         key = self._key = self.key(context["ti"])
         self._job_id = None
         service = openai_service(self.conn_id)
-        job, now = asyncio.run(self._with_api(lambda api: _job_and_time(api, key, request)))
+        allow = partial(self.spending.allow, self, context["ti"]) if self.spending else None
+        job, now = asyncio.run(self._with_api(lambda api: _job_and_time(api, key, request, allow)))
         self._job_id = job.id
+        if self.spending:
+            self.spending.count_started(self, job)
         page = f"https://platform.openai.com/{self.openai_page}" if service.is_openai else None
         ti, url = context["ti"], f"{page or f'{service.public_url}/{self.service_path}'}/{job.id}"
         ti.xcom_push(key="job_id", value=job.id)
@@ -205,6 +213,8 @@ class PaidJobOperator(BaseOperator):
             raise AirflowException(f"{where}: {outcome.message}. A retry takes the job up again.")
         if outcome.status == "timed_out" or job is None:
             raise AirflowFailException(f"{where}: {outcome.message}.")
+        if self.spending and job.has_no_result:
+            self.spending.count_ended(self, context["ti"], job)
         if job.status == "failed":
             reason = job.detail.get("error") or "the provider gives no reason"
             raise AirflowFailException(f"{where}: job {job.id} failed: {reason}. Clear this task to start a new one.")
@@ -213,6 +223,8 @@ class PaidJobOperator(BaseOperator):
         return self.result(context, job)
 
 
-async def _job_and_time(api: JobApi, key: JobKey, request: dict[str, Any]) -> tuple[Job, float]:
-    job = await one_job(api, key, request)
+async def _job_and_time(
+    api: JobApi, key: JobKey, request: dict[str, Any], allow: Callable[[Job | None], None] | None
+) -> tuple[Job, float]:
+    job = await one_job(api, key, request, allow)
     return job, api.now()

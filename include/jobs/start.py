@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
@@ -25,19 +25,22 @@ LARGEST_DIFFERENCE_S = 3600.0
 log = logging.getLogger(__name__)
 
 
-async def one_job(api: JobApi, key: JobKey, request: Mapping[str, Any]) -> Job:
+async def one_job(
+    api: JobApi, key: JobKey, request: Mapping[str, Any], allow: Callable[[Job | None], None] | None = None
+) -> Job:
     """Return the task instance's job: the one that there is, or a new one.
 
     There is one if an earlier try has created it and the request is the same. One that failed or was cancelled is
     only followed by another when somebody clears the task.
 
+    :param allow: is given the job that a new one is to follow, if there is one, and raises what forbids a new one.
     :raises AirflowFailException: the provider refuses, or does not know the recorded job.
     :raises AirflowException: the provider cannot be asked now; nothing was lost.
     """
     service = await api.service()
     record = read_record(key.value)
     try:
-        job = await _known_job(api, service, key.value, record)
+        job = known = await _known_job(api, service, key.value, record)
         if job and (job.metadata or {}).get(REQUEST, fingerprint(request)) != fingerprint(request):
             log.warning("%s: job %s was for another request; it is not used.", service, job.id)
             if not job.has_ended:
@@ -51,6 +54,8 @@ async def one_job(api: JobApi, key: JobKey, request: Mapping[str, Any]) -> Job:
     except Exception as error:
         raise task_error(service, "looking for the job of this task", error) from None
     if job is None:
+        if allow:
+            allow(known)
         return await _create(api, service, key, request)
     log.info("%s: this task has job %s already (%s).", service, job.id, job.status)
     intent_at = record.intent_at if record else job.created_at
