@@ -12,6 +12,7 @@ from airflow.sdk import dag, task
 
 from include.common.asset_events import files_of, newest_event, triggering_events
 from include.common.assets import KNOWLEDGE_BASE
+from include.common.markdown import as_markdown_line
 from include.common.results import publish, report
 from include.common.task_defaults import DEFAULT_ARGS
 
@@ -30,7 +31,7 @@ def asset_consumer():
     def write_news():
         events = triggering_events(KNOWLEDGE_BASE) or newest_event(KNOWLEDGE_BASE)
         updates = [json.loads(file.read_bytes()) for file in files_of(events, "changes")]
-        news = [f"- {kind}: {name}" for update in updates for kind in KINDS for name in update[kind]]
+        news = [f"- {kind}: {as_markdown_line(name)}" for update in updates for kind in KINDS for name in update[kind]]
         url = publish("news.md", report("What is new in the knowledge base", "\n".join(news)))
         return {"news": url, "result": f"{len(news)} changes in {len(events)} update(s)"}
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from airflow.sdk import get_current_context
 
+from include.common.markdown import as_markdown_line
 from include.common.storage import artifact_path, name_on_storage, write_artifact
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def publish(name: str, content: object) -> str:
 def report(title: str, *parts: str, asked: str = "") -> str:
     """Return a report in Markdown: its title; the day, DAG, run and model that it is of; and its parts.
 
+    :param title: a text, which may be from outside; the parts are Markdown.
     :param asked: the task that asked the model, if there was one.
     """
     context = get_current_context()
@@ -40,5 +42,5 @@ def report(title: str, *parts: str, asked: str = "") -> str:
     first = next(iter(usage), None) if isinstance(usage, list) else usage
     day = context["dag_run"].run_after.astimezone(UTC).date()
     about = [str(day), context["ti"].dag_id, context["run_id"], *([first["model"]] if first else [])]
-    head = [f"# {' '.join(title.split())}", " · ".join(f"`{each}`" for each in about)]
+    head = [f"# {as_markdown_line(title)}", " · ".join(f"`{each}`" for each in about)]
     return "\n\n".join([*head, *(part.strip("\n") for part in parts)]) + "\n"

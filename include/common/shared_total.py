@@ -39,8 +39,10 @@ class SharedTotal:
         """
         root = storage_path(*self.folder)
         last = [max(numbers) for numbers in self._entries(root).values()]
-        paths = {self._path(root, *entry).path for entry in last}
-        return sum(_value(content) for content in root.fs.cat(sorted(paths)).values()) if paths else 0.0
+        paths = [self._path(root, *entry).path for entry in last]
+        # Not `cat`, to which a path with a bracket is a pattern.
+        contents = root.fs.cat_ranges(paths, None, None, on_error="raise") if paths else []
+        return sum(map(_value, contents))
 
     def add(self, amount: float) -> None:
         """Add to the sum.

@@ -14,6 +14,7 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from include.common.charts import bar_chart
+from include.common.markdown import as_markdown_line
 from include.common.results import publish, report, run_folder
 from include.common.storage import read_artifact, storage_path, write_artifact
 from include.common.text import clean_text
@@ -121,6 +122,4 @@ def _normal(text: str) -> str:
 
 
 def _cell(text: str, longest: int = 200) -> str:
-    """Escape text from outside, so that it stays in its cell."""
-    flat = " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
-    return flat if len(flat) <= longest else flat[:longest] + " ..."
+    return as_markdown_line(text if len(text) <= longest else f"{text[:longest]} ...")

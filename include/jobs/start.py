@@ -16,9 +16,11 @@ from include.jobs.service import CALL_TIMEOUT_S, OpenAIService, describe, is_pas
 from include.jobs.wait import cancel
 
 # Jobs whose creation the provider dates so long before the intent, by another clock, are looked at too.
-CLOCKS_DIFFER_S = 60.0
-# Within this time of an intent, its create call may still be on its way.
+CLOCKS_DIFFER_S = 600.0
+# Within this time of an intent, its create call may still be on its way. It is waited out in full, as the clocks of the
+# two workers may differ, unless the intent is older than any such difference.
 SETTLE_S = CALL_TIMEOUT_S + 15
+LARGEST_DIFFERENCE_S = 3600.0
 
 log = logging.getLogger(__name__)
 
@@ -74,10 +76,12 @@ async def _known_job(api: JobApi, service: OpenAIService, key: str, record: Reco
                 "which starts a new job."
             ) from None
     since = record.intent_at - CLOCKS_DIFFER_S if record else 0.0
+    is_fresh = record is not None and time.time() - record.intent_at < LARGEST_DIFFERENCE_S
+    settled = time.monotonic() + (SETTLE_S if is_fresh else 0)
     while True:
         if found := await api.find(key, since):
             return _first(found)
-        left = record.intent_at + SETTLE_S - time.time() if record else 0
+        left = settled - time.monotonic()
         if left <= 0:
             return None
         log.info("An earlier try may have started a job just now; looking for it for %.0f s.", left)

@@ -14,6 +14,7 @@ from include.ai.embeddings import EMBEDDINGS_CONN_ID
 from include.ai.model import DEFAULT_MODEL
 from include.common.charts import bar_chart
 from include.common.grading import word_recall
+from include.common.markdown import as_markdown_line
 from include.common.results import publish, report, run_folder
 from include.rag.answers import ANSWER_PROMPT, Answer, published_answer
 from include.rag.search import search
@@ -98,10 +99,13 @@ def write_report(k: int, scores: Sequence[Score], grounded: Mapping[str, bool]) 
     lines = [f"| store | mode | recall@{k} | MRR |", "|---|---|---|---|"]
     lines += [f"| {s['store']} | {s['mode']} | {s['recall']:.2f} | {s['mrr']:.2f} |" for s in scores]
     lines += ["", f"Grounded answers: {sum(grounded.values())} of {len(grounded)}", ""]
-    lines += [f"- {'grounded' if good else 'not grounded'}: {question}" for question, good in grounded.items()]
+    lines += [
+        f"- {'grounded' if good else 'not grounded'}: {as_markdown_line(question)}"
+        for question, good in grounded.items()
+    ]
     for score in scores:
         lines += ["", f"Not found by {score['mode']} search in {score['store']}:", ""]
-        lines += [f"- {question}" for question in score["missed"]] or ["- nothing"]
+        lines += [f"- {as_markdown_line(question)}" for question in score["missed"]] or ["- nothing"]
     publish("report.md", report(f"Retrieval of {k} passages, and answers from them", "\n".join(lines), asked="answer"))
     several = len({score["store"] for score in scores}) > 1
     bars = {

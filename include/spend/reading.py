@@ -141,12 +141,14 @@ def _read_records(folder: ObjectStoragePath, names: Collection[str]) -> tuple[di
 
 def _contents(folder: ObjectStoragePath, names: Collection[str]) -> Iterable[tuple[str, bytes]]:
     paths = [(folder / name).path for name in names]
-    for path, content in folder.fs.cat(paths, on_error="return").items() if paths else ():
+    # Not `cat`, to which a path with a bracket is a pattern.
+    contents = folder.fs.cat_ranges(paths, None, None, on_error="return") if paths else []
+    for name, content in zip(names, contents, strict=True):
         if isinstance(content, FileNotFoundError):  # rolled up meanwhile
             continue
         if isinstance(content, Exception):
             raise content
-        yield path.rpartition("/")[2], content
+        yield name, content
 
 
 def _rolled_up(days: Collection[str]) -> tuple[dict[str, pa.Table], int]:

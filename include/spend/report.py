@@ -7,6 +7,7 @@ from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
 from include.common.charts import bar_chart
+from include.common.markdown import as_markdown_line
 from include.common.results import publish, report
 from include.spend.reading import Reading, only
 from include.spend.sums import Sum, overview
@@ -63,7 +64,7 @@ def _table(name: str, sums: Sequence[Sum]) -> list[str]:
     if not sums:
         return ["Nothing."]
     rows = [
-        f"| {each.name.replace('|', '/')} | {each.cost_usd:,.4f} | {each.calls:,} | {each.tokens:,} "
+        f"| {as_markdown_line(each.name)} | {each.cost_usd:,.4f} | {each.calls:,} | {each.tokens:,} "
         f"| {each.failed:,} | {each.failed_usd:,.4f} |"
         for each in sums[:MOST_ROWS]
     ]
