@@ -68,6 +68,7 @@ def price_of_file(file: Path, dag_id: str, rows_file: str, batch: str, columns: 
     from include.batch.price import price_of_rows
     from include.batch.rows import read_rows
     from include.common.prices import shown_usd
+    from include.common.storage import open_path
 
     module = runpy.run_path(str(file))
     if "run" not in module or "TASKS" not in module:
@@ -75,7 +76,7 @@ def price_of_file(file: Path, dag_id: str, rows_file: str, batch: str, columns: 
     context: Any = {"run_id": "price", "params": {"batch": batch or None, "budget_usd": None}}
     with set_current_context(context):
         run = module["run"]()
-    price = price_of_rows(run, read_rows(Path(rows_file), *columns), module["TASKS"])
+    price = price_of_rows(run, read_rows(open_path(f"file://{Path(rows_file).absolute()}"), *columns), module["TASKS"])
     cost = "a price that is not known" if price.cost_usd is None else shown_usd(price.cost_usd)
     return (
         f"{rows_file}: {price.rows:,} rows, {price.stored:,} of them need no call, {price.to_ask:,} are to be asked.\n"
