@@ -167,6 +167,19 @@ def test_the_providers_events_are_in_the_log(task, provider, caplog):
     assert caplog.text.index("Validating training file") < caplog.text.index("New fine-tuned model created")
 
 
+def test_the_events_of_a_job_that_goes_on_are_asked_for_once_a_minute_and_at_its_end(task, provider):
+    provider.next_job(hold="running")
+    job_id = task(wait_for_completion=False).attempt()
+    events = f"{JOBS}/{job_id}/events"
+    thread = threading.Thread(target=wait, args=(provider, job_id))
+    thread.start()
+    wait_until(lambda: len(provider.requests("GET", f"{JOBS}/{job_id}")) >= 5)
+    assert len(provider.requests("GET", events)) == 1
+    provider.set_job(job_id, "succeeded")
+    thread.join(60)
+    assert len(provider.requests("GET", events)) == 2
+
+
 @on_storage("disk", "s3")
 def test_clearing_a_task_whose_job_succeeded_returns_the_same_model_at_no_cost(task, provider):
     tuning = task()

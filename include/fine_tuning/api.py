@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,6 +15,8 @@ from include.jobs.trigger import PaidJobTrigger
 if TYPE_CHECKING:
     from openai.types.fine_tuning import FineTuningJob
 
+# Seconds between two looks at a job's events: each costs the triggerer as much as a look at the job.
+NEWS_EVERY_S = 60.0
 LEVELS = {"info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
 
 log = logging.getLogger(__name__)
@@ -25,6 +28,7 @@ class FineTuningApi(JobApi):
     underway = frozenset({"validating_files", "queued", "running"})
 
     _last_event: str | None = None
+    _next_news = 0.0
 
     async def create(self, request: Mapping[str, Any], metadata: dict[str, str]) -> Job:
         client = await self.client()
@@ -44,11 +48,14 @@ class FineTuningApi(JobApi):
         await client.fine_tuning.jobs.cancel(job_id)
 
     async def relay_news(self, job: Job) -> None:
-        """Log the job's events (steps, losses, warnings) that came since the last call, oldest first."""
+        """Log the job's events (steps, losses, warnings) since those of before, once a minute and at its end."""
+        if not job.has_ended and time.monotonic() < self._next_news:
+            return
+        self._next_news = time.monotonic() + NEWS_EVERY_S
         client = await self.client()
         news = []
         # Newest first, a page at a time: a job that is watched has few new ones.
-        async for event in client.fine_tuning.jobs.list_events(job.id, limit=5 if self._last_event else 100):
+        async for event in client.fine_tuning.jobs.list_events(job.id, limit=20 if self._last_event else 100):
             if event.id == self._last_event:
                 break
             news.append(event)
