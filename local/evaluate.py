@@ -100,7 +100,7 @@ def evaluate(given: argparse.Namespace) -> int:
     except AirflowException as error:
         sys.exit(str(error))
     done = [name for name in names if evaluated(run, name, len(names))]
-    found = run.compare(names)
+    found = run.compare(names, done)
     report = read_artifact(artifact_path(FOLDER, run.run_id, "report.md")).decode()
     print(report)
     if given.summary:

@@ -15,6 +15,7 @@ from pathlib import Path
 from airflow.sdk import Param, dag, get_current_context, task, task_group
 
 from include.common.assets import ACCEPTED_PROMPT
+from include.common.mapping import mapped_results
 from include.common.params import limits
 from include.common.task_defaults import DEFAULT_ARGS, LLM_TASK
 from include.evaluation import accepting
@@ -107,7 +108,8 @@ def evaluate_prompts():
 
     @task(trigger_rule="all_done")
     def compare(chosen: list[str]):
-        return run().compare(chosen)
+        results = mapped_results("evaluate", chosen)
+        return run().compare(chosen, [name for name, result in zip(chosen, results, strict=True) if result])
 
     @task
     def report(found: list[dict]):

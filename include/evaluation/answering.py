@@ -25,7 +25,7 @@ from pydantic_ai.usage import RunUsage, UsageLimits
 
 from include.ai import LLM_CONN_ID
 from include.ai.limited_model import TaskUsage
-from include.ai.model import ConnectionModel, RequestRefused, TextTooLong, connection_model
+from include.ai.model import ConnectionModel, RequestRefused, TextTooLong
 from include.ai.output import output_to_json
 from include.common.prices import shown_usd
 from include.common.storage import name_on_storage, read_artifact, storage_path, write_artifact
@@ -118,15 +118,13 @@ class _Evaluation:
     stopped: Exception | None = None
 
     def __post_init__(self) -> None:
-        def make(conn_id: str) -> ConnectionModel:
-            return ConnectionModel(conn_id, self.usage)
-
-        self.model = connection_model(self.settings.conn_id or self.task.conn_id, make)
+        # Not a connection's fallbacks: what they answer would be counted as this model's.
+        self.model = ConnectionModel(self.settings.conn_id or self.task.conn_id, self.usage)
         self.model_id = self.model.source.model_id
         self.judge: Agent[None, Judgement] | None = None
         self.judge_id = ""
         if self.subject.rubric:
-            judge = connection_model(self.settings.judge_conn_id, make)
+            judge = ConnectionModel(self.settings.judge_conn_id, self.usage)
             self.judge = Agent(judge, system_prompt=JUDGE_PROMPT, output_type=Judgement)
             self.judge_id = judge.source.model_id
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,27 +70,25 @@ class EvaluationRun:
             _record(result)
         return {"cases": len(result.trials), "passed": result.passed.value}
 
-    def compare(self, names: Sequence[str]) -> list[dict[str, Any]]:
+    def compare(self, names: Sequence[str], evaluated: Collection[str]) -> list[dict[str, Any]]:
         """Compare each result with the accepted one, write the report, and return what is found for each subject.
 
         All subjects together raise a false alarm at most as often as `alarm_rate` says.
+
+        :param evaluated: those whose evaluation has not failed. The others are incomplete.
         """
         alarm_rate = self.params["alarm_rate"] / max(1, len(names))
         compared, found = [], []
         for name in names:
-            each = self._compare(name, alarm_rate)
+            each = self._compare(name, alarm_rate) if name in evaluated else None
             compared += [each] if each else []
             found.append(self._found(name, each, alarm_rate))
         write_report(artifact_path(FOLDER, self.run_id, ""), compared, self.params["alarm_rate"])
         return found
 
-    def _compare(self, name: str, alarm_rate: float) -> Compared | None:
-        """Compare one subject; None if it was not evaluated."""
+    def _compare(self, name: str, alarm_rate: float) -> Compared:
         subject, accepted = self._subject(name), read_accepted(name)
-        try:
-            result = read_result(result_path(self.run_id, name))
-        except FileNotFoundError:
-            return None
+        result = read_result(result_path(self.run_id, name))
         cases = [case for case in subject.read_cases() if case.key in result.trials]
         return Compared(result, accepted, judge_change(result, accepted, alarm_rate, subject.loss), cases)
 
