@@ -12,8 +12,8 @@ were then in flight, the status of its answer, None as long as it has none, and 
 `POST /script` takes `latency` (seconds), `refuse` (the share of requests that get a 429 with `Retry-After: 1`, evenly
 spread) and `faults` (by a part of the text the status of its answer, which is not to be retried), and forgets what was
 seen. With `labels` (by a text the values that are right) the quality of answers is a known function of the prompt:
-`quality` gives, by a part of the prompt, the share of texts that get their label; the others get another value. Which
-texts these are depends on the text alone, so that a better prompt is right wherever a worse one is.
+`quality` gives, by a part of the prompt (the longest counts), the share of texts that get their label. Which ones
+these are depends on the text alone, so that a better prompt is right wherever a worse one is.
 """
 
 from __future__ import annotations
@@ -131,7 +131,8 @@ class ScriptedModel:
 
     def _is_right(self, body: dict[str, Any], text: str) -> bool:
         prompt = json.dumps([message for message in body["messages"] if message["role"] == "system"])
-        share = max((share for part, share in self.quality.items() if part in prompt), default=0.0)
+        part = max((part for part in self.quality if part in prompt), key=len, default="")
+        share = self.quality.get(part, 0.0)
         return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) / 16**8 < share
 
     async def _list_seen(self, request: Request) -> JSONResponse:

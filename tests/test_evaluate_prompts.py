@@ -23,9 +23,9 @@ from tests.scripted_model import CALL_USD
 
 SUBJECTS = {subject.name: subject for subject in subjects(CASES)}
 DAGS = PROJECT / "dags"
-# The share of cases that a prompt with this word in it gets right.
-QUALITY = {"sentiment": 0.8, "WORSE": 0.55, "BETTER": 0.97}
-CONF = {"subjects": ["sentiment"], "limit": 100}
+# The share of cases that a prompt with these words in it gets right.
+QUALITY = {"sentiment of": 0.8, "sentiment WORSE of": 0.5, "sentiment BETTER of": 0.97}
+CONF = {"subjects": ["sentiment"], "limit": 60}
 PERSON = {"id": "7", "name": "Ada"}
 
 
@@ -261,9 +261,10 @@ def test_the_shell_says_by_its_status_what_the_gate_says(labelled, prompt, tmp_p
     from local.evaluate import NEITHER, PASSED, WORSE, main
 
     summary = tmp_path / "summary.md"
-    given = ["--subjects", "sentiment", "--summary", str(summary), "--home", str(tmp_path / "home")]
-    assert main([*given, "--limit", "12"]) == NEITHER
+    options = ["--subjects", "sentiment", "--summary", str(summary), "--home", str(tmp_path / "home")]
+    assert main([*options, "--limit", "12"]) == NEITHER
     assert "too few cases to tell" in summary.read_text()
+    given = [*options, "--limit", "60"]
     assert main(given) == NEITHER, "nothing was accepted yet"
     assert main([*given, "--accept"]) == PASSED
     assert main(given) == PASSED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import pytest
@@ -78,8 +79,11 @@ def test_what_never_passes_goes_to_a_person_who_may_edit_the_best(run_dag, llm, 
     assert "not passed in 3 rounds" in run.xcom("report")["result"]
 
 
-@pytest.mark.parametrize("budget", [0, 1], ids=["used up", "of an unknown price"])
-def test_no_round_begins_without_money_for_it(budget, run_dag, llm, storage, person):
+@pytest.mark.parametrize(("budget", "model"), [(0, "gpt-6-luna"), (1, "a-model-without-a-price")])
+def test_no_round_begins_without_money_for_it(budget, model, run_dag, llm, storage, person, monkeypatch):
+    connection = json.loads(os.environ["AIRFLOW_CONN_PYDANTICAI_DEFAULT"])
+    connection["extra"]["model"] = f"openai-chat:{model}"
+    monkeypatch.setenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT", json.dumps(connection))
     rounds(llm, (BAD, False))
     run_dag("evaluator_optimizer", {"budget_usd": budget})
     assert len(chat_requests(llm)) == 2
