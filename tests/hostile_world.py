@@ -241,7 +241,7 @@ def evaluate_prompts(world: World) -> Conf:
         Subject, "read_cases", lambda self, limit=None: read(replace(self, cases=cases / self.cases.name), limit)
     )
     world.always({"sentiment": "negative", "summary": ATTACK})
-    return {"subjects": ["sentiment"], "conn_id": None}
+    return {"subjects": ["sentiment"]}
 
 
 def evaluator_optimizer(world: World) -> Conf:
@@ -294,6 +294,7 @@ ATTACKS: list[Callable[[World], Conf]] = [
 # Params whose attack ends the run before anything else is attacked.
 BAD_PARAMS: dict[str, Conf] = {
     "rag_evaluation": {"stores": [ATTACK]},
+    "evaluate_prompts": {"subjects": ["replies"], "limit": 1, "conn_id": ATTACK, "judge_conn_id": ATTACK},
     "batch_inference_at_scale": {"input": ATTACK},
     "batch_api_inference": {"input": ATTACK},
     "fine_tuning": {"training_file": ATTACK, "validation_file": ATTACK},

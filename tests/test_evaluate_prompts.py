@@ -117,11 +117,12 @@ def test_with_twelve_cases_nothing_is_passed_and_nobody_is_asked(run_dag, labell
 
 
 @pytest.mark.needs_dags("evaluate_prompts", "batch_inference", "on_demand_inference")
-def test_a_subject_that_could_not_be_evaluated_is_incomplete_and_the_others_are_reported(run_dag, labelled):
+def test_a_subject_that_could_not_be_evaluated_is_incomplete_and_the_others_are_reported(run_dag, labelled, person):
     case = read_cases(CASES / "messages.jsonl")[0].input
     labelled.script(faults={case: 500})
-    run = run_dag("evaluate_prompts", {"subjects": ["sentiment", "triage"], "limit": None})
+    run = run_dag("evaluate_prompts", {"subjects": ["sentiment", "triage"]})
     assert run.state == "failed"
+    assert sorted(run.states()[f"change.gate[{n}]"] for n in range(2)) == ["failed", "success"]
     result = run.xcom("report")["result"]
     assert "triage: incomplete (not evaluated)" in result
     assert "sentiment: nothing to compare with" in result

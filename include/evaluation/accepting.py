@@ -20,11 +20,13 @@ REJECT = "Reject"
 def pass_gate(found: Mapping[str, Any]) -> None:
     """Stop what is not to be accepted.
 
-    :param found: of a subject: `outcome`, `line` (the verdict in words) and `is_new` (whether prompt or model is not
-        the accepted one).
-    :raises AirflowFailException: it is worse than what was accepted.
+    :param found: of a subject: `outcome`, `line` (the verdict in words), `is_new` (whether prompt or model is not the
+        accepted one) and `report` (missing if it was not evaluated).
+    :raises AirflowFailException: it is worse than what was accepted, or was not evaluated.
     :raises AirflowSkipException: it is neither passed nor failed, or there is nothing to decide.
     """
+    if "report" not in found:
+        raise AirflowFailException(f"{found['line']}: see its task evaluate.")
     if found["outcome"] == Outcome.WORSE:
         raise AirflowFailException(f"{found['line']}. See {found['report']}")
     if found["outcome"] in (Outcome.TOO_FEW, Outcome.INCOMPLETE):
