@@ -36,7 +36,7 @@ from include.evaluation.scorers import Asked, Given, Metrics
 from include.evaluation.subjects import LLMTask, Subject, load_task, plain
 
 # Cases that are asked about at the same time. The account's limits are the connection's.
-AT_ONCE = 8
+AT_ONCE = 4
 # The most requests for one answer of an agent. One that needs more does not end.
 MOST_REQUESTS = 12
 
