@@ -102,9 +102,10 @@ def rag_evaluation():
         found = search(queries, conn_id=params["stores"][0])
         return [{**each, "passages": [asdict(hit) for hit in hits]} for each, hits in zip(sample, found, strict=True)]
 
-    @task.llm(**llm_kwargs(), system_prompt=ANSWER_PROMPT, output_type=Answer, map_index_template="{{ question }}")
+    @task.llm(**llm_kwargs(), system_prompt=ANSWER_PROMPT, output_type=Answer, map_index_template="{{ number }}")
     def answer(asked: dict):
-        get_current_context()["question"] = asked["question"]
+        context = get_current_context()
+        context["number"] = f"question {context['ti'].map_index + 1}"
         return answer_prompt(asked["question"], asked["passages"])
 
     @task
@@ -115,7 +116,7 @@ def rag_evaluation():
             for each, given in zip(asked, answers, strict=True)
         }
         params = context["params"]
-        folder = write_report(context["run_id"], params["k"], scores, grounded)
+        folder = write_report(params["k"], scores, grounded)
         record_scores(params["k"], scores, grounded, params["mode"])
         recalls = ", ".join(f"{score['mode']} {score['recall']:.2f}" for score in scores)
         return {

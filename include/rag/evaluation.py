@@ -14,7 +14,8 @@ from include.ai.embeddings import EMBEDDINGS_CONN_ID
 from include.ai.model import DEFAULT_MODEL
 from include.common.charts import bar_chart
 from include.common.grading import word_recall
-from include.common.storage import artifact_path, write_artifact
+from include.common.markdown import as_markdown_line
+from include.common.results import publish, report, run_folder
 from include.rag.answers import ANSWER_PROMPT, Answer, published_answer
 from include.rag.search import search
 from include.rag.stores.base import SearchMode, SearchQuery
@@ -90,27 +91,29 @@ def is_grounded(question: Mapping[str, Any], passages: Sequence[Mapping[str, Any
     )
 
 
-def write_report(run_id: str, k: int, scores: Sequence[Score], grounded: Mapping[str, bool]) -> str:
+def write_report(k: int, scores: Sequence[Score], grounded: Mapping[str, bool]) -> str:
     """Write a table and a chart of the scores, and what was missed; return the URL of their folder.
 
     :param grounded: by question whether its answer is.
     """
-    folder = artifact_path("rag_evaluation", run_id, "")
     lines = [f"| store | mode | recall@{k} | MRR |", "|---|---|---|---|"]
     lines += [f"| {s['store']} | {s['mode']} | {s['recall']:.2f} | {s['mrr']:.2f} |" for s in scores]
     lines += ["", f"Grounded answers: {sum(grounded.values())} of {len(grounded)}", ""]
-    lines += [f"- {'grounded' if good else 'not grounded'}: {question}" for question, good in grounded.items()]
+    lines += [
+        f"- {'grounded' if good else 'not grounded'}: {as_markdown_line(question)}"
+        for question, good in grounded.items()
+    ]
     for score in scores:
         lines += ["", f"Not found by {score['mode']} search in {score['store']}:", ""]
-        lines += [f"- {question}" for question in score["missed"]] or ["- nothing"]
-    write_artifact(folder / "report.md", "\n".join(lines) + "\n")
+        lines += [f"- {as_markdown_line(question)}" for question in score["missed"]] or ["- nothing"]
+    publish("report.md", report(f"Retrieval of {k} passages, and answers from them", "\n".join(lines), asked="answer"))
     several = len({score["store"] for score in scores}) > 1
     bars = {
         f"{s['store']}, {s['mode']}" if several else s["mode"]: {f"recall@{k}": s["recall"], "MRR": s["mrr"]}
         for s in scores
     }
-    write_artifact(folder / "scores.svg", bar_chart(f"Retrieval of {k} passages", "score, 0 to 1", bars))
-    return str(folder)
+    publish("scores.svg", bar_chart(f"Retrieval of {k} passages", "score, 0 to 1", bars))
+    return str(run_folder())
 
 
 def record_scores(k: int, scores: Sequence[Score], grounded: Mapping[str, bool], mode: str) -> None:
