@@ -9,15 +9,14 @@ A reply that passes is sent. If none does, the best one fails at the gate, and w
 person, who approves it, edits it first, or rejects it.
 """
 
-import json
-
 from airflow.providers.common.compat.sdk import AirflowSkipException
 from airflow.sdk import Param, dag, get_current_context, task, task_group
 from pydantic import Field
 
 from include.ai import BaseModel, llm_kwargs, untrusted
 from include.common.params import limits
-from include.common.storage import artifact_path, write_artifact
+from include.common.results import publish, run_folder
+from include.common.results import report as markdown_report
 from include.common.task_defaults import DEFAULT_ARGS
 from include.evaluation.judge import JUDGE_PROMPT, REPLY_RUBRIC, Judgement, judge_prompt
 from include.evaluation.rounds import best_round, score_round, spent_usd
@@ -125,15 +124,13 @@ def evaluator_optimizer():
             raise AirflowSkipException("The reply was rejected.")
         edited = (decision or {}).get("params_input") or {}
         record = {"reply": edited.get("reply", best["reply"]), "round": best["round"], "passed": best["passed"]}
-        path = artifact_path("evaluator_optimizer", get_current_context()["run_id"], "reply.json")
-        if not path.exists():
-            write_artifact(path, json.dumps(record, indent=2, ensure_ascii=False))
-        return {"outbox": str(path)}
+        path = run_folder() / "reply.json"
+        return {"outbox": str(path) if path.exists() else publish("reply.json", record)}
 
     @task
     def report(best: dict):
-        path = artifact_path("evaluator_optimizer", get_current_context()["run_id"], "rounds.md")
-        return {"report": write_artifact(path, best["report"]), "result": best["summary"]}
+        url = publish("rounds.md", markdown_report("A reply, round by round", best["report"], asked="round_1.write"))
+        return {"report": url, "result": best["summary"]}
 
     rounds = [one_round(1)]
     for number in range(2, ROUNDS + 1):

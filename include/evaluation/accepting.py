@@ -45,6 +45,7 @@ class AcceptOperator(HITLOperator):
     template_fields = ("found", "minutes")
 
     def __init__(self, *, found: Any, minutes: Any, **kwargs: Any) -> None:
+        kwargs["execution_timeout"] = None  # HITLOperator takes one for how long a person may think
         super().__init__(subject="Accept?", options=[ACCEPT, REJECT], defaults=REJECT, **kwargs)
         self.found = found
         self.minutes = minutes

@@ -12,7 +12,7 @@ from include.common.prices import shown_usd
 from include.common.storage import write_artifact
 from include.evaluation.cases import Case
 from include.evaluation.results import Result, Trial, passed_share
-from include.evaluation.tables import table
+from include.evaluation.tables import cell, table
 from include.evaluation.verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ def write_report(folder: ObjectStoragePath, compared: Sequence[Compared], alarm_
 
 def markdown(compared: Sequence[Compared], alarm_rate: float) -> list[str]:
     """Return the lines of a report: a table of all subjects, and a part on each."""
-    lines = ["# Evaluation", "", *summary(compared), ""]
+    runs = dict.fromkeys(f"`{each.result.at:%Y-%m-%d}` · `{each.result.run_id}`" for each in compared)
+    lines = ["# Evaluation", "", *runs, "", *summary(compared), ""]
     lines += [
         f"Without a change, each of these verdicts is *worse* in at most {100 * alarm_rate:.3g} % of all evaluations. "
         "The brackets are 95 % intervals.",
@@ -97,9 +98,9 @@ def _details(compared: Compared) -> list[str]:
     metrics = [[name, f"{value:.2f}", _number(of_accepted.get(name))] for name, value in result.metrics.items()]
     lines += ["", *table(["metric", "now", "accepted"], metrics)]
     if result.failures:
-        failures = [[name, str(number)] for name, number in result.failures.most_common()]
+        failures = [[cell(name), str(number)] for name, number in result.failures.most_common()]
         lines += ["", *table(["failure", "answers"], failures)]
-    by_tag = [[tag, f"{_percent(share)} of {number}"] for tag, share, number in _tags(compared)]
+    by_tag = [[cell(tag), f"{_percent(share)} of {number}"] for tag, share, number in _tags(compared)]
     if by_tag:
         lines += ["", *table(["tag", "passed"], by_tag)]
     return [*lines, "", *worst_cases(compared, MOST_CASES)]
@@ -113,7 +114,7 @@ def worst_cases(compared: Compared, most: int) -> list[str]:
         trials = compared.result.trials.get(case.key, [])
         if (share := passed_share(trials)) < 1:
             old = before.get(case.key, [])
-            row = [_text(case.input), _text(case.expected), _answer(trials), _answer(old)]
+            row = [cell(text) for text in (_text(case.input), _text(case.expected), _answer(trials), _answer(old))]
             found.append((share - passed_share(old), row))
     found.sort(key=lambda each: each[0])
     return table(["input", "expected", "now", "accepted"], [row for _, row in found[:most]]) if found else []

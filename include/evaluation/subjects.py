@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
@@ -99,7 +99,9 @@ class LLMTask:
 
     def prompt(self, asked: Asked) -> Any:
         """Build the prompt, as the task does in a run with these params."""
-        with set_current_context({"params": dict(asked.params), "run_id": "evaluation"}):
+        ti = SimpleNamespace(map_index=0)  # by which mapped tasks name themselves
+        context: Any = {"params": dict(asked.params), "run_id": "evaluation", "ti": ti}
+        with set_current_context(context):
             return self.function(**asked.arguments)
 
     async def version(self, prompt: Any) -> str:

@@ -1,21 +1,20 @@
-"""Markdown tables of text from outside."""
+"""Markdown tables."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from include.common.markdown import as_markdown_line
+
 LONGEST_CELL = 200
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return a Markdown table. Text in it stays in its cell, as text."""
-    lines = [head, ["---"] * len(head), *([_cell(cell) for cell in row] for row in rows)]
-    return [f"| {' | '.join(line)} |" for line in lines]
+    """Return the lines of a table, whose cells are Markdown: see `cell`."""
+    return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows)]
 
 
-def _cell(text: str) -> str:
-    flat = " ".join(text.split())
-    flat = flat if len(flat) <= LONGEST_CELL else f"{flat[:LONGEST_CELL]} ..."
-    for sign, escaped in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("`", "\\`"), ("[", "\\["), ("!", "\\!")):
-        flat = flat.replace(sign, escaped)
-    return flat
+def cell(text: object) -> str:
+    """Return text from outside as a cell, cut to a length that can be read there."""
+    flat = " ".join(str(text).split())
+    return as_markdown_line(flat if len(flat) <= LONGEST_CELL else f"{flat[:LONGEST_CELL]} ...")
