@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowSkipException
 from airflow.providers.standard.operators.hitl import HITLOperator
 
+from include.evaluation.accepting import accept, pass_gate
 from include.evaluation.answering import AT_ONCE, Settings, evaluate
 from include.evaluation.cases import read_cases
-from include.evaluation.results import read_accepted
+from include.evaluation.results import read_accepted, result_path, write_result
 from include.evaluation.scorers import Asked
 from include.evaluation.subjects import Subject, load_task, plain
 from include.sample.evaluation import CASES
@@ -56,14 +57,13 @@ def prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
 
 @pytest.fixture
 def person(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
-    """What a person was shown. They accept, unless told otherwise in `answers`."""
+    """What a person was shown, who accepts it."""
     seen: list[dict[str, str]] = []
 
     def execute(self: Any, context: Any) -> dict[str, Any]:
         seen.append({"subject": self.subject, "body": self.body})
         at = f"2026-11-26T00:00:{len(seen):02}+00:00"
-        answer = "Reject" if float(self.minutes) == 1 else "Accept"
-        return {"chosen_options": [answer], "params_input": {}, "responded_by_user": PERSON, "responded_at": at}
+        return {"chosen_options": ["Accept"], "params_input": {}, "responded_by_user": PERSON, "responded_at": at}
 
     monkeypatch.setattr(HITLOperator, "execute", execute)
     return seen
@@ -89,21 +89,48 @@ def test_a_worse_prompt_is_refused_and_a_better_one_is_accepted(run_dag, labelle
     assert "| input | expected | now | accepted |" in report.read_text()
 
     prompt(" BETTER")
-    run = run_dag("evaluate_prompts", CONF | {"review_minutes": 1})
-    assert run.state == "success"
-    assert run.states()["change.accept[0]"] == "skipped"
-    assert read_accepted("sentiment") == first, "it was rejected"
     run = run_dag("evaluate_prompts", CONF)
+    assert run.state == "success"
     assert "sentiment: better" in run.xcom("report")["result"]
     assert "Difference +" in person[-1]["body"]
     better = read_accepted("sentiment")
     assert better.passed.value > 0.9
     assert better.version != first.version
 
-    run = run_dag("evaluate_prompts", CONF)
-    assert "no significant difference" in run.xcom("report")["result"]
-    assert run.states()["change.gate[0]"] == "skipped"
-    assert len(person) == 3, "what is accepted already is nothing to ask about"
+
+FOUND = {"subject": "sentiment", "line": "sentiment: ...", "is_new": True, "before": None, "report": "report.md"}
+
+
+@pytest.mark.parametrize(
+    ("found", "ends"),
+    [
+        ({"outcome": "worse"}, AirflowFailException),
+        ({"outcome": "worse", "is_new": False}, AirflowFailException),
+        ({"outcome": "too few cases to tell"}, AirflowSkipException),
+        ({"outcome": "incomplete"}, AirflowSkipException),
+        ({"outcome": "no significant difference", "is_new": False}, AirflowSkipException),
+    ],
+    ids=str,
+)
+def test_nobody_is_asked_about_what_got_worse_or_says_nothing_or_is_accepted_already(found, ends):
+    with pytest.raises(ends, match="sentiment"):
+        pass_gate(FOUND | found)
+
+
+def test_a_rejected_result_and_one_compared_with_an_outdated_one_are_not_accepted(labelled):
+    result = ask("sentiment", limit=2)
+    write_result(result_path("a run", "sentiment"), result)
+    decision = {"responded_by_user": PERSON, "responded_at": "2026-11-26T00:00:00Z"}
+    with pytest.raises(AirflowSkipException, match="rejected"):
+        accept("a run", FOUND, decision | {"chosen_options": ["Reject"]})
+    assert read_accepted("sentiment") is None
+    for _ in range(2):  # a retry, too
+        event = accept("a run", FOUND, decision | {"chosen_options": ["Accept"]})
+        assert (event["accepted_by"], event["before"]) == ("Ada", None)
+    later = decision | {"chosen_options": ["Accept"], "responded_at": "2026-11-26T00:00:01Z"}
+    with pytest.raises(AirflowFailException, match="another result was accepted since the comparison"):
+        accept("a run", FOUND, later)
+    assert accept("a run", FOUND | {"before": result.at.isoformat()}, later)["before"]["model"] == result.model
 
 
 @pytest.mark.needs_dags("evaluate_prompts", "batch_inference")
