@@ -31,7 +31,7 @@ OURS := $(shell test -e $(READY) && test ! $(VENV)/pyvenv.cfg -nt $(READY) && "$
 EMBED_BIN := .venv-sentence-transformers/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo start stop send copy evaluate test embed lint bench lock clean
+.PHONY: help demo start stop send forget price copy evaluate test embed lint bench lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,12 @@ endef
 
 send: $(READY)  ## send messages to a DAG that waits for them, and show the replies (N=20, DAG=stream_inference)
 	@$(BIN)/python -m local.send --home $(DATA) --number $(or $(N),20) --dag $(or $(DAG),stream_inference)
+
+forget: $(READY)  ## delete stored answers of models (some of: DAG=routing, RUN=..., KEY=..., DAYS=7)
+	@$(BIN)/python -m local.forget --home $(DATA) --dag "$(DAG)" --run "$(RUN)" --key "$(KEY)" --days "$(DAYS)"
+
+price: $(READY)  ## say what a backfill would cost: make price DAG=... FROM=2026-11-01 TO=2026-11-30 (or FILE=rows.csv)
+	@$(BIN)/python -m local.price --home $(DATA) --dag "$(DAG)" --first "$(FROM)" --last "$(TO)" --file "$(FILE)" --batch "$(BATCH)" --text "$(TEXT)" --id "$(ID)"
 
 copy: $(READY)  ## copy a DAG and all it needs into your Astro project: make copy PATTERN=rag_pipeline TO=path (WITH=spend)
 	@test -n "$(PATTERN)" && test -n "$(TO)" || { echo "Say which DAG, and where to: make copy PATTERN=rag_pipeline TO=path/of/an/astro/project"; exit 1; }
@@ -92,6 +98,7 @@ bench: $(READY)  ## measure parsing, waiting jobs, batches, streams, RAG, and th
 	@$(BIN)/python -m benchmarks.parse_cost
 	@$(BIN)/python -m benchmarks.deferred_jobs
 	@$(BIN)/python -m benchmarks.spend
+	@$(BIN)/python -m benchmarks.reuse
 	@$(BIN)/python -m benchmarks.batch_throughput
 	@$(BIN)/python -m benchmarks.stream_latency
 	@$(BIN)/python -m benchmarks.stream_kills

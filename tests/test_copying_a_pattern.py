@@ -140,10 +140,14 @@ def test_layers_are_copied_only_if_they_are_asked_for(project):
     assert plain < spend
     assert not brought & plain
     assert brought | {"plugins/genai_page.py"} <= spend
-    copied = copy("prompt_chaining", project, ["spend", "limits", "fallbacks", "prices"])
+    copied = copy("prompt_chaining", project, ["spend", "limits", "fallbacks", "prices", "reuse"])
     paths = {str(file.path) for file in copied.files}
     assert {"dags/spend_report.py", "include/ai/account.py", "include/ai/fallbacks.py"} <= paths
-    with pytest.raises(CopyError, match=r"no layer 'traces'\. There are: fallbacks, limits, prices, spend, usage"):
+    assert {"dags/forget_answers.py", "include/ai/reuse.py", "include/ai/effects.py", "include/ai/attempt.py"} <= paths
+    assert "include/ai/attempt.py" not in plain
+    with pytest.raises(
+        CopyError, match=r"no layer 'traces'\. There are: fallbacks, limits, prices, reuse, spend, usage"
+    ):
         copy("prompt_chaining", project, ["traces"])
 
 
