@@ -31,7 +31,7 @@ OURS := $(shell test -e $(READY) && test ! $(VENV)/pyvenv.cfg -nt $(READY) && "$
 EMBED_BIN := .venv-sentence-transformers/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo start stop send forget price copy test embed lint bench lock clean
+.PHONY: help demo start stop send forget price copy evaluate test embed lint bench lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,10 @@ price: $(READY)  ## say what a backfill would cost: make price DAG=... FROM=2026
 copy: $(READY)  ## copy a DAG and all it needs into your Astro project: make copy PATTERN=rag_pipeline TO=path (WITH=spend)
 	@test -n "$(PATTERN)" && test -n "$(TO)" || { echo "Say which DAG, and where to: make copy PATTERN=rag_pipeline TO=path/of/an/astro/project"; exit 1; }
 	@$(BIN)/python -m local.copy "$(PATTERN)" "$(TO)" --with "$(WITH)"
+
+evaluate: $(READY)  ## evaluate prompts on labelled cases: make evaluate SUBJECT=severity (MODEL=openai-chat:..., LIMIT=12, ACCEPT=1)
+	@$(BIN)/python -m local.evaluate --subjects "$(SUBJECT)" --model "$(MODEL)" --home $(DATA) $(if $(LIMIT),--limit $(LIMIT)) \
+		$(if $(BUDGET),--budget $(BUDGET)) $(if $(ACCEPT),--accept) $(if $(SUMMARY),--summary "$(SUMMARY)")
 
 test: $(READY)  ## run the tests (DATABASE=postgres: on PostgreSQL; SCALE=1: on a fleet; FILES=tests/test_x.py: some)
 ifdef SCALE
@@ -106,7 +110,7 @@ COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-h
 # The constraints are the lock's lines of what requirements.txt brings and Airflow does not: the image has its own Airflow,
 # with what that brings.
 lock: $(READY)  ## resolve the pinned requirements anew into the stack's lock, and constraints.txt from it
-	@echo apache-airflow==$(AIRFLOW) | $(COMPILE) --overrides local/overrides.txt $(REQUIREMENTS) local/requirements.in - --output-file $(LOCK)
+	@echo apache-airflow==$(AIRFLOW) | $(COMPILE) --generate-hashes --overrides local/overrides.txt $(REQUIREMENTS) local/requirements.in - --output-file $(LOCK)
 	@echo apache-airflow==$(AIRFLOW) | $(COMPILE) --constraints $(LOCK) - > $(VENV)/airflow.txt
 	@echo apache-airflow==$(AIRFLOW) | $(COMPILE) --constraints $(LOCK) $(REQUIREMENTS) - > $(VENV)/all.txt
 	@grep -vxFf $(VENV)/airflow.txt $(VENV)/all.txt > $(CONSTRAINTS)
@@ -119,21 +123,23 @@ replaced:
 	@test ! -e $(VENV) && test ! -L $(VENV) || echo "$(VENV) is not complete, its Python is gone, or it was not made by make: it is made anew."
 	@rm -rf $(VENV)
 
-# The lock is complete, so nothing is resolved here (--no-deps). uv takes seconds where pip takes a minute;
-# pip is there for whoever has a package index that only pip is configured for. Bytecode is compiled here, as pip does:
-# where PYTHONDONTWRITEBYTECODE is set (as in many images), each process would compile all that it imports anew.
+# The lock is complete, so nothing is resolved here (--no-deps), and holds the hash of each file, so no other is taken.
+# uv takes seconds where pip takes a minute; pip is there for whoever has a package index that only pip is configured for.
+# Bytecode is compiled here, as pip does: where PYTHONDONTWRITEBYTECODE is set (as in many images), each process would
+# compile all that it imports anew.
 $(READY): $(LOCK) $(if $(OURS),,replaced)
 	@test -n "$(PYTHON)" || { echo "This needs Python 3.11 or 3.12 (3.13 is not supported), and finds neither. Install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
 	@echo "Installing the pinned packages into $(VENV) (about 1.1 GB, once) ..."
 	@"$(PYTHON)" -m venv $(VENV) || { echo "No virtual environment could be made with $(PYTHON). On Debian and Ubuntu: apt install python3-venv"; exit 1; }
-	@grep -vE '^($(EMBEDDED))==' $(LOCK) > $(VENV)/needed.txt; grep -E '^($(EMBEDDED))==' $(LOCK) > $(VENV)/embedded.txt
+	@awk '/^[^ ]/ { on = !/^($(EMBEDDED))==/ } on' $(LOCK) > $(VENV)/needed.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9 \
 		&& $(BIN)/uv pip install --quiet --no-deps --only-binary :all: --compile-bytecode --python $(BIN)/python -r $(VENV)/needed.txt \
 		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: -r $(VENV)/needed.txt \
 		|| { echo "The packages could not be installed: see the error above. Where it says that a package has no wheel, this machine is not supported: see the README, \"Which machines\". A proxy or package index is set as for any pip install (pip config)."; exit 1; }
-	@while read -r package; do \
-		$(BIN)/uv pip install --quiet --no-deps --compile-bytecode --python $(BIN)/python "$$package" 2>/dev/null \
-		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "$$package" 2>/dev/null \
+	@for package in $$(sed -nE 's/^(($(EMBEDDED))==[^ ;]*).*/\1/p' $(LOCK)); do \
+		awk -v package="$$package" '/^[^ ]/ { on = $$1 == package } on' $(LOCK) > $(VENV)/embedded.txt; \
+		$(BIN)/uv pip install --quiet --no-deps --compile-bytecode --python $(BIN)/python -r $(VENV)/embedded.txt 2>/dev/null \
+		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(VENV)/embedded.txt 2>/dev/null \
 		|| echo "$$package could not be installed on this machine, so the embedded part that needs it does not run: see the README, \"Which machines\"."; \
-	done < $(VENV)/embedded.txt
+	done
 	@touch $@

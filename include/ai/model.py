@@ -55,6 +55,7 @@ PAUSES_S = (0.5, 1.0)
 # Where the provider says how long to wait (`Retry-After`): the most calls, and seconds of waiting in all.
 MOST_CALLS = 9
 LONGEST_WAIT_S = 600.0
+UNKNOWN_TOOL = "unknown_tool"
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +157,7 @@ class ConnectionModel(WrapperModel):
                 log.info("Connection %r: asked to wait %.0f s before the next call.", self.conn_id, wait)
             waited += wait
             await asyncio.sleep(wait)
-        _clean(response, is_json=model_request_parameters.output_object is not None)
+        _clean(response, model_request_parameters)
         log.debug("Answer: %s", response)
         used = usage.read_usage(self.source, response, time.monotonic() - started) if usage else None
         if attempt:
@@ -248,12 +249,16 @@ def _asked_wait(error: e.ModelAPIError) -> float:
     return error.retry_after or 0.0
 
 
-def _clean(response: ModelResponse, is_json: bool) -> None:
+def _clean(response: ModelResponse, asked: ModelRequestParameters) -> None:
     """Free an answer, which is paid already, of characters that neither pydantic nor Airflow's database takes.
 
-    :param is_json: whether a text that the model wrote is JSON, in which such characters may be escaped.
+    A tool that the model was not given loses its name, which may be any text, and which SDKs log.
     """
+    is_json = asked.output_object is not None  # in which such characters may be escaped
+    tools = {tool.name for tool in (*asked.function_tools, *asked.output_tools)}
     for part in response.parts:
+        if isinstance(part, ToolCallPart) and part.tool_name not in tools:
+            part.tool_name = UNKNOWN_TOOL
         match part:
             case TextPart() | ThinkingPart():
                 part.content = clean_json(part.content) if is_json else clean_text(part.content)
