@@ -119,8 +119,9 @@ def test_an_agent_whose_worker_is_killed_goes_on_from_its_answers_and_asks_anew_
         return airflow.xcom("refund_agent", run_id, "handle_request", "llm_usage")
 
     wait_until(answers)
+    title = f"airflow worker -- {task()['id']}"  # not its supervisor, whose title goes on
     (worker,) = [
-        each for each in psutil.process_iter(["cmdline"]) if task()["id"] in " ".join(each.info["cmdline"] or [])
+        each for each in psutil.process_iter(["cmdline"]) if " ".join(each.info["cmdline"] or []).strip() == title
     ]
     worker.kill()
     wait_until(lambda: airflow.run("refund_agent", run_id)["state"] == "success")
