@@ -23,6 +23,7 @@ PATTERNS: dict[Callable[[World], Conf], int] = {
     worlds.rag_evaluation: 2,
     worlds.batch_inference: 2,
     worlds.human_review: 1,
+    worlds.evaluator_optimizer: 6,
     worlds.on_demand_inference: 1,
     worlds.map_partial_expand: 2,
     worlds.any_asset: 1,
@@ -36,6 +37,7 @@ OTHER_STORES = {
     "stream_inference",
     "sqs_inference",
     "dead_letters",
+    "evaluate_prompts",
 }
 
 
