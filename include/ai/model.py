@@ -32,9 +32,9 @@ from include.common.text import clean_json, clean_text
 
 # Layers, which a copied pattern may lack.
 try:
-    from include.ai.attempt import keep_answer
+    from include.ai import attempt
 except ImportError:
-    keep_answer = None  # type: ignore[assignment]
+    attempt = None  # type: ignore[assignment]
 try:
     from include.ai import usage
 except ImportError:
@@ -55,6 +55,7 @@ PAUSES_S = (0.5, 1.0)
 # Where the provider says how long to wait (`Retry-After`): the most calls, and seconds of waiting in all.
 MOST_CALLS = 9
 LONGEST_WAIT_S = 600.0
+UNKNOWN_TOOL = "unknown_tool"
 
 log = logging.getLogger(__name__)
 
@@ -156,11 +157,11 @@ class ConnectionModel(WrapperModel):
                 log.info("Connection %r: asked to wait %.0f s before the next call.", self.conn_id, wait)
             waited += wait
             await asyncio.sleep(wait)
-        _clean(response, is_json=model_request_parameters.output_object is not None)
+        _clean(response, model_request_parameters)
         log.debug("Answer: %s", response)
         used = usage.read_usage(self.source, response, time.monotonic() - started) if usage else None
-        if keep_answer and (keep := keep_answer.get()):
-            await keep(self.source, response)  # before it counts
+        if attempt:
+            await attempt.keep(self.source, response)  # before it counts
         if used and self.usage_recorder:
             self.usage_recorder.record(used)
         record(response)
@@ -216,6 +217,8 @@ def connection_model(
     """
     if budget_usd is not None and not (spending and budget_usd > 0):
         raise ValueError(f"budget_usd={budget_usd!r}: it is more than 0, and needs the layer spend.")
+    if reuse not in ("retries", "try") and not attempt:
+        raise ValueError(f"reuse={reuse!r} needs the layer reuse.")
     recorder = usage.UsageRecorder() if usage else None
     make = make or (lambda conn_id: ConnectionModel(conn_id, recorder, budget_usd))
     try:
@@ -224,13 +227,7 @@ def connection_model(
         model = make(conn_id)
     else:
         model = ConnectionChain(conn_id, make)
-    try:
-        from include.ai.reuse import ReusingModel
-    except ImportError:
-        if reuse not in ("retries", "try"):
-            raise ValueError(f"reuse={reuse!r} needs the layer reuse.") from None
-        return model
-    return ReusingModel(model, reuse)
+    return attempt.reusing(model, reuse) if attempt else model
 
 
 def _wait(error: e.ModelAPIError, calls: int, patience: float) -> float | None:
@@ -252,12 +249,16 @@ def _asked_wait(error: e.ModelAPIError) -> float:
     return error.retry_after or 0.0
 
 
-def _clean(response: ModelResponse, is_json: bool) -> None:
+def _clean(response: ModelResponse, asked: ModelRequestParameters) -> None:
     """Free an answer, which is paid already, of characters that neither pydantic nor Airflow's database takes.
 
-    :param is_json: whether a text that the model wrote is JSON, in which such characters may be escaped.
+    A tool that the model was not given loses its name, which may be any text, and which SDKs log.
     """
+    is_json = asked.output_object is not None  # in which such characters may be escaped
+    tools = {tool.name for tool in (*asked.function_tools, *asked.output_tools)}
     for part in response.parts:
+        if isinstance(part, ToolCallPart) and part.tool_name not in tools:
+            part.tool_name = UNKNOWN_TOOL
         match part:
             case TextPart() | ThinkingPart():
                 part.content = clean_json(part.content) if is_json else clean_text(part.content)

@@ -62,7 +62,7 @@ class BatchRun(RowsRun):
         :raises AirflowFailException: the file is not as it should be, there is a budget and no price, or another run
             answers the batch now.
         """
-        claim(self._folder, get_current_context()["ti"])
+        claim(self.folder, get_current_context()["ti"])
         models = connection_model(self.conn_id).models
         if self.params["budget_usd"] is not None:
             for model in models:
@@ -84,7 +84,7 @@ class BatchRun(RowsRun):
         :raises AirflowException: see `Answering.run`.
         """
         context: Any = get_current_context()
-        claim(self._folder, context["ti"])
+        claim(self.folder, context["ti"])
         chunks = self._chunks()
         mine = chunks[slice(*share)]
         rows, budget = sum(n for _, n in mine), self.params["budget_usd"]
