@@ -44,6 +44,12 @@ LAYERS = {
         Path("plugins/genai_page.py"),
         Path("dags/operations/spend_report.py"),
     ],
+    "traces": [
+        Path("include/ai/tracing.py"),
+        Path("include/ai/usage.py"),
+        Path("include/traces/listener.py"),
+        Path("plugins/genai_traces.py"),
+    ],
     "usage": [Path("include/ai/usage.py")],
 }
 # They fit any DAG.
