@@ -31,9 +31,9 @@ from pydantic_ai.usage import RunUsage
 from include.ai.output import output_to_json
 
 try:
-    from include.ai.tracing import traced
+    from include.ai import tracing
 except ImportError:  # a copied pattern may lack it
-    traced = None  # type: ignore[assignment]
+    tracing = None  # type: ignore[assignment]
 
 
 class _Form(NamedTuple):
@@ -71,7 +71,7 @@ class Asking:
         answer = None
         if self._form:
             question = ModelRequest(parts=[SystemPromptPart(self._system_prompt), UserPromptPart(prompt)])
-            model = traced(self._model) if traced else self._model
+            model = tracing.traced(self._model) if tracing else self._model
             answer = await model.request([question], self._form.settings, self._form.parameters)
             if (output := self._read(answer, self._form)) is not None:
                 usage.requests += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.trace import Span
@@ -15,14 +15,16 @@ from pydantic_ai.models.instrumented import InstrumentationSettings
 from include.traces.settings import content_is_wanted
 
 # pydantic-ai's format of the data, fixed so that an update of it does not change what dashboards read.
-FORMAT = 5
+FORMAT: Literal[5] = 5
 
 
 class AgentSpans(InstrumentationSettings):
     """pydantic-ai's spans, in which an answer that is reused says so."""
 
-    def handle_messages(self, messages: Any, response: ModelResponse, span: Span, *args: Any, **kwargs: Any) -> None:
-        super().handle_messages(messages, response, span, *args, **kwargs)
+    def handle_messages(
+        self, input_messages: Any, response: ModelResponse, span: Span, *args: Any, **kwargs: Any
+    ) -> None:
+        super().handle_messages(input_messages, response, span, *args, **kwargs)
         if reused_from := (response.metadata or {}).get("reused_from"):
             span.set_attribute("genai.reused_from", json.dumps(reused_from, default=str))
 
