@@ -28,10 +28,13 @@ class Span(NamedTuple):
 
 
 class Receiver:
-    """What arrived so far. While `hangs` is set, requests get no answer; `status` is that of the others."""
+    """What arrived so far.
+
+    While `hangs` is set, requests get no answer, and `is_held` says that one waits; `status` is that of the others.
+    """
 
     def __init__(self) -> None:
-        self.status, self.hangs = 200, False
+        self.status, self.hangs, self.is_held = 200, False, False
         self.bodies: list[bytes] = []
         self.headers: list[dict[str, str]] = []
         self._spans: list[bytes] = []
@@ -43,7 +46,9 @@ class Receiver:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 if receiver.hangs:
+                    receiver.is_held = True
                     receiver._end.wait(60)
+                    receiver.is_held = False
                     return
                 if self.headers.get("Content-Encoding") == "gzip":
                     body = gzip.decompress(body)

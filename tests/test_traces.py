@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
-from typing import Any
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any, Literal
+from uuid import uuid4
 
 import pytest
 from airflow.sdk import dag, task
+from airflow.sdk.log import mask_secret
+from hypothesis import given
+from hypothesis import strategies as st
 
-from include.ai import llm_kwargs, untrusted
+from include.ai import BaseModel, llm_kwargs, untrusted
 from include.ai.agents import agent_kwargs
-from tests.conftest import KEY
+from include.ai.asking import Asking
+from include.ai.model import connection_model
+from include.common.storage import storage_path
+from include.messages.contract import DEAD_LETTERS, REPLIES, new_request
+from include.messages.kafka import dead_letters, stream
+from include.messages.model import PromptedModel
+from include.traces import sending as sending_module
+from include.traces.agents import trace_agents
+from include.traces.chunks import TRACED_ROWS
+from include.traces.ids import run_span_id, run_trace_id
+from include.traces.listener import TaskSpans
+from include.traces.sending import LONGEST_FLUSH_S, Telemetry, begin_sending, telemetry
+from include.traces.settings import CONTENT, TRACE_URL, trace_url, traces_are_on
+from tests.conftest import KEY, PROJECT, chat_requests
 from tests.otlp import Receiver
 
 DATE = datetime(2026, 1, 2, tzinfo=UTC)
@@ -39,9 +61,6 @@ def sending() -> Iterator[Receiver]:
         patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url)
         patch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer of-the-tool")
         patch.setenv("OTEL_SERVICE_NAME", "tests")
-        from include.traces.listener import TaskSpans
-        from include.traces.sending import telemetry
-
         for manager in listener_managers():
             if not any(isinstance(each, TaskSpans) for each in manager.pm.get_plugins()):
                 manager.add_listener(TaskSpans())
@@ -58,8 +77,6 @@ def sending() -> Iterator[Receiver]:
 @pytest.fixture
 def received(sending: Receiver) -> Callable[[], Receiver]:
     """Return what has arrived since the test began."""
-    from include.traces.sending import telemetry
-
     telemetry().flush()
     sending.forget()
 
@@ -150,3 +167,256 @@ def test_metrics_count_calls_tokens_and_cost_by_dag_and_model(three_tasks):
     assert tokens == {kind: sum(each[f"gen_ai.usage.{kind}_tokens"] for each in spans) for kind in ("input", "output")}
     assert found["genai.cost"][labels] == pytest.approx(sum(each["operation.cost"] for each in spans))
     assert found["gen_ai.client.operation.duration"][labels] > 0
+
+
+@pytest.mark.one_stack
+def test_with_one_setting_spans_hold_prompts_and_answers_but_no_secret(received, run_any_dag, llm, monkeypatch):
+    def with_content():
+        @task.llm(**llm_kwargs(), system_prompt=PROMPT)
+        def classify():
+            mask_secret("hunter2-of-a-tool")
+            return untrusted(f"{QUESTION} {KEY} hunter2-of-a-tool")
+
+        classify()
+
+    monkeypatch.setenv(CONTENT, "true")
+    trace_agents.cache_clear()
+    llm.reply(ANSWER)
+    try:
+        run_any_dag(a_dag(with_content))
+    finally:
+        monkeypatch.delenv(CONTENT)
+        trace_agents.cache_clear()
+        trace_agents()
+    sent = b"".join(received().bodies)
+    for text in (PROMPT, QUESTION, ANSWER):
+        assert text.encode() in sent
+    assert KEY.encode() not in sent
+    assert b"hunter2" not in sent
+
+
+def test_a_retry_is_a_second_attempt_in_the_same_trace_and_a_failure_names_no_text(received, run_any_dag, llm):
+    def retried():
+        @task.llm(**{**llm_kwargs(), "retries": 1}, system_prompt=PROMPT)
+        def classify():
+            return untrusted(QUESTION)
+
+        classify()
+
+    llm.fail(500, times=3)
+    llm.reply(ANSWER)
+    assert run_any_dag(a_dag(retried)).state == "success"
+    found = received()
+    agent = ("invoke_agent agent", [CHAT])
+    attempts = [("worker.classify 1 failed", [agent]), ("worker.classify 2 success", [agent])]
+    names = ("airflow.task_instance.try_number", "airflow.task_instance.state")
+    assert found.tree(*names[1:]) == [
+        ("dag_run.retried", [(name.replace(" 1", "").replace(" 2", ""), spans) for name, spans in attempts])
+    ]
+    failed = [span for span in found.spans if span.failed]
+    assert {span.attributes["airflow.task_instance.try_number"] for span in failed} == {1}
+    assert next(span.events for span in found.spans if span.name.startswith("chat")).count("no answer") == 3
+    assert QUESTION.encode() not in b"".join(found.bodies)
+
+
+def test_mapped_tasks_have_their_index_in_their_names(received, run_any_dag, llm):
+    def mapped():
+        @task.llm(**llm_kwargs(), system_prompt=PROMPT)
+        def classify(text):
+            return untrusted(text)
+
+        classify.expand(text=["one", "two"])
+
+    llm.reply(ANSWER, times=2)
+    run_any_dag(a_dag(mapped))
+    agent = ("invoke_agent agent", [CHAT])
+    assert received().tree() == [("dag_run.mapped", [("worker.classify[0]", [agent]), ("worker.classify[1]", [agent])])]
+
+
+def test_an_answer_that_is_reused_is_a_span_that_says_so_and_no_call(received, llm):
+    from pydantic_ai import Agent
+    from pydantic_ai.messages import ModelResponse, TextPart
+    from pydantic_ai.models.function import FunctionModel
+    from pydantic_ai.usage import RequestUsage
+
+    def stored(messages: Any, info: Any) -> ModelResponse:
+        metadata = {"reused_from": {"run_id": "the-first-run"}}
+        return ModelResponse([TextPart("Yes.")], usage=RequestUsage(input_tokens=7), metadata=metadata)
+
+    begin_sending()
+    trace_agents()
+    Agent(FunctionModel(stored, model_name="m")).run_sync("?")
+    ((_, [(name, [])]),) = received().tree()
+    assert name == "reused m"
+    (span,) = [span for span in received().spans if span.name == name]
+    assert "the-first-run" in span.attributes["genai.reused_from"]
+    assert span.attributes["gen_ai.operation.name"] == "reuse"
+    assert span.attributes["gen_ai.usage.input_tokens"] == 0
+
+
+class Labels(BaseModel):
+    sentiment: Literal["good", "bad"]
+
+
+def test_each_text_that_is_asked_without_an_agent_is_one_call_also_if_the_answer_is_not_in_form(received, llm):
+    begin_sending()
+    trace_agents()
+    asking = Asking(connection_model("pydanticai_default"), PROMPT, Labels)
+
+    async def ask() -> None:
+        for text in ("first", "second", "third"):
+            await asking.ask(untrusted(text))
+
+    llm.call_tool("final_result", {"sentiment": "good"}, times=2)
+    llm.call_tool("final_result", {"sentiment": "so-so"})
+    llm.call_tool("final_result", {"sentiment": "good"})
+    asyncio.run(ask())
+    repair = ("invoke_agent agent", [("reused gpt-6-luna", []), CHAT])
+    assert received().tree() == [("invoke_agent agent", [CHAT]), CHAT, CHAT, repair]
+    assert len(chat_requests(llm)) == 4
+
+
+# Batches, messages, jobs, searches
+
+
+def test_a_batch_is_a_span_per_chunk_with_its_counts_and_a_sample_of_its_rows(
+    received, run_dag, model, storage, monkeypatch
+):
+    monkeypatch.setenv(TRACED_ROWS, "0.1")
+    storage.mkdir()
+    (storage / "rows.jsonl").write_text("".join(json.dumps({"text": f"This is review {n}"}) + "\n" for n in range(60)))
+    conf = {"input": str(storage_path("rows.jsonl")), "text_column": "text", "id_column": None, "limit": None}
+    assert run_dag("batch_inference_at_scale", conf).state == "success"
+    spans = received().spans
+    chunks = [span for span in spans if span.name == "chunk"]
+    assert sum(span.attributes["genai.rows.done"] for span in chunks) == 60
+    assert sum(span.attributes["genai.rows.calls"] for span in chunks) == 60
+    assert all(span.attributes["genai.rows.failed"] == 0 for span in chunks)
+    rows = [span for span in spans if span.parent_id in {chunk.span_id for chunk in chunks}]
+    assert 0 < len(rows) < 20
+    calls = received().metrics["genai.calls"]
+    assert sum(calls.values()) == 60
+
+
+def test_a_message_is_linked_to_its_senders_trace_which_its_reply_and_its_dead_letter_carry_on(
+    received, kafka, model, monkeypatch
+):
+    monkeypatch.setattr(stream, "LINGER_S", 0.3)
+    begin_sending()
+    topic = f"requests-{uuid4().hex}"
+    kafka.create_topic(topic)
+    trace_id = uuid4().hex
+    headers = [("traceparent", f"00-{trace_id}-00f067aa0ba902b7-01".encode()), ("tracestate", b"vendor=1")]
+    request = new_request("Hello?")
+    kafka.send(topic, [request.model_dump_json().encode(), b"no request"], headers=headers)
+    kafka.send(topic, [new_request("Hello?").model_dump_json().encode()], headers=[("traceparent", b"\xff nonsense")])
+    asyncio.run(stream.answer_topic(topic, topic, PromptedModel(PROMPT, Labels, 4), 60))
+
+    messages = [span for span in received().spans if span.name == "process message"]
+    assert sorted(span.links for span in messages) == [[], [trace_id], [trace_id]]
+    outcomes = sorted(span.attributes["genai.message.outcome"] for span in messages)
+    assert outcomes == ["answered", "answered", "dead-lettered"]
+    replies = {json.loads(each.value())["request_id"]: dict(each.headers() or []) for each in kafka.read(REPLIES)}
+    assert replies[request.request_id] == dict(headers)
+    (dead,) = [each for each in kafka.read(DEAD_LETTERS) if dead_letters.position(each)[0] == topic]
+    assert dict(headers).items() <= dict(dead.headers()).items()
+
+
+# What may go wrong with the tool
+
+
+def a_telemetry(url: str, monkeypatch: pytest.MonkeyPatch) -> Telemetry:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
+    found = Telemetry()
+    found.tracers.get_tracer("tests").start_span("a span").end()
+    return found
+
+
+@pytest.mark.one_stack
+def test_a_tool_that_hangs_is_waited_for_at_most_two_seconds_and_fails_nothing(monkeypatch, caplog):
+    assert LONGEST_FLUSH_S == 2.0
+    monkeypatch.setattr(sending_module, "LONGEST_FLUSH_S", 0.2)
+    with Receiver() as receiver:
+        receiver.hangs = True
+        a_telemetry(receiver.url, monkeypatch).flush()
+        assert receiver.is_held  # it had not answered when the wait was over
+    assert "The task goes on, but its trace is not complete" in caplog.text
+
+
+@pytest.mark.one_stack
+@pytest.mark.parametrize("how", ["refuses", "is not there"])
+def test_a_tool_that_refuses_or_is_not_there_fails_nothing_and_is_named_once(monkeypatch, caplog, how):
+    with Receiver() as receiver:
+        receiver.status = 401
+        if how == "refuses":
+            found = a_telemetry(receiver.url.replace("//", "//user:of-the-tool@"), monkeypatch)
+        else:
+            found = a_telemetry("http://127.0.0.1:9", monkeypatch)
+        found.flush()
+        found.flush()
+    (warning,) = [each for each in caplog.messages if "trace is not complete" in each]
+    assert "127.0.0.1" in warning
+    assert "of-the-tool" not in caplog.text
+
+
+# What is on, and what it costs where it is off
+
+
+@pytest.mark.one_stack
+@pytest.mark.parametrize(
+    ("settings", "are_on"),
+    [
+        ({}, False),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://tool"}, True),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://tool/v1/traces"}, True),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://tool", "OTEL_SDK_DISABLED": "true"}, False),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://tool", "OTEL_TRACES_EXPORTER": "none"}, False),
+    ],
+)
+def test_the_standard_variables_alone_turn_traces_on(monkeypatch, settings, are_on):
+    for name in [name for name in os.environ if name.startswith("OTEL_")]:
+        monkeypatch.delenv(name)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    assert traces_are_on() == are_on
+
+
+def test_where_traces_are_off_nothing_of_the_sdk_is_imported():
+    code = (
+        "import sys, plugins.genai_traces, include.ai.model, include.ai.tracing, include.batch.answering, "
+        "include.jobs.operator\n"
+        "assert plugins.genai_traces.GenAITraces.listeners == []\n"
+        "print([name for name in sys.modules if name.startswith(('opentelemetry.exporter', 'include.traces.s'))])"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=PROJECT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["['include.traces.settings']"], done.stderr
+
+
+ZONES = st.sampled_from([UTC, timezone(timedelta(hours=-8)), timezone(timedelta(hours=5, minutes=30))])
+
+
+@pytest.mark.one_stack
+@given(st.text(), st.text(), st.datetimes(timezones=ZONES))
+def test_the_ids_of_a_run_are_the_same_in_every_time_zone_and_others_for_another_run(dag_id, run_id, started):
+    trace_id = run_trace_id(dag_id, run_id, started)
+    assert 0 < trace_id < 2**128
+    assert 0 < run_span_id(trace_id) < 2**64
+    assert trace_id == run_trace_id(dag_id, run_id, started.astimezone(UTC))
+    assert trace_id != run_trace_id(dag_id, f"{run_id}+", started)
+    assert trace_id != run_trace_id(dag_id, run_id, None)
+
+
+@pytest.mark.one_stack
+@pytest.mark.parametrize(
+    ("template", "url"),
+    [
+        ("", ""),
+        ("https://tool/traces/{trace_id}?all", "https://tool/traces/abc?all"),
+        ("https://tool/traces/", ""),
+        ("javascript:alert({trace_id})", ""),
+    ],
+)
+def test_the_url_of_a_trace_comes_from_a_template(monkeypatch, template, url):
+    monkeypatch.setenv(TRACE_URL, template)
+    assert trace_url("abc") == url

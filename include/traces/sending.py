@@ -14,7 +14,6 @@ from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
-from airflow.sdk.log import redact  # type: ignore[attr-defined]
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
@@ -59,22 +58,10 @@ def with_ids(trace_id: int, span_id: int) -> Iterator[None]:
 
 
 class TaskSpanProcessor(SpanProcessor):
-    """Notes on each span whose task it is, hides secrets, and keeps a reused answer from counting as a call."""
+    """Notes on each span whose task it is."""
 
     def on_start(self, span: Span, parent_context: Any = None) -> None:
         span.set_attributes(task_attributes)
-
-    def _on_ending(self, span: Span) -> None:
-        attributes = dict(span.attributes or {})
-        for name, value in attributes.items():
-            if isinstance(value, str) and (shown := redact(value)) != value:
-                span.set_attribute(name, str(shown))
-        if "genai.reused_from" in attributes:
-            span.update_name(f"reused {attributes.get('gen_ai.request.model', '')}".strip())
-            span.set_attribute("gen_ai.operation.name", "reuse")
-            for name in attributes:
-                if name == "operation.cost" or name.startswith("gen_ai.usage."):
-                    span.set_attribute(name, 0)
 
 
 class QuietExporter(SpanExporter):
