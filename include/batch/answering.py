@@ -23,9 +23,9 @@ from include.batch.chunks import Chunk
 from include.batch.rows import Result, Row
 
 try:
-    from include.traces.chunks import ChunkSpans
+    from include.traces import chunks as chunk_spans
 except ImportError:  # a copied pattern may lack it
-    ChunkSpans = None  # type: ignore[assignment,misc]
+    chunk_spans = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -114,7 +114,7 @@ class Answering:
         self._in_flight = 0
         self._unanswered_in_a_row = 0
         self._stop: Exception | None = None
-        self._spans = ChunkSpans() if ChunkSpans else None
+        self._spans = chunk_spans.ChunkSpans() if chunk_spans else None
 
     async def run(self) -> None:
         """Answer every row that has no result yet.

@@ -41,7 +41,7 @@ class AgentSpan(Span):
         return self._span.is_recording()
 
     def set_attribute(self, key: str, value: Any) -> None:
-        self._span.set_attribute(key, redact(value))  # type: ignore[arg-type]
+        self._span.set_attribute(key, redact(value))
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
         for key, value in attributes.items():
@@ -81,8 +81,8 @@ class AgentTracer(Tracer):
         span.set_attributes(attributes or {})
         return span
 
-    @contextmanager  # type: ignore[override]
-    def start_as_current_span(
+    @contextmanager
+    def start_as_current_span(  # type: ignore[override]
         self,
         *args: Any,
         record_exception: bool = True,

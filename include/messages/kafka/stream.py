@@ -86,7 +86,8 @@ class Topics:
 
     def trace(self, message: Message) -> dict[str, str]:
         """Return the message's headers of W3C Trace Context."""
-        return trace_headers(message.headers() or [])
+        headers: Any = message.headers() or []
+        return trace_headers(headers)
 
     async def reply(self, message: Message, reply: Reply) -> None:
         """Send a reply.
