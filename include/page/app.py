@@ -31,6 +31,11 @@ from include.page.results import read_results
 from include.spend.reading import Reading, read_days
 from include.spend.sums import overview
 
+try:
+    from include.page.trace_link import trace_link
+except ImportError:  # a copied pattern may lack it
+    trace_link = None  # type: ignore[assignment]
+
 FOLDER = Path(__file__).parent
 LONGEST_RANGE_DAYS = 92
 SHOWN_DAYS = 7
@@ -109,6 +114,7 @@ def run(request: Request, dag_id: str, run_id: str, session: SessionDep) -> Resp
         request,
         "run.html",
         run=dag_run,
+        trace=trace_link(dag_run) if callable(trace_link) else "",
         result=read_results(session, dag_id, [run_id]).get(run_id, ""),
         previews=[preview(name, file) for name, file in files.items()],
         problem=problem,

@@ -47,6 +47,9 @@ LAYERS = {
     "traces": [
         Path("include/ai/tracing.py"),
         Path("include/ai/usage.py"),
+        Path("include/page/trace_link.py"),
+        Path("include/traces/chunks.py"),
+        Path("include/traces/jobs.py"),
         Path("include/traces/listener.py"),
         Path("plugins/genai_traces.py"),
     ],
