@@ -25,7 +25,7 @@ def send_job_span(kind: str, conn_id: str, key: str, job_id: str, status: str, c
     from include.traces.sending import with_ids  # the SDK, which no DAG file may import
 
     attributes = {
-        "gen_ai.operation.name": kind,
+        "genai.job.kind": kind,
         "airflow.connection.id": conn_id,
         "genai.job.id": job_id,
         "genai.job.status": status,
@@ -33,7 +33,7 @@ def send_job_span(kind: str, conn_id: str, key: str, job_id: str, status: str, c
     parent = trace.get_current_span().get_span_context()
     with with_ids(parent.trace_id, job_span_id(key, job_id)):
         span = trace.get_tracer("genai").start_span(
-            f"{kind} job", start_time=int(created_at * 1e9), kind=SpanKind.CLIENT, attributes=attributes
+            f"job {kind}", start_time=int(created_at * 1e9), kind=SpanKind.CLIENT, attributes=attributes
         )
     if status != "succeeded":
         span.set_status(Status(StatusCode.ERROR, status))
