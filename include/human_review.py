@@ -35,6 +35,7 @@ class ReviewOperator(HITLOperator):
     template_fields = ("ticket", "draft", "minutes")
 
     def __init__(self, *, ticket: Any, draft: Any, minutes: Any, **kwargs: Any) -> None:
+        kwargs["execution_timeout"] = None  # HITLOperator takes one for how long a person may think
         super().__init__(subject="Send this reply?", options=[APPROVE, REJECT], defaults=REJECT, **kwargs)
         self.ticket = ticket
         self.draft = draft

@@ -16,6 +16,8 @@ DEFAULT_HOME = PROJECT / ".local"
 
 CHAT_MODEL = "smollm2-135m-instruct"
 EMBEDDING_MODEL = "wordllama-256"
+# What runs on this machine costs nothing, which is not the same as a price that nobody knows.
+FREE = {"usd_per_million_tokens": {"input": 0, "output": 0}}
 
 # A run's id becomes the name of a folder of logs. As in the Dockerfile, which says more.
 RUN_ID_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.~:+-]{0,199}\Z"
@@ -76,6 +78,7 @@ def airflow_environment(
         # Edited files are parsed at once all the same.
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "300",
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "30",
+        "AIRFLOW__CORE__HOSTNAME_CALLABLE": "local.guard.host_name",
         "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(log_ports[0]),
         "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(log_ports[1]),
         "AIRFLOW__SCHEDULER__ALLOWED_RUN_ID_PATTERN": RUN_ID_PATTERN,
@@ -107,9 +110,10 @@ def airflow_environment(
 
 
 def _model_connection(url: str, model: str) -> str:
-    return json.dumps({"conn_type": "pydanticai", "host": url, "password": NO_KEY, "extra": {"model": model}})
+    extra = {"model": model, **FREE}
+    return json.dumps({"conn_type": "pydanticai", "host": url, "password": NO_KEY, "extra": extra})
 
 
 def _fine_tuning_connection(url: str) -> str:
-    extra = {"model": CHAT_MODEL, "training_usd_per_million_tokens": 0}
+    extra = {"model": CHAT_MODEL, "training_usd_per_million_tokens": 0, **FREE}
     return json.dumps({"conn_type": "openai", "host": url, "password": NO_KEY, "extra": extra})

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 import pydantic_ai.models.openai  # noqa: F401
+import uvicorn
 from airflow.__main__ import main
 from airflow.sdk.execution_time.supervisor import WatchedSubprocess
+from airflow.utils.serve_logs import core as log_server
 
 import include.ai  # noqa: F401
+from local.guard import HOST, Guard
 from local.one_writer import OneWriter
 
 # About a second each: the first two are what LanceDB imports.
@@ -39,11 +43,20 @@ def notice_ends_soon() -> None:
     WatchedSubprocess._service_subprocess = service_or_poll  # type: ignore[method-assign, assignment]
 
 
+def serve_here_only(app: str, **options: Any) -> None:
+    """Serve logs on 127.0.0.1. Airflow does so on all interfaces, which no setting changes."""
+    uvicorn.run(app, **{**options, "host": HOST})
+
+
+# Here, and not below, as the log server is a process of its own, which on macOS imports this module anew.
+log_server.uvicorn = SimpleNamespace(run=serve_here_only)  # type: ignore[assignment, attr-defined]
+
 if __name__ == "__main__":
     if "api-server" in sys.argv:
         from airflow.api_fastapi.main import app
 
         app.add_middleware(OneWriter)
+        app.add_middleware(Guard)
     if "scheduler" in sys.argv:
         notice_ends_soon()
         for module in SLOW_IMPORTS_OF_TASKS:

@@ -57,6 +57,7 @@ class ProcessGroup:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                umask=0o077,  # what they write is for this user only
             )
             self._running[name] = psutil.Process(process.pid)
             entries = {name: (p.pid, p.create_time()) for name, p in self._running.items()}

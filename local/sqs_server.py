@@ -6,8 +6,11 @@ It has no permissions and no account limits. What is on a queue is gone when the
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from typing import Any
+
+from local.guard import HOST, guarded
 
 ACCOUNT = "123456789012"  # moto's
 REGION = "us-east-1"
@@ -18,7 +21,7 @@ NO_KEY = "no-key-is-needed"
 
 def sqs_command(port: int) -> list[str]:
     """Return the command that runs the server on this port of 127.0.0.1."""
-    return [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(port)]
+    return [sys.executable, "-m", "local.sqs_server", str(port)]
 
 
 def queue_url(port: int) -> str:
@@ -63,3 +66,17 @@ def create_queues(url: str) -> bool:
 
 def _endpoint(url: str) -> str:
     return "/".join(url.split("/")[:3])
+
+
+def main() -> None:
+    """Serve as `moto.server` does, but not to web pages: moto lets those of every site read and write."""
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+    from werkzeug.serving import run_simple
+
+    app = guarded(DomainDispatcherApplication(create_backend_app))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    run_simple(HOST, int(sys.argv[1]), app, threaded=True, request_handler=MotoRequestHandler)
+
+
+if __name__ == "__main__":
+    main()

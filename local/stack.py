@@ -97,6 +97,7 @@ class Stack:
         deadline = time.monotonic() + START_TIMEOUT_S
         require_free_port(self._api_port)
         self.home.mkdir(parents=True, exist_ok=True)
+        self.home.chmod(0o700)  # it holds prompts, answers, and the key that signs tokens
         self._port_file.write_text(str(self._api_port))
         model_port, openai_port, broker_port, sqs_port, worker_logs, trigger_logs = free_ports(6)
         broker, queue = f"127.0.0.1:{broker_port}", queue_url(sqs_port)

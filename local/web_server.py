@@ -13,7 +13,8 @@ from contextlib import contextmanager
 import uvicorn
 from starlette.types import ASGIApp
 
-HOST = "127.0.0.1"
+from local.guard import HOST, Guard
+
 SECONDS_TO_STOP = 1
 
 CreateApp = Callable[[], ASGIApp]
@@ -62,7 +63,7 @@ def _listen(port: int) -> socket.socket:
 
 def _server(create_app: CreateApp) -> uvicorn.Server:
     config = uvicorn.Config(
-        create_app(),
+        Guard(create_app()),
         log_config=None,
         log_level="warning",
         access_log=False,

@@ -35,4 +35,5 @@ class GenAIPage(AirflowPlugin):
         view("nav", ""),
         view("dag", "dags/{DAG_ID}"),
         view("dag_run", "runs/{DAG_ID}/{RUN_ID}", "Results"),
+        view("task_instance", "runs/{DAG_ID}/{RUN_ID}?task={TASK_ID}&map_index={MAP_INDEX}", "Model calls"),
     ]

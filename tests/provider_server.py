@@ -15,6 +15,8 @@ from typing import Any
 
 from httpx2 import URL, AsyncClient, AsyncHTTPTransport, Request, Response
 
+from include.common.provider_http import ProviderClient
+
 ANSWER = "All is well."
 INPUT_TOKENS, OUTPUT_TOKENS = 11, 7
 
@@ -131,7 +133,7 @@ class ProviderServer:
         self.seen = seen
         self.asked: list[str] = []
 
-    def client(self, **kwargs: Any) -> AsyncClient:
+    def client(self, *hooks: Any, **kwargs: Any) -> AsyncClient:
         """An HTTP client that sends every request here, whatever its host is, over real HTTP."""
         server = self
 
@@ -142,7 +144,7 @@ class ProviderServer:
                 request.url = request.url.copy_with(scheme="http", host=here.host, port=here.port)
                 return await super().handle_async_request(request)
 
-        return AsyncClient(**kwargs, transport=Rerouting())
+        return ProviderClient(*hooks, **kwargs, transport=Rerouting())
 
 
 @contextmanager

@@ -128,10 +128,20 @@ def test_the_image_gets_the_versions_that_were_tested(folder: str) -> None:
     assert " --constraint constraints.txt --requirement requirements.txt\n" in instructions
     assert instructions.index("USER root") < instructions.index("RUN pip") < instructions.index("USER astro")
     stack = "common-ai" if any("common-ai" in line for line in requirements(folder)) else "airflow-ai-sdk"
-    lock = set((ROOT / "local" / f"{stack}.lock").read_text().splitlines())
+    lock = {line.removesuffix(" \\") for line in (ROOT / "local" / f"{stack}.lock").read_text().splitlines()}
     constraints = (ROOT / folder / "constraints.txt").read_text().splitlines()
     assert set(constraints) <= lock, "make lock"
     assert "constraints.txt" not in (ROOT / ".dockerignore").read_text()
+
+
+@pytest.mark.parametrize("name", ["airflow-ai-sdk", "common-ai", "sentence-transformers"])
+def test_the_lock_holds_the_hash_of_every_file_that_is_installed(name: str) -> None:
+    lines = (ROOT / "local" / f"{name}.lock").read_text().splitlines()
+    packages = [number for number, line in enumerate(lines) if not line.startswith((" ", "#"))]
+    assert len(packages) > 10
+    for number in packages:
+        assert re.fullmatch(r"[a-z0-9-]+(\[[a-z0-9,-]+\])?==[\w.+]+( ; [^;\\]+)? \\", lines[number]), lines[number]
+        assert re.fullmatch(r"    --hash=sha256:[0-9a-f]{64}( \\)?", lines[number + 1]), lines[number]
 
 
 @both_images
@@ -177,14 +187,51 @@ def deploy_doc() -> str:
 
 def test_a_deploy_parses_and_tests_first_and_runs_code_that_cannot_change() -> None:
     workflow = read_yaml(".github/workflows/deploy.yml")
-    (job,) = workflow["jobs"].values()
-    (step,) = job["steps"]
+    (step,) = workflow["jobs"]["deploy"]["steps"]
     assert re.fullmatch(r"astronomer/deploy-action@[0-9a-f]{40}", step["uses"])
     assert (step["with"]["parse"], step["with"]["pytest"]) == (True, True)
     assert step["with"]["deploy-type"] == "infer"
     assert workflow[True]["push"]["branches"] == ["main"]  # YAML reads `on` as true
     assert workflow["permissions"] == {"contents": "read"}
     assert not workflow["concurrency"]["cancel-in-progress"]
+
+
+def test_a_deploy_waits_for_the_ci_of_its_commit() -> None:
+    jobs = read_yaml(".github/workflows/deploy.yml")["jobs"]
+    assert jobs["deploy"]["needs"] == "tested"
+    (step,) = jobs["tested"]["steps"]
+    assert '--workflow ci.yml --commit "$GITHUB_SHA"' in step["run"]
+    assert "gh run watch" in step["run"]
+    assert "--exit-status" in step["run"]
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / ".github" / "workflows").glob("*.yml")), ids=lambda file: file.name)
+def test_a_workflow_runs_actions_of_one_commit_and_may_write_nothing(file: Path) -> None:
+    workflow = read_yaml(str(file.relative_to(ROOT)))
+    assert workflow["permissions"] == {"contents": "read"}
+    for job in workflow["jobs"].values():
+        assert set(job.get("permissions", {}).values()) <= {"read"}
+        assert job["timeout-minutes"]
+        for step in job["steps"]:
+            assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", step.get("uses", f"a/b@{'0' * 40}")), step
+
+
+def test_the_packages_of_both_locks_are_looked_up_for_vulnerabilities_each_week() -> None:
+    workflow = read_yaml(".github/workflows/audit.yml")
+    assert workflow[True]["schedule"][0]["cron"].endswith("* * 2")  # YAML reads `on` as true
+    job = workflow["jobs"]["packages"]
+    assert [f"local/{stack}.lock" for stack in job["strategy"]["matrix"]["stack"]] == [
+        "local/airflow-ai-sdk.lock",
+        "local/common-ai.lock",
+    ]
+    assert any("pip-audit --requirement local/${{ matrix.stack }}.lock" in step.get("run", "") for step in job["steps"])
+
+
+@pytest.mark.parametrize("name", [".gitignore", ".dockerignore"])
+def test_no_file_of_settings_is_committed_or_put_into_the_image(name: str) -> None:
+    lines = (ROOT / name).read_text().splitlines()
+    assert {".env", ".env.*"} <= set(lines)
+    assert ("!.env.example" in lines) == (name == ".gitignore")
 
 
 def test_a_deploy_without_its_settings_does_nothing_and_the_docs_name_them() -> None:

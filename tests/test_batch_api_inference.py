@@ -117,9 +117,9 @@ def test_half_characters_and_nulls_of_answers_errors_and_ids_lose_no_result(stor
 
 
 def test_the_price_is_half_that_of_single_calls_and_unknown_for_an_unknown_model():
-    listed = OpenAIService("c", None, "k", {"model": "gpt-4o-mini"})
-    assert batch_cost(listed, 1_000_000, 1_000_000) == pytest.approx((0.15 + 0.6) / 2)
-    assert batch_cost(OpenAIService("c", None, "k", {"model": "our-own"}), 10, 10) is None
+    service = OpenAIService("c", None, "k", {})
+    assert batch_cost(service, "gpt-4o-mini", 1_000_000, 1_000_000) == pytest.approx((0.15 + 0.6) / 2)
+    assert batch_cost(service, "our-own", 10, 10) is None
 
 
 def test_a_price_that_is_not_valid_is_refused_before_anything_is_paid(storage, tmp_path, monkeypatch):

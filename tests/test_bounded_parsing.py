@@ -72,6 +72,15 @@ def test_a_file_that_needs_too_much_memory_is_named_and_the_next_one_is_read(fol
     assert read_document("good.html").title == "Resetting"
 
 
+def test_a_small_file_that_becomes_a_huge_text_is_named_and_the_next_one_is_read(folder):
+    """Each row of a table is repeated with its labels."""
+    (folder / "labels.csv").write_bytes(b"a" * 100_000 + b",b\n" + b"1,2\n" * 2_000)
+
+    with pytest.raises(UnreadableDocument, match=r"^labels\.csv makes more than 50,000,000 bytes of text"):
+        read_document("labels.csv")
+    assert read_document("good.html").title == "Resetting"
+
+
 def test_a_parser_that_crashes_is_started_again():
     with pytest.raises(UnreadableDocument, match="crashes its parser, or needs too much memory"):
         bounded.call("signal.raise_signal", signal.SIGKILL)

@@ -53,6 +53,28 @@ def test_when_a_budget_is_used_up_the_next_run_makes_no_call_and_says_what_to_do
     assert KEY not in said
 
 
+def test_a_budget_of_one_cent_stops_the_second_run_before_its_first_call(run_dag, llm, storage, monkeypatch, logged):
+    def price(usd: float, **extra: Any) -> None:
+        connection = json.loads(model_connection(llm.env()["OPENAI_BASE_URL"], "openai-chat:our-own-model"))
+        connection["extra"] |= {"usd_per_million_tokens": {"input": usd, "output": usd}, **extra}
+        monkeypatch.setenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT", json.dumps(connection))
+
+    price(1.0)
+    script(llm)
+    usage = run_dag("prompt_chaining").xcom("analyze_ticket", "llm_usage")
+    llm.reset()
+    tokens = usage["input_tokens"] + usage["output_tokens"]
+
+    price(0.009 / tokens * 1e6, budgets={"day_usd": 0.01})  # one call is within it, two are not
+    script(llm)
+    assert run_dag("prompt_chaining").state == "success"
+    llm.reset()
+    second = run_dag("prompt_chaining")
+    assert second.states()["analyze_ticket"] == "failed"
+    assert llm.requests == []
+    assert "of $0.01 are spent. Wait for the next one, or raise day_usd in the budgets of the connection" in logged()
+
+
 def test_a_runs_budget_is_that_of_all_its_tasks_and_of_no_other_run(budgets, run_dag, llm, storage):
     budgets(run_usd=1e-6)
     for _ in range(2):

@@ -16,9 +16,12 @@ import pytest
 from include.common.storage import artifact_path, write_artifact
 from include.page.previews import MOST_BYTES
 from include.spend.ledger import Ledger
+from include.spend.scores import record_score
 from tests.conftest import PROJECT
+from tests.storages import on_storage
 from tests.test_ledger import CALL, in_task
 from tests.test_prompt_chaining import script
+from tests.test_scores import in_run
 
 HOSTILE = (
     "<script>alert(1)</script>\n\n[a](javascript:alert(1)) ![p](http://elsewhere.example/p.png)\n\n"
@@ -88,7 +91,7 @@ def test_a_viewer_sees_what_was_spent_and_what_came_out(airflow_app, run, llm):
     overview = browser.get("").text
     assert "<b>2</b>calls" in overview
     assert 'href="/genai/dags/prompt_chaining"' in overview
-    assert "gpt-6-luna (pydanticai_default)" in overview
+    assert 'gpt-6-luna</a> <span class="quiet">pydanticai_default</span>' in overview
     dag = browser.get("dags/prompt_chaining").text
     assert f'href="/genai/{of_run(run)}"'.replace("%3A", ":") in dag.replace("%3A", ":")
     shown = browser.get(of_run(run)).text
@@ -162,8 +165,91 @@ def test_what_is_large_is_cut_and_what_is_broken_is_said(browser, run, storage):
     shown = browser.get(of_run(run))
     assert shown.status_code == 200
     assert len(shown.content) < 3 * MOST_BYTES
-    for said in ("The first 200 kB", "The first 20 rows", "b.c", "&lt;script&gt;", "It cannot be shown"):
+    for said in ("The first 100 kB", "The first 20 rows", "b.c", "&lt;script&gt;", "It cannot be shown"):
         assert said in shown.text
+
+
+def test_long_and_wide_tables_say_how_much_of_them_is_shown(browser, run, storage):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    folder, buffer = artifact_path(run.dag_id, run.run_id, ""), pa.BufferOutputStream()
+    parquet.write_table(pa.table({f"column {number}": range(1234) for number in range(60)}), buffer)
+    write_artifact(folder / "a.parquet", buffer.getvalue().to_pybytes())
+    write_artifact(folder / "b.csv", "".join(f"{number},x\n" for number in range(21)))
+    write_artifact(folder / "c.svg", b"<svg/>" + b" " * 5_000_000)
+    shown = browser.get(of_run(run)).text
+    assert "The first 20 of 1,234 rows." in shown
+    assert "The first 40 of 60 columns." in shown
+    assert "column 39" in shown
+    assert "column 40" not in shown
+    assert "It is too large to be shown here." in shown
+    assert "The first 20 rows." not in shown, "a head and 20 rows are all of it"
+    for number in range(25):
+        write_artifact(folder / f"{number}.txt", "text")
+    assert browser.get(of_run(run)).text.count("there are too many files") == 4 + 25 - 20
+
+
+@on_storage("disk", "s3")
+def test_a_large_file_is_sent_in_the_range_that_was_asked_for(airflow_app, run, storage):
+    browser = Client(airflow_app, "admin")
+    write_artifact(artifact_path(run.dag_id, run.run_id, "large.bin"), bytes(range(256)) * 10_000)
+    path = f"files/{run.dag_id}/large.bin?run_id={quote(run.run_id)}"
+    whole = browser.get(path)
+    assert (whole.status_code, len(whole.content), whole.headers["accept-ranges"]) == (200, 2_560_000, "bytes")
+    for asked, first, last in (
+        ("bytes=0-9", 0, 9),
+        ("bytes=1048570-1048585", 1_048_570, 1_048_585),
+        ("bytes=2559990-", 2_559_990, 2_559_999),
+        ("bytes=-10", 2_559_990, 2_559_999),
+        ("bytes=2559999-9999999999", 2_559_999, 2_559_999),
+    ):
+        part = browser.get(path, Range=asked)
+        assert (part.status_code, part.content) == (206, whole.content[first : last + 1])
+        assert part.headers["content-range"] == f"bytes {first}-{last}/2560000"
+    for odd in ("bytes=-", "bytes=a-b", "lines=1-2", "bytes=0-1,5-6"):
+        assert browser.get(path, Range=odd).status_code == 200
+    for outside in ("bytes=2560000-", "bytes=9-3"):
+        assert browser.get(path, Range=outside).status_code == 416
+    write_artifact(artifact_path(run.dag_id, run.run_id, "large.bin"), b"")
+    assert browser.get(path).content == b""
+
+
+def test_a_task_instance_shows_its_own_calls_only(browser, run):
+    own = browser.get(f"{of_run(run)}?task=analyze_ticket&map_index=-1").text
+    assert "analyze_ticket" in own
+    assert "write_reply" not in own
+    assert "No model calls" in browser.get(f"{of_run(run)}?task=deliver&map_index=-1").text
+    assert "No model calls" in browser.get(f"{of_run(run)}?task=analyze_ticket&map_index=3").text
+    assert "analyze_ticket" in browser.get(f"{of_run(run)}?task=analyze_ticket&map_index={{MAP_INDEX}}").text
+
+
+def test_scores_are_plotted_by_model_and_prompt_for_who_may_read_the_dag(airflow_app, browser, run, monkeypatch):
+    for day, model in ((25, "gpt-6-luna"), (26, "<b>another</b>")):
+        in_run(monkeypatch, f"run {day}", run.dag_id, day)
+        record_score("answers <i>", "grounded", 0.9, cases=60, model=model, fingerprint="0f0f", low=0.8, high=0.95)
+    days = "first=2026-11-20&last=2026-11-30"
+    shown = browser.get(f"?{days}").text
+    assert "answers &lt;i&gt;: grounded" in shown
+    assert "&lt;b&gt;another&lt;/b&gt;" in shown
+    assert "0.800 to 0.950" in shown
+    assert shown.count("<circle") == 2 + 2
+    assert 'href="/genai/runs/prompt_chaining/run%2026"' in shown
+    assert "grounded" not in browser.get(f"?{days}&dag=multi_agent").text
+    assert "grounded" not in browser.get("?first=2026-11-01&last=2026-11-02").text
+
+    from airflow.api_fastapi.auth.managers.simple.simple_auth_manager import SimpleAuthManager
+
+    monkeypatch.setattr(SimpleAuthManager, "is_authorized_dag", lambda *_, **__: False)
+    assert "grounded" not in Client(airflow_app, "viewer").get(f"?{days}").text
+
+
+def test_a_model_and_a_prompt_lead_to_their_runs(browser, run):
+    overview = browser.get("").text
+    assert "model=gpt-6-luna" in overview
+    assert f"/genai/runs/{run.dag_id}/" in overview
+    assert "<b>2</b>calls" in browser.get("?model=gpt-6-luna").text
+    assert "<b>0</b>calls" in browser.get("?model=another").text
 
 
 def test_names_and_models_of_others_are_text(browser, storage, monkeypatch):
@@ -180,7 +266,7 @@ def test_broken_records_are_counted_on_the_page(browser, storage, monkeypatch):
     folder = storage / "ledger" / "attempts" / datetime.now(UTC).date().isoformat()
     folder.mkdir(parents=True)
     (folder / "x.json").write_text("{")
-    assert "1 records of the ledger cannot be read" in browser.get("").text
+    assert "1 files of the ledger cannot be read" in browser.get("").text
 
 
 def test_a_storage_that_the_api_server_cannot_read_is_said(browser, monkeypatch, run):

@@ -7,14 +7,14 @@ import os
 import signal
 import subprocess
 import sys
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from include.spend import ledger
-from include.spend.ledger import Call, Ledger, Record
+from include.spend.ledger import Call, Ledger, Line, Record
 from include.spend.reading import read_days, roll_up
 from tests.conftest import KEY, PROJECT
 from tests.stack import wait_until
@@ -30,7 +30,11 @@ def records() -> list[Record]:
     day = datetime.now(UTC).date()
     found = read_days(date.fromordinal(day.toordinal() - 1), day)
     assert found.unreadable == 0
-    return found.records
+    by_id: dict[str, Record] = {}
+    for row in found.rows.drop_columns("day").to_pylist():
+        line = Line(**{name: row.pop(name) for name in Line.model_fields})
+        by_id.setdefault(row["id"], Record(**row)).lines.append(line)
+    return sorted(by_id.values(), key=lambda record: (record.started, record.id))
 
 
 def in_task(monkeypatch: pytest.MonkeyPatch, attempt_id: str = "one", **more: Any) -> SimpleNamespace:
@@ -184,12 +188,15 @@ def test_records_that_are_broken_are_counted_and_hide_no_other(storage, monkeypa
     process.flush()
     (file,) = (storage / "ledger").rglob("*.json")
     whole = json.loads(file.read_text())
-    broken = [b"", b"{", b"\xff\xfe", b"[]", json.dumps({**whole, "lines": [{"cost_usd": 1e999}]}).encode()]
+    (line,) = whole["lines"]
+    amounts = [{"cost_usd": 1e999}, {"calls": 10**30}, {"input_tokens": -(10**19)}, {"model": None}]
+    broken = [b"", b"{", b"\xff\xfe", b"[]", b'{"id": 1}', json.dumps({**whole, "map_index": 2**70}).encode()]
+    broken += [json.dumps({**whole, "lines": [{**line, **amount}]}).encode() for amount in amounts]
     for number, content in enumerate(broken):
         (file.parent / f"{number}.json").write_bytes(content)
     today = datetime.now(UTC).date()
     found = read_days(date.fromordinal(today.toordinal() - 1), today)
-    assert len(found.records) == 1
+    assert found.rows.num_rows == 1
     assert found.unreadable == len(broken)
 
 
@@ -251,13 +258,14 @@ def test_a_day_becomes_one_parquet_file_and_reads_the_same(storage, monkeypatch)
         process.flush()
     before, today = records(), datetime.now(UTC).date()
     for _ in range(2):  # again changes nothing
-        file = roll_up(before[0].started.date())
+        roll_up(before[0].started.date())
         assert records() == before
+    (file,) = (storage / "ledger" / "days").iterdir()
     assert not list((storage / "ledger").rglob("*.json"))
     assert len(before) == 2
     import pyarrow.parquet as pq
 
-    assert pq.read_table(str(file).removeprefix("file://")).num_rows == 4
+    assert pq.read_table(file).num_rows == 4
     assert today >= before[0].started.date()
 
 
@@ -295,6 +303,18 @@ def test_the_daily_report_adds_up_the_day_and_updates_the_asset(run_dag, llm, st
     (folder,) = (storage / "spend_report").iterdir()
     assert "| prompt_chaining |" in (folder / "report.md").read_text()
     assert {path.name for path in folder.iterdir()} == {"report.md", "by_day.svg", "by_dag.svg", "by_model.svg"}
+
+
+@pytest.mark.needs_dags("spend_report")
+def test_a_job_that_ends_after_its_day_was_reported_is_rolled_up_the_next_day(run_dag, storage, monkeypatch):
+    in_task(monkeypatch)
+    process, days = Ledger(), [datetime.now(UTC) - timedelta(days=number) for number in (2, 1)]
+    for number, started in enumerate(days):
+        process.record_job(CALL, f"job {number}", started)
+        process.flush()
+    run_dag("spend_report", {"day": days[1].date().isoformat()})
+    assert {path.stem for path in (storage / "ledger" / "days").iterdir()} == {str(each.date()) for each in days}
+    assert not list((storage / "ledger").rglob("*.json"))
 
 
 @pytest.mark.needs_dags("spend_report")

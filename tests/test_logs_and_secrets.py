@@ -32,8 +32,7 @@ def run_prompt_chaining(run_dag, llm, reply=None):
 
 def run_multi_agent(run_dag, llm):
     _, tool, arguments = FINANCE
-    assignment = f"{'x' * 60} {ANSWERED}"  # the first 60 characters are shown as the task's name
-    llm.call_tool("final_result", {"market_research": [], "financial_analysis": [assignment]})
+    llm.call_tool("final_result", {"market_research": [], "financial_analysis": [ANSWERED]})
     llm.call_tool(tool, arguments).reply(f"It earns money, {ANSWERED}.")
     llm.call_tool("final_result", {"answer": f"A sound company, {ANSWERED}.", "open_questions": [ANSWERED]})
     return run_dag("multi_agent", {"company": "Tretwald", "question": f"Is it sound, {ASKED}?"})
@@ -102,6 +101,11 @@ def test_the_key_is_in_no_xcom_no_rendered_field_and_no_serialized_dag(run_dag, 
 
 LOGIN, PASSWORD, QUERY = "login-canary", "password-canary", "query-canary"
 CANARIES = (LOGIN, PASSWORD, QUERY, KEY)
+# Statuses, of which 307 leads to another host, and URLs that do not lead to an answer.
+CHAT_FAULTS = [401, 404, 400, 422, 307, "unreachable", "late", "not a URL"]
+EMBEDDING_FAULTS = [401, 404, 400, 307, "unreachable", "late", "not a URL"]
+JOB_FAULTS = [401, 400, 422, 307, "unreachable", "not a URL"]
+FAULTS = [*CHAT_FAULTS, *EMBEDDING_FAULTS, *JOB_FAULTS]
 
 
 class EchoingServer(BaseHTTPRequestHandler):
@@ -169,7 +173,7 @@ def test_the_url_of_a_model_that_answers_reaches_no_log_and_no_xcom(run_dag, llm
         assert not any(canary in text for text in stored_texts(run.run))
 
 
-@pytest.mark.parametrize("what", [401, 404, 400, 422, 307, "unreachable", "late", "not a URL"])
+@pytest.mark.parametrize("what", CHAT_FAULTS)
 def test_no_error_of_a_chat_model_shows_the_login_or_key_of_its_url(run_dag, llm, echoing, logged, monkeypatch, what):
     address = f"127.0.0.1:{echoing.server_port}"
     url = secret_url(address, f"{what}/v1")
@@ -193,7 +197,7 @@ def test_no_error_of_a_chat_model_shows_the_login_or_key_of_its_url(run_dag, llm
         assert not any(canary in text for text in stored_texts(run.run))
 
 
-@pytest.mark.parametrize("what", [401, 404, 400, 307, "unreachable", "late", "not a URL"])
+@pytest.mark.parametrize("what", EMBEDDING_FAULTS)
 def test_no_error_of_an_embedding_model_shows_the_login_or_key_of_its_url(llm, echoing, logged, monkeypatch, what):
     address = f"127.0.0.1:{echoing.server_port}"
     url = secret_url(address, f"{what}/v1")
@@ -215,7 +219,7 @@ def test_no_error_of_an_embedding_model_shows_the_login_or_key_of_its_url(llm, e
         assert canary not in shown
 
 
-@pytest.mark.parametrize("what", [401, 400, 422, 307, "unreachable", "not a URL"])
+@pytest.mark.parametrize("what", JOB_FAULTS)
 def test_no_error_of_a_service_for_jobs_shows_the_login_or_key_of_its_url(echoing, logged, monkeypatch, what):
     address = f"127.0.0.1:{echoing.server_port}"
     url = secret_url(address, f"{what}/v1") if what != "unreachable" else secret_url(closed_port())

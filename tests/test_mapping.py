@@ -96,7 +96,7 @@ def test_mapped_tasks_are_named_after_their_items_and_share_the_constant_argumen
 
     assert run.state == "success"
     names = [run.task_instance("summarize", n).rendered_map_index for n in range(2)]
-    assert names == ["Geofences", "Refunds and returning trackers"]
+    assert names == ["geofences.md", "refunds-and-returns.md"]
     for request in chat_requests(llm):
         assert "For a new dispatcher:" in str(request["messages"])
     assert run.xcom("report")["result"].startswith("2 of 2 documents summarized, such as: It is explained.")

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from include.batch_api import requests as batch_requests
 from include.batch_api.api import BatchApi, OpenAIBatchTrigger
 from include.batch_api.operator import OpenAIBatchOperator
 from include.batch_api.rounds import Rounds
+from include.common.shared_total import SharedTotal
 from include.common.storage import storage_path
 from include.jobs import start
 from tests.conftest import KEY
@@ -404,3 +406,35 @@ def test_the_key_is_nowhere(task, provider, logged, storage):
     assert "batch_" in stored
     assert KEY not in "".join([*map(str, shown), stored, logged()])
     assert batch.question("a") not in "".join([*map(str, shown), logged()])
+
+
+def test_each_batch_counts_once_within_the_connections_budgets_and_none_is_sent_beyond_them(
+    task, provider, monkeypatch, storage
+):
+    connection = json.loads(provider.connection())
+    price = {"input": 1000.0, "output": 1000.0}
+
+    def give(**extra: Any) -> None:
+        monkeypatch.setenv("AIRFLOW_CONN_OPENAI_DEFAULT", json.dumps(connection | {"extra": extra}))
+
+    def spent() -> float:
+        return SharedTotal(("budgets", "openai_default", datetime.now(UTC).date().isoformat())).read()
+
+    give(usd_per_million_tokens=price, budgets={"day_usd": 1.0})
+    asking = task()
+    asking.ask("503: a", "b", "c")
+    for _ in range(2):
+        assert asking.attempt() == ["503: A", "B", "C"]
+        assert len(batches_of(provider, asking)) == 2
+        assert spent() == pytest.approx(3 * 15 * 1000 / 1e6 / 2)
+
+    for extra, said in (
+        ({"usd_per_million_tokens": price, "budgets": {"day_usd": 0.001}}, "its budget for the day .* is used up"),
+        ({"usd_per_million_tokens": price, "budgets": {"day_usd": 0.03}}, "is too small for the next"),
+        ({"budgets": {"day_usd": 1.0}}, "the price of 'm' is not known"),
+    ):
+        give(**extra)
+        refused = task()
+        with pytest.raises(AirflowFailException, match=said):
+            refused.attempt()
+        assert batches_of(provider, refused) == []

@@ -67,7 +67,7 @@ def service_account(tmp_path: Path, server: ProviderServer) -> dict[str, str]:
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ProviderServer]:
     """The scripted server, to which every request goes, with the identities that a worker may have by itself."""
     with running() as server:
-        monkeypatch.setattr(connection, "AsyncClient", server.client)
+        monkeypatch.setattr(connection, "ProviderClient", server.client)
         monkeypatch.setenv("AWS_ENDPOINT_URL_BEDROCK_RUNTIME", server.url)
         credentials = tmp_path / "service-account.json"
         credentials.write_text(json.dumps(service_account(tmp_path, server)))

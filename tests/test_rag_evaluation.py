@@ -13,6 +13,7 @@ from llmock.scenarios import Match, Reply, ToolCall
 from include.rag.documents import document_names
 from include.rag.evaluation import is_grounded, regressions, spread_sample
 from include.sample.data import evaluation_questions
+from include.spend.scores import read_scores
 from tests.conftest import chat_requests, embedding_requests
 
 PASSAGES = [
@@ -102,6 +103,14 @@ def test_a_run_measures_every_mode_and_leaves_a_table_and_a_chart(run_dag, llm, 
     assert f"| vector_store_default | keyword | {scores['keyword']['recall']:.2f} |" in table
     assert scores["vector"]["missed"][0] in table
     assert (folder / "scores.svg").read_text().startswith("<?xml")
+
+    day = run.run.run_after.date()
+    recorded = {(each.subject, each.metric): each for each in read_scores(day, day, {"rag_evaluation"}).scores}
+    found = recorded["retrieval from vector_store_default, keyword", "recall@5"]
+    assert (found.value, found.run_id) == (scores["keyword"]["recall"], run.run.run_id)
+    answers = recorded["answers from the knowledge base", "grounded"]
+    assert (answers.cases, answers.model) == (4, "openai-chat:gpt-6-luna")
+    assert len(recorded) == 3 * 2 + 1
 
 
 def test_a_regression_fails_the_run_without_a_retry_and_leaves_the_report(run_dag, llm, storage, logged):

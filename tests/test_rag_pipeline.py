@@ -534,6 +534,12 @@ def test_the_answer_is_published_with_the_chunks_and_documents_it_cites(run_dag,
         "sources": [cited["source"]],
     }
     assert run.xcom("publish_answer")["result"] == f"Sixty minutes. [{cited['source']}]"
+    (report,) = storage.glob("rag_pipeline/*/answer.md")
+    text = report.read_text()
+    assert text.startswith(f"# {ANYTHING['query']}\n")
+    assert f"**{cited['source']}**" in text
+    assert all(f"> {line}" in text for line in cited["text"].splitlines())
+    assert passages[0]["text"].splitlines()[-1] not in text, "it is not cited"
     prompt = json.dumps(chat_requests(llm)[0]["messages"][-1]["content"])
     for number, passage in enumerate(passages, 1):
         assert json.dumps(f'<passage number="{number}">\n{passage["text"]}\n</passage>')[1:-1] in prompt

@@ -12,7 +12,7 @@ from airflow.sdk import Metadata, Param, dag, get_current_context, task
 
 from include.common.assets import DAILY_SPEND
 from include.common.params import limits
-from include.common.storage import artifact_path
+from include.common.results import run_folder
 from include.common.task_defaults import DEFAULT_ARGS
 from include.spend.reading import read_days, roll_up
 from include.spend.report import DAYS_BEFORE, write_report
@@ -43,17 +43,17 @@ def spend_report():
     def roll_up_day():
         context = get_current_context()
         day = context["params"]["day"] or (context["dag_run"].run_after.astimezone(UTC) - timedelta(days=1)).date()
-        roll_up(date.fromisoformat(str(day)))
+        for days_before in range(DAYS_BEFORE + 1):  # a job that began then may have ended only now
+            roll_up(date.fromisoformat(str(day)) - timedelta(days=days_before))
         return str(day)
 
     @task(outlets=[DAILY_SPEND])
     def report(day: str):
         last = date.fromisoformat(day)
-        folder = artifact_path("spend_report", get_current_context()["run_id"], "")
-        totals = write_report(folder, last, read_days(last - timedelta(DAYS_BEFORE), last))
+        totals = write_report(last, read_days(last - timedelta(DAYS_BEFORE), last))
         yield Metadata(DAILY_SPEND, totals)
         return {
-            "artifacts": str(folder),
+            "artifacts": str(run_folder()),
             "result": f"{day}: ${totals['cost_usd']:,.2f} for {totals['calls']:,} calls"
             + (f", {totals['unpriced_calls']:,} of them without a known price" if totals["unpriced_calls"] else ""),
         }

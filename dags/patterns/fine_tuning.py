@@ -81,7 +81,7 @@ def fine_tuning():
         training, validation = checks.check_examples(openai_service(CONNECTION), *files)
         return {"training": training.examples, "validation": validation.examples, "tokens": training.tokens}
 
-    @task
+    @task(multiple_outputs=True)
     def estimate(examples: dict):
         budget = get_current_context()["params"]["budget_usd"]
         return checks.estimate(openai_service(CONNECTION), examples["tokens"], N_EPOCHS, budget)
@@ -107,7 +107,7 @@ def fine_tuning():
         context = get_current_context()
         examples = checks.evaluation_examples(context["params"])
         by_model = dict(zip([base_model, tuned_model], answers, strict=True))
-        return comparison.write_comparison(context["run_id"], examples, by_model)
+        return comparison.write_comparison(examples, by_model)
 
     @task(outlets=[TUNED_MODEL])
     def promote(base_model: str, tuned_model: str, compared: dict):
@@ -121,6 +121,7 @@ def fine_tuning():
 
     base_model = preflight()
     examples = validate()
+    estimated = estimate(examples)
     files = upload()
     fine_tune = OpenAIFineTuneOperator(
         task_id="fine_tune",
@@ -131,8 +132,9 @@ def fine_tuning():
         suffix="{{ dag_run.run_id }}",
         method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": N_EPOCHS}}},
         seed=7,
+        estimated_usd=estimated["cost_usd"],
     )
-    [base_model, estimate(examples)] >> files
+    [base_model, estimated] >> files
     answers = answer.expand(model=[base_model, fine_tune.output])
     compared = compare(base_model, fine_tune.output, answers)
     promote(base_model, fine_tune.output, compared)

@@ -17,7 +17,14 @@ from include.ai import llm_kwargs
 from include.common.params import limits
 from include.common.task_defaults import DEFAULT_ARGS, LLM_POOL
 from include.rag.answers import ANSWER_PROMPT, MOST_PASSAGES, Answer, answer_prompt
-from include.rag.evaluation import is_grounded, regressions, score_retrieval, spread_sample, write_report
+from include.rag.evaluation import (
+    is_grounded,
+    record_scores,
+    regressions,
+    score_retrieval,
+    spread_sample,
+    write_report,
+)
 from include.rag.ingestion import refresh_index
 from include.rag.search import search
 from include.rag.stores.base import SearchQuery
@@ -95,9 +102,10 @@ def rag_evaluation():
         found = search(queries, conn_id=params["stores"][0])
         return [{**each, "passages": [asdict(hit) for hit in hits]} for each, hits in zip(sample, found, strict=True)]
 
-    @task.llm(**llm_kwargs(), system_prompt=ANSWER_PROMPT, output_type=Answer, map_index_template="{{ question }}")
+    @task.llm(**llm_kwargs(), system_prompt=ANSWER_PROMPT, output_type=Answer, map_index_template="{{ number }}")
     def answer(asked: dict):
-        get_current_context()["question"] = asked["question"]
+        context = get_current_context()
+        context["number"] = f"question {context['ti'].map_index + 1}"
         return answer_prompt(asked["question"], asked["passages"])
 
     @task
@@ -107,13 +115,14 @@ def rag_evaluation():
             each["question"]: is_grounded(each, each["passages"], given)
             for each, given in zip(asked, answers, strict=True)
         }
-        folder = write_report(context["run_id"], context["params"]["k"], scores, grounded)
+        params = context["params"]
+        folder = write_report(params["k"], scores, grounded)
+        record_scores(params["k"], scores, grounded, params["mode"])
         recalls = ", ".join(f"{score['mode']} {score['recall']:.2f}" for score in scores)
         return {
             "artifacts": folder,
             "grounded": grounded,
-            "result": f"recall@{context['params']['k']}: {recalls}; grounded answers: "
-            f"{sum(grounded.values())} of {len(grounded)}",
+            "result": f"recall@{params['k']}: {recalls}; grounded answers: {sum(grounded.values())} of {len(grounded)}",
         }
 
     @task

@@ -11,7 +11,6 @@ retrieved is refused, and the model asked again. The store is that of the connec
 Weaviate.
 """
 
-import json
 from dataclasses import asdict
 
 from airflow.providers.common.compat.sdk import AirflowSkipException
@@ -19,10 +18,17 @@ from airflow.sdk import Param, dag, get_current_context, task
 
 from include.ai import llm_kwargs
 from include.common.params import limits
-from include.common.storage import artifact_path, write_artifact
+from include.common.results import publish, report
 from include.common.task_defaults import DEFAULT_ARGS, LLM_POOL
 from include.rag import ingestion
-from include.rag.answers import ANSWER_PROMPT, MOST_PASSAGES, Answer, answer_prompt, published_answer
+from include.rag.answers import (
+    ANSWER_PROMPT,
+    MOST_PASSAGES,
+    Answer,
+    answer_parts,
+    answer_prompt,
+    published_answer,
+)
 from include.rag.search import search
 from include.rag.stores.base import FILTER_FIELDS, SearchQuery
 
@@ -112,10 +118,9 @@ def rag_pipeline():
     def publish_answer(answer: dict | None, passages: list[dict]):
         context = get_current_context()
         result = {"question": context["params"]["query"], **published_answer(answer, passages)}
-        path = artifact_path("rag_pipeline", context["run_id"], "answer.json")
-        write_artifact(path, json.dumps(result, indent=2, ensure_ascii=False))
+        publish("answer.md", report(result["question"], *answer_parts(result, passages), asked="generate_answer"))
         cited = f" [{', '.join(result['sources'])}]" if result["sources"] else ""
-        return {**result, "artifact": str(path), "result": f"{result['answer']}{cited}"}
+        return {**result, "artifact": publish("answer.json", result), "result": f"{result['answer']}{cited}"}
 
     changes = find_changes()
     shares = share_out(changes["documents"])

@@ -5,11 +5,11 @@ The schedule *CUSTOMER_REVIEWS & SUPPORT_TICKETS* runs **once** when both were u
 order and however often, and then waits for both again. It counts what the new feedback is about, from both sides.
 """
 
-from airflow.sdk import dag, get_current_context, task
+from airflow.sdk import dag, task
 
 from include.common.asset_events import files_of, newest_event, triggering_events
 from include.common.assets import CUSTOMER_REVIEWS, SUPPORT_TICKETS
-from include.common.storage import artifact_path, write_artifact
+from include.common.results import publish, report
 from include.common.task_defaults import DEFAULT_ARGS
 from include.sample.feedback import count_topics, read_texts, top_topics, topic_table
 
@@ -29,10 +29,9 @@ def all_assets():
         events = {name: triggering_events(asset) or newest_event(asset) for name, asset in SOURCES.items()}
         texts = {name: read_texts(files_of(found)) for name, found in events.items()}
         counts = {name: count_topics(found) for name, found in texts.items()}
-        path = artifact_path("all_assets", get_current_context()["run_id"], "digest.md")
-        write_artifact(path, topic_table(counts))
+        digest = report("What customers write about", topic_table(counts))
         numbers = " and ".join(f"{len(found)} {name}" for name, found in texts.items())
-        return {"digest": str(path), "result": f"{numbers}: {top_topics(counts)}"}
+        return {"digest": publish("digest.md", digest), "result": f"{numbers}: {top_topics(counts)}"}
 
     write_digest()
 

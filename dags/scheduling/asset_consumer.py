@@ -8,11 +8,12 @@ through all of them. Started by hand, it takes the asset's newest event.
 
 import json
 
-from airflow.sdk import dag, get_current_context, task
+from airflow.sdk import dag, task
 
 from include.common.asset_events import files_of, newest_event, triggering_events
 from include.common.assets import KNOWLEDGE_BASE
-from include.common.storage import artifact_path, write_artifact
+from include.common.markdown import as_markdown_line
+from include.common.results import publish, report
 from include.common.task_defaults import DEFAULT_ARGS
 
 KINDS = ("added", "changed", "removed")
@@ -30,10 +31,9 @@ def asset_consumer():
     def write_news():
         events = triggering_events(KNOWLEDGE_BASE) or newest_event(KNOWLEDGE_BASE)
         updates = [json.loads(file.read_bytes()) for file in files_of(events, "changes")]
-        news = [f"- {kind}: {name}\n" for update in updates for kind in KINDS for name in update[kind]]
-        path = artifact_path("asset_consumer", get_current_context()["run_id"], "news.md")
-        write_artifact(path, "".join(["# What is new in the knowledge base\n\n", *news]))
-        return {"news": str(path), "result": f"{len(news)} changes in {len(events)} update(s)"}
+        news = [f"- {kind}: {as_markdown_line(name)}" for update in updates for kind in KINDS for name in update[kind]]
+        url = publish("news.md", report("What is new in the knowledge base", "\n".join(news)))
+        return {"news": url, "result": f"{len(news)} changes in {len(events)} update(s)"}
 
     write_news()
 

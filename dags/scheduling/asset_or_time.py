@@ -6,8 +6,6 @@ once, and a vector store that was changed by somebody else shows by the next mor
 questions with known answers; no language model is called. The task says which of the two made it run.
 """
 
-import json
-
 from airflow.providers.common.compat.sdk import AirflowSkipException
 from airflow.sdk import dag, get_current_context, task
 from airflow.timetables.assets import AssetOrTimeSchedule
@@ -15,7 +13,7 @@ from airflow.timetables.trigger import CronTriggerTimetable
 
 from include.common.asset_events import triggering_events
 from include.common.assets import KNOWLEDGE_BASE
-from include.common.storage import artifact_path, write_artifact
+from include.common.results import publish
 from include.common.task_defaults import DEFAULT_ARGS, LLM_POOL
 from include.rag.stores.base import SearchQuery
 from include.sample.data import questions
@@ -53,10 +51,8 @@ def asset_or_time():
             for each, found in zip(asked, hits, strict=True)
             if each["document"] not in {hit.source for hit in found}
         ]
-        path = artifact_path("asset_or_time", context["run_id"], "missed.json")
-        write_artifact(path, json.dumps(missed, indent=2))
         return {
-            "missed": str(path),
+            "missed": publish("missed.json", missed),
             "because": because,
             "result": f"because of {because}: {len(asked) - len(missed)} of {len(asked)} questions find their document",
         }

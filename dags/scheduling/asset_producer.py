@@ -14,7 +14,7 @@ from airflow.providers.common.compat.sdk import AirflowSkipException
 from airflow.sdk import dag, get_current_context, task
 
 from include.common.assets import KNOWLEDGE_BASE
-from include.common.storage import artifact_path, write_artifact
+from include.common.results import publish
 from include.common.stored_files import stored_file
 from include.common.task_defaults import DEFAULT_ARGS, LLM_POOL
 from include.rag import updates
@@ -42,11 +42,10 @@ def asset_producer():
         if not any(numbers.values()):
             raise AirflowSkipException("No document has changed since the last update of the asset.")
         context = get_current_context()
-        path = artifact_path("asset_producer", context["run_id"], "changes.json")
-        write_artifact(path, json.dumps(update, indent=2))
-        context["outlet_events"][KNOWLEDGE_BASE].extra = {**numbers, "chunks": chunks, "changes": str(path)}
+        changes = publish("changes.json", update)
+        context["outlet_events"][KNOWLEDGE_BASE].extra = {**numbers, "chunks": chunks, "changes": changes}
         counted = ", ".join(f"{number} {kind}" for kind, number in numbers.items())
-        return {"changes": str(path), "result": f"documents: {counted}; {chunks} chunks"}
+        return {"changes": changes, "result": f"documents: {counted}; {chunks} chunks"}
 
     @task
     def remember_update(refreshed: dict):

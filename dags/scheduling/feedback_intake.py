@@ -10,7 +10,7 @@ from airflow.sdk import Asset, Param, dag, get_current_context, task
 
 from include.common.assets import CUSTOMER_REVIEWS, SUPPORT_TICKETS
 from include.common.json_lines import json_line
-from include.common.storage import artifact_path, write_artifact
+from include.common.results import publish
 from include.common.task_defaults import DEFAULT_ARGS
 from include.sample.data import reviews, tickets
 
@@ -39,10 +39,9 @@ def feedback_intake():
         context = get_current_context()
         if source not in context["params"]["sources"]:
             raise AirflowSkipException(f"No {source} have arrived.")
-        path = artifact_path("feedback_intake", context["run_id"], f"{source}.jsonl")
-        write_artifact(path, b"".join(json_line({"text": text}) for text in texts))
-        context["outlet_events"][asset].extra = {"rows": len(texts), "file": str(path)}
-        return {"file": str(path), "result": f"{len(texts)} {source}"}
+        url = publish(f"{source}.jsonl", b"".join(json_line({"text": text}) for text in texts))
+        context["outlet_events"][asset].extra = {"rows": len(texts), "file": url}
+        return {"file": url, "result": f"{len(texts)} {source}"}
 
     @task(outlets=[CUSTOMER_REVIEWS])
     def land_reviews():

@@ -21,7 +21,7 @@ from httpx2 import AsyncClient, Limits, Timeout
 from pydantic_ai.exceptions import UserError
 from pydantic_ai.providers import Provider, infer_provider, infer_provider_class
 
-from include.common.provider_http import check_host, stay_on_host
+from include.common.provider_http import ProviderClient, check_host
 from include.common.shown import quiet_http_clients, shown_text, url_secrets
 
 try:
@@ -69,14 +69,14 @@ class ModelSource(NamedTuple):
         """
         if limit is None and account_limit is not None:
             limit = account_limit(self)
-        hooks = limit.hooks if limit else {"response": []}
+        hooks = limit.hooks if limit else {"request": [], "response": []}
         base_url, _, query = self.provider_args.get("base_url", "").partition("?")
-        client = AsyncClient(
+        client = ProviderClient(
+            hooks["request"],
+            hooks["response"],
             params=query,  # the openai client would append its paths to it
             timeout=Timeout(CALL_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
             limits=Limits(max_connections=MOST_CONNECTIONS, max_keepalive_connections=KEPT_CONNECTIONS),
-            event_hooks={**hooks, "response": [*hooks["response"], stay_on_host]},
-            follow_redirects=True,
         )
         try:
             return infer(self.model_id, provider_factory=lambda name: self._provider(name, base_url, client))

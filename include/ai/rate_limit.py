@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import re
 import time
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ USED = 0.98
 LATEST_S = 1.0
 # Turns are taken for the calls that wait, but for no more than these seconds, and again when half of them is past.
 AHEAD_S = 2.0
-# A turn that is later than any task waits comes from a clock that is wrong.
+# A turn that is later than any task waits comes from a clock that is wrong, and is ignored.
 FURTHEST_S = 1200.0
 # How long the storage may take, and how long it is left alone after an error.
 STORAGE_S, ALONE_S = 20.0, 60.0
@@ -145,7 +146,7 @@ class RateLimit:
         late, self._late_tokens = self._late_tokens, 0.0
 
         def use(free: Free, now: float) -> tuple[list[float], Free]:
-            request, token = (min(each, now + FURTHEST_S) for each in free)
+            request, token = (each if each <= now + FURTHEST_S else now for each in free)
             token = max(token, now) + late * self._token_gap
             starts = []
             for needed in tokens:
@@ -216,17 +217,16 @@ async def _sleep_until(moment: float) -> None:
 def _until_free(headers: Mapping[str, str], kind: str, needed: float) -> float:
     """Seconds until the account has room for as much as is needed, from the provider's `x-ratelimit-*` headers.
 
-    `reset` is when all of `limit` is free again; what is used comes back evenly until then.
+    `reset` is when all of `limit` is free again; what is used comes back evenly until then. A header that is not as it
+    should be says nothing: the answer that it came with is paid.
     """
-    limit, remaining = (headers.get(f"x-ratelimit-{name}-{kind}") for name in ("limit", "remaining"))
-    if limit is None or remaining is None:
+    limit, remaining = (_number(headers.get(f"x-ratelimit-{name}-{kind}", "")) for name in ("limit", "remaining"))
+    if limit is None or remaining is None or remaining >= min(needed, limit):
         return 0.0
-    used, missing = _number(limit) - _number(remaining), needed - _number(remaining)
-    if missing <= 0 or used <= 0:
-        return 0.0
+    used, missing = limit - remaining, needed - remaining
     reset = sum(
-        float(amount) * {"h": 3600, "m": 60, "s": 1, "ms": 0.001}[unit]
-        for amount, unit in re.findall(r"([\d.]+)(ms|h|m|s)", headers.get(f"x-ratelimit-reset-{kind}", ""))
+        (_number(amount) or 0.0) * {"h": 3600, "m": 60, "s": 1, "ms": 0.001}[unit]
+        for amount, unit in re.findall(r"([\d.]{1,20})(ms|h|m|s)", headers.get(f"x-ratelimit-reset-{kind}", "")[:100])
     )
     return reset * min(missing / used, 1.0)
 
@@ -237,13 +237,16 @@ def _usage(body: bytes) -> tuple[float, float] | None:
         usage = json.loads(body)["usage"]
         answered = usage.get("completion_tokens", usage.get("output_tokens", 0))
         asked = usage.get("prompt_tokens", usage.get("input_tokens", 0))
-        return float(asked + answered), float(answered)
-    except (ValueError, KeyError, TypeError, AttributeError):
+        total, answer = float(asked + answered), float(answered)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
+    return (total, answer) if 0 <= answer <= total < math.inf else None
 
 
-def _number(text: str) -> float:
+def _number(text: str) -> float | None:
+    """Return the finite number, zero or more, that this text is; None if it is none."""
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
-        return 0.0
+        return None
+    return number if 0 <= number < math.inf else None

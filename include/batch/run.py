@@ -20,6 +20,7 @@ from include.ai.model import ConnectionModel, connection_model
 from include.ai.usage import stated_price
 from include.batch.answering import Answering, Progress
 from include.batch.chunks import Chunk, write_chunks
+from include.batch.claim import claim
 from include.batch.report import Report
 from include.batch.rows import Result, RowsRun
 from include.common.prices import listed_cost
@@ -57,8 +58,10 @@ class BatchRun(RowsRun):
     def plan(self, tasks: int) -> list[list[int]]:
         """Read all rows, write them in chunks, and return for each task which chunks are its own: from, and up to.
 
-        :raises AirflowFailException: the file is not as it should be, or there is a budget and no price.
+        :raises AirflowFailException: the file is not as it should be, there is a budget and no price, or another run
+            answers the batch now.
         """
+        claim(self._folder, get_current_context()["ti"])
         models = connection_model(self.conn_id).models
         if self.params["budget_usd"] is not None:
             for model in models:
@@ -76,6 +79,8 @@ class BatchRun(RowsRun):
         :param at_once: rows in flight.
         :raises AirflowException: see `Answering.run`.
         """
+        context: Any = get_current_context()
+        claim(self._folder, context["ti"])
         chunks = self._chunks()
         mine = chunks[slice(*share)]
         rows, budget = sum(n for _, n in mine), self.params["budget_usd"]
@@ -88,7 +93,6 @@ class BatchRun(RowsRun):
             budget_usd=None if budget is None else budget * rows / sum(n for _, n in chunks),
             conn_id=self.conn_id,
         )
-        context: Any = get_current_context()
         try:
             asyncio.run(answering.run())
         finally:

@@ -17,6 +17,11 @@ from include.jobs.operator import PaidJobOperator
 from include.jobs.record import JobKey, read_record
 from include.jobs.service import openai_service, task_error
 
+try:
+    from include.batch_api.spending import batch_spending
+except ImportError:  # a copied pattern may lack it: then there are neither budgets nor a ledger
+    batch_spending = None  # type: ignore[assignment]
+
 if TYPE_CHECKING:
     from airflow.sdk.definitions.context import Context
 
@@ -50,6 +55,7 @@ class OpenAIBatchOperator(PaidJobOperator):
     template_fields = ("input_url", "output_url")
     trigger_type = OpenAIBatchTrigger
     openai_page = service_path = "batches"
+    spending = batch_spending
 
     def __init__(
         self, *, input_url: str, output_url: str, rounds: int = 3, timeout: float = BATCH_LIFE_S, **kwargs: Any
@@ -139,9 +145,13 @@ class OpenAIBatchOperator(PaidJobOperator):
             return list(found.values())
 
         try:
-            return cast(list[Job], asyncio.run(self._with_api(collect)))
+            jobs = cast(list[Job], asyncio.run(self._with_api(collect)))
         except Exception as error:
             raise task_error(openai_service(self.conn_id), "collecting the results", error) from None
+        for job in jobs:
+            if self.spending and job.has_ended:
+                self.spending.count_ended(self, ti, job)
+        return jobs
 
 
 def _rounds(ti: Any) -> Rounds:

@@ -24,11 +24,6 @@ from include.common.stored_files import new_artifact, stored_file
 from include.common.text import clean_json
 from include.jobs.service import OpenAIService, openai_service
 
-try:
-    from include.spend import ledger
-except ImportError:  # a copied pattern may lack it: then no ledger is kept
-    ledger = None  # type: ignore[assignment]
-
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
@@ -90,10 +85,6 @@ class BatchApiRun(RowsRun):
         report = Report(self._artifacts, self.output_type, self.params["output_format"])
         results = self._results(stored_file(answers))
         report.write(iter(lambda: list(islice(results, ROWS_AT_ONCE)), []))
-        if ledger:
-            prompt = ledger.fingerprint(self.system_prompt, _response_format(self.output_type))
-            call = ledger.Call("batch", self._service.conn_id, self._service.base_model, prompt, **report.used)
-            ledger.record_job(call, answers, stored_file(answers).fs.modified(stored_file(answers).path))
         advice = (
             "Clear the task before this one to send those again that may get an answer; the others are not paid again."
         )
@@ -128,7 +119,7 @@ class BatchApiRun(RowsRun):
             return Result(row.number, row.id, error=error, error_class="invalid answer")
         used: dict[str, Any] = {"calls": 1}
         if usage:
-            cost = batch_cost(self._service, usage.prompt_tokens, usage.completion_tokens)
+            cost = batch_cost(self._service, self._service.base_model, usage.prompt_tokens, usage.completion_tokens)
             used |= {"input_tokens": usage.prompt_tokens, "output_tokens": usage.completion_tokens, "cost_usd": cost}
         if choice.message.refusal:
             return Result(row.number, row.id, error=choice.message.refusal, error_class="refused", **used)
@@ -151,12 +142,12 @@ def _response_format(output_type: type[BaseModel]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": output_type.__name__, "strict": True, "schema": schema}}
 
 
-def batch_cost(service: OpenAIService, input_tokens: int, output_tokens: int) -> float | None:
-    """Return the price of an answer in US dollars, half that of a single call; None if it is not known.
+def batch_cost(service: OpenAIService, model: str, input_tokens: int, output_tokens: int) -> float | None:
+    """Return the price of answers in US dollars, half that of single calls; None if it is not known.
 
     :raises AirflowFailException: the price in the connection's extra is not valid.
     """
     price = read_price(service.conn_id, service.extra)
-    single = price.cost if price else partial(listed_cost, service.base_model)
+    single = price.cost if price else partial(listed_cost, model)
     cost = single(input_tokens, output_tokens)
     return None if cost is None else cost * DISCOUNT

@@ -1,15 +1,15 @@
-"""What holds for every HTTP call to a provider: the host it may go to, and which failures may pass."""
+"""What holds for every HTTP call to a provider: where it may go, how long it may take, and which failures may pass."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
+from httpx2 import AsyncClient, InvalidURL, ReadTimeout, Request, Response
 
 from include.common.shown import UNREADABLE, shown_url
-
-if TYPE_CHECKING:
-    from httpx2 import Response
 
 # The status that stands for a redirect to another host.
 MISDIRECTED = 421
@@ -37,14 +37,49 @@ def check_host(conn_id: str, host: str | None) -> None:
         )
 
 
+class ProviderClient(AsyncClient):
+    """An HTTP client whose calls end after their read time-out, and never go to another host.
+
+    HTTP clients measure that time from one received byte to the next, so that a server that drips would hold a call,
+    and its task, for hours. A body that is streamed is read by the caller, at its pace.
+
+    :param before: hooks for each request. The time that they wait does not count.
+    :param after: hooks for each response.
+    """
+
+    def __init__(
+        self,
+        before: list[Callable[[Request], Awaitable[None]]],
+        after: list[Callable[[Response], Awaitable[None]]],
+        **settings: Any,
+    ) -> None:
+        hooks: dict[str, list[Any]] = {"request": [*before, _begin], "response": [*after, stay_on_host]}
+        super().__init__(event_hooks=hooks, follow_redirects=True, **settings)
+
+    async def send(self, request: Request, **options: Any) -> Response:
+        """Send a request, as `httpx2.AsyncClient` does.
+
+        :raises httpx2.ReadTimeout: the answer is not there in time.
+        """
+        try:
+            async with asyncio.timeout(None) as deadline:
+                request.extensions["deadline"] = deadline
+                return await super().send(request, **options)
+        except TimeoutError:
+            raise ReadTimeout("The whole answer did not come in time.", request=request) from None
+
+
+async def _begin(request: Request) -> None:
+    if seconds := request.extensions["timeout"]["read"]:
+        request.extensions["deadline"].reschedule(asyncio.get_running_loop().time() + seconds)
+
+
 async def stay_on_host(response: Response) -> None:
     """Follow no redirect to another host, nor to an unencrypted one: a hook for the responses of an HTTP client.
 
     What is sent (prompts, a key in the URL) is for the host of the connection. The response gets the status
     MISDIRECTED, as not every client takes a redirect without a location for an error.
     """
-    from httpx2 import InvalidURL
-
     if not response.has_redirect_location:
         return
     at = response.request.url

@@ -39,8 +39,10 @@ class SharedTotal:
         """
         root = storage_path(*self.folder)
         last = [max(numbers) for numbers in self._entries(root).values()]
-        paths = {self._path(root, *entry).path for entry in last}
-        return sum(_value(content) for content in root.fs.cat(sorted(paths)).values()) if paths else 0.0
+        paths = [self._path(root, *entry).path for entry in last]
+        # Not `cat`, to which a path with a bracket is a pattern.
+        contents = root.fs.cat_ranges(paths, None, None, on_error="raise") if paths else []
+        return sum(map(_value, contents))
 
     def add(self, amount: float) -> None:
         """Add to the sum.
@@ -58,6 +60,15 @@ class SharedTotal:
         if len(entries) > MOST_ENTRIES:
             with suppress(OSError):  # another process removes them, too
                 root.fs.rm([self._path(root, *entry).path for entry in entries[:-KEPT_ENTRIES]])
+
+    def put(self, name: str, amount: float, version: int = 1) -> None:
+        """Count an amount under a name: once, however often it is put. A later version takes its place.
+
+        :param name: hexadecimal digits.
+        :raises OSError: the storage cannot be written.
+        """
+        part = PARTS + int(name, 16)  # which nobody else adds to
+        create_file(self._path(storage_path(*self.folder), part, version), json.dumps(amount).encode())
 
     @staticmethod
     def _entries(root: ObjectStoragePath) -> dict[int, list[tuple[int, int]]]:

@@ -18,7 +18,7 @@ SHORTEST_SECRET = 4
 HTTP_CLIENTS = ("httpx", "httpx2", "httpcore", "httpcore2", "openai")
 # What stands for a URL that is not one, as nobody knows then where its login ends.
 UNREADABLE = "<a URL that cannot be read>"
-URL = re.compile(r"""[\w+.-]+://[^\s"'<>]+""")
+URL = re.compile(r"""(?<![\w+.-])[\w+.-]++://[^\s"'<>]+""")
 SERVER = re.compile(r"(?:[\w.+%~-]*|\[[0-9A-Fa-f:.%]+\])(?::\d{0,5})?")
 
 

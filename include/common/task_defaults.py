@@ -23,6 +23,8 @@ DEFAULT_ARGS: dict[str, Any] = {
     # A lost database connection or a restarted worker is over in a minute; more tries hide a bug.
     "retries": 2,
     "retry_delay": timedelta(seconds=10),
+    # What hangs would hold a slot until somebody sees it. The wait of a deferred task does not count.
+    "execution_timeout": timedelta(hours=2),
 }
 
 LLM_TASK: dict[str, Any] = {

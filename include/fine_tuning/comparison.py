@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import re
+import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,10 +14,17 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from include.common.charts import bar_chart
-from include.common.storage import artifact_path, read_artifact, storage_path, write_artifact
+from include.common.markdown import as_markdown_line
+from include.common.results import publish, report, run_folder
+from include.common.storage import read_artifact, storage_path, write_artifact
 from include.common.text import clean_text
 from include.fine_tuning.examples import Example, estimate_tokens
 from include.jobs.service import OpenAIService, task_error
+
+try:
+    from include.fine_tuning import spending
+except ImportError:  # a copied pattern may lack it: then there are neither budgets nor a ledger
+    spending = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -52,12 +60,17 @@ async def _answer(
     with suppress(FileNotFoundError):
         return str(json.loads(read_artifact(path))["answer"])
     messages: Any = question
+    if spending:
+        spending.check_call(service, model)
+    started = time.monotonic()
     try:
         reply = await client.chat.completions.create(
             model=model, messages=messages, max_completion_tokens=longest, timeout=120
         )
     except Exception as error:
         raise task_error(service, f"asking the model {model!r}", error) from None
+    if spending:
+        spending.count_call(service, model, reply, time.monotonic() - started)
     text = clean_text(reply.choices[0].message.content or "").strip()
     write_artifact(path, json.dumps({"model": model, "answer": text}, ensure_ascii=False))
     return text
@@ -79,16 +92,18 @@ def scores(answers: Sequence[str], expected: Sequence[str]) -> dict[str, float]:
     }
 
 
-def write_comparison(run_id: str, examples: Sequence[Example], answers: dict[str, Sequence[str]]) -> dict[str, Any]:
+def write_comparison(examples: Sequence[Example], answers: dict[str, Sequence[str]]) -> dict[str, Any]:
     """Score every model's answers; write a table and a chart of them, and return the scores and where these are."""
     expected = [example.answer for example in examples]
     by_model = {model: scores(given, expected) for model, given in answers.items()}
-    folder = artifact_path("fine_tuning", run_id, "")
     summary = "".join(f"- {model}: exact {s['exact']:.2f}, words {s['words']:.2f}\n" for model, s in by_model.items())
-    write_artifact(folder / "comparison.md", f"{summary}\n{comparison_table(examples, answers)}")
-    write_artifact(folder / "scores.svg", bar_chart(f"{len(examples)} validation examples", "score, 0 to 1", by_model))
+    title = f"{len(answers)} models on {len(examples)} validation examples"
+    publish("comparison.md", report(title, summary, comparison_table(examples, answers)))
+    publish("scores.svg", bar_chart(f"{len(examples)} validation examples", "score, 0 to 1", by_model))
+    if spending:
+        spending.record_scores(examples, by_model)
     line = ", ".join(f"{model} {s['words']:.2f}" for model, s in by_model.items())
-    return {"scores": by_model, "artifacts": str(folder), "result": f"score on {len(examples)} examples: {line}"}
+    return {"scores": by_model, "artifacts": str(run_folder()), "result": f"score on {len(examples)} examples: {line}"}
 
 
 def comparison_table(examples: Sequence[Example], answers: dict[str, Sequence[str]]) -> str:
@@ -107,6 +122,4 @@ def _normal(text: str) -> str:
 
 
 def _cell(text: str, longest: int = 200) -> str:
-    """Escape text from outside, so that it stays in its cell."""
-    flat = " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
-    return flat if len(flat) <= longest else flat[:longest] + " ..."
+    return as_markdown_line(text if len(text) <= longest else f"{text[:longest]} ...")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
@@ -14,9 +13,9 @@ from include.jobs.operator import PaidJobOperator
 from include.jobs.service import openai_service
 
 try:
-    from include.spend import ledger
-except ImportError:  # a copied pattern may lack it: then no ledger is kept
-    ledger = None  # type: ignore[assignment]
+    from include.fine_tuning.spending import tuning_spending
+except ImportError:  # a copied pattern may lack it: then there are neither budgets nor a ledger
+    tuning_spending = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from airflow.sdk.definitions.context import Context
@@ -39,14 +38,17 @@ class OpenAIFineTuneOperator(PaidJobOperator):
     :param method: the provider's `method`, as `{"type": "supervised", "supervised": {"hyperparameters": {...}}}`.
     :param hyperparameters: the same for services that know no `method`; give one of the two.
     :param seed: for training that can be repeated.
+    :param estimated_usd: what the training will cost, if that is known (templated): so much must be left in the
+        connection's budgets.
     :raises AirflowFailException: the job failed, was cancelled or took too long, or the provider refuses it.
     :raises AirflowException: the provider could not be asked; a retry takes the job up again.
     """
 
-    template_fields = ("fine_tuning_file_id", "validation_file_id", "model", "suffix")
+    template_fields = ("fine_tuning_file_id", "validation_file_id", "model", "suffix", "estimated_usd")
     trigger_type = OpenAIFineTuneTrigger
     openai_page = "finetune"
     service_path = "fine_tuning/jobs"
+    spending = tuning_spending
 
     def __init__(
         self,
@@ -58,6 +60,7 @@ class OpenAIFineTuneOperator(PaidJobOperator):
         method: dict[str, Any] | None = None,
         hyperparameters: dict[str, Any] | None = None,
         seed: int | None = None,
+        estimated_usd: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -70,6 +73,7 @@ class OpenAIFineTuneOperator(PaidJobOperator):
         self.method = method
         self.hyperparameters = hyperparameters
         self.seed = seed
+        self.estimated_usd = estimated_usd
 
     def request(self) -> dict[str, Any]:
         if not self.fine_tuning_file_id or not isinstance(self.fine_tuning_file_id, str):
@@ -95,10 +99,8 @@ class OpenAIFineTuneOperator(PaidJobOperator):
         }
         for key, value in values.items():
             context["ti"].xcom_push(key=key, value=value)
-        if ledger:
-            call = ledger.Call("tuning", self.conn_id, self.request()["model"], input_tokens=tokens or 0)
-            call = call._replace(seconds=values["seconds"] or 0.0, cost_usd=values["cost_usd"])
-            ledger.record_job(call, job.id, datetime.fromtimestamp(job.created_at, UTC))
+        if self.spending:
+            self.spending.count_ended(self, context["ti"], job)
         model = job.detail["model"]
         if not model:
             raise AirflowFailException(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -12,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from include.jobs.service import OpenAIService
 
 if TYPE_CHECKING:
+    from httpx2 import Response
     from openai import AsyncOpenAI
 
 # In a job's metadata: whose it is, and what for.
@@ -77,6 +81,18 @@ class JobApi(ABC):
         self._connect = connect
         self._service: OpenAIService | None = None
         self._client: AsyncOpenAI | None = None
+        self._ahead: float | None = None
+
+    def now(self) -> float:
+        """Return the provider's time, which also dates its jobs: no clock of ours that jumps ends a paid job.
+
+        It is this machine's until the first answer, and where the provider states none.
+        """
+        return time.time() if self._ahead is None else time.monotonic() + self._ahead
+
+    async def _read_clock(self, response: Response) -> None:
+        with suppress(KeyError, ValueError, OverflowError):
+            self._ahead = parsedate_to_datetime(response.headers["date"]).timestamp() - time.monotonic()
 
     async def service(self) -> OpenAIService:
         """Return the service, from the connection as it was first read."""
@@ -88,7 +104,7 @@ class JobApi(ABC):
         """Return a client for single calls: who calls decides whether to call again."""
         if self._client is None:
             # Its imports and certificates take half a second, which would hold up every other trigger.
-            self._client = await asyncio.to_thread((await self.service()).client, retries=0)
+            self._client = await asyncio.to_thread((await self.service()).client, retries=0, after=[self._read_clock])
         return self._client
 
     async def close(self) -> None:

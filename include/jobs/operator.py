@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from abc import abstractmethod
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
@@ -53,9 +54,10 @@ class PaidJobOperator(BaseOperator):
     The job carries a key of the task instance. A retry, a cleared task, or a worker or triggerer that was killed
     takes up the job that there is. Clearing a task whose job succeeded gives the same result and costs nothing;
     clearing one whose job failed or was cancelled starts a new job, and so does a change of what is asked for.
+    No job is started that the connection's budgets have nothing left for.
 
     The wait is measured from the job's creation, or, if that time is over when the task takes a job up, from then.
-    Set no `execution_timeout` below `timeout`.
+    `execution_timeout` is for the task's own work; with `deferrable=False`, where it would cut the wait, it is ignored.
 
     :param conn_id: connection to the service, see `include.jobs.service`.
     :param wait_for_completion: False returns the job's id as soon as the job is there.
@@ -73,6 +75,8 @@ class PaidJobOperator(BaseOperator):
     # Where a person finds jobs of this kind: below OpenAI's platform, and below another service's URL.
     openai_page: ClassVar[str]
     service_path: ClassVar[str]
+    # Counts the jobs, within the connection's budgets and into the ledger: an `include.jobs.spending.JobSpending`.
+    spending: ClassVar[Any] = None
 
     def __init__(
         self,
@@ -90,6 +94,8 @@ class PaidJobOperator(BaseOperator):
         for name, value in (("poke_interval", poke_interval), ("timeout", timeout)):
             if value <= 0:
                 raise ValueError(f"{name} is in seconds and more than 0, not {value}")
+        if not deferrable:
+            self.execution_timeout = None  # `timeout` ends the wait; this one would cancel the job
         self.conn_id = conn_id
         self.wait_for_completion = wait_for_completion
         self.deferrable = deferrable
@@ -121,8 +127,11 @@ class PaidJobOperator(BaseOperator):
         key = self._key = self.key(context["ti"])
         self._job_id = None
         service = openai_service(self.conn_id)
-        job = asyncio.run(self._with_api(lambda api: one_job(api, key, request)))
+        allow = partial(self.spending.allow, self, context["ti"]) if self.spending else None
+        job, now = asyncio.run(self._with_api(lambda api: _job_and_time(api, key, request, allow)))
         self._job_id = job.id
+        if self.spending:
+            self.spending.count_started(self, job)
         page = f"https://platform.openai.com/{self.openai_page}" if service.is_openai else None
         ti, url = context["ti"], f"{page or f'{service.public_url}/{self.service_path}'}/{job.id}"
         ti.xcom_push(key="job_id", value=job.id)
@@ -132,7 +141,6 @@ class PaidJobOperator(BaseOperator):
             return job.id
         if job.has_ended:
             return self._finish(context, Outcome(status="ended", job_id=job.id, job=job))
-        now = time.time()
         deadline = job.created_at + self.timeout
         deadline = deadline if deadline > now else now + self.timeout
         if self.deferrable:
@@ -170,7 +178,7 @@ class PaidJobOperator(BaseOperator):
             record = read_record(self.key(context["ti"]).value)
             if not record or not record.job_id:
                 raise
-            return self._wait(context, record.job_id, time.time())
+            return self._wait(context, record.job_id, 0.0)
 
     def _wait(self, context: Context, job_id: str, deadline: float) -> Any:
         """Wait in this process."""
@@ -213,9 +221,18 @@ class PaidJobOperator(BaseOperator):
             raise AirflowException(f"{where}: {outcome.message}. A retry takes the job up again.")
         if outcome.status == "timed_out" or job is None:
             raise AirflowFailException(f"{where}: {outcome.message}.")
+        if self.spending and job.has_no_result:
+            self.spending.count_ended(self, context["ti"], job)
         if job.status == "failed":
             reason = job.detail.get("error") or "the provider gives no reason"
             raise AirflowFailException(f"{where}: job {job.id} failed: {reason}. Clear this task to start a new one.")
         if job.status == "cancelled":
             raise AirflowFailException(f"{where}: job {job.id} was cancelled. Clear this task to start a new one.")
         return self.result(context, job)
+
+
+async def _job_and_time(
+    api: JobApi, key: JobKey, request: dict[str, Any], allow: Callable[[Job | None], None] | None
+) -> tuple[Job, float]:
+    job = await one_job(api, key, request, allow)
+    return job, api.now()

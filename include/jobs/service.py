@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import ssl
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -16,11 +17,11 @@ from urllib.parse import urlsplit
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowNotFoundException
 
-from include.common.provider_http import MISDIRECTED, check_host, is_passing_status, stay_on_host
+from include.common.provider_http import MISDIRECTED, ProviderClient, check_host, is_passing_status
 from include.common.shown import LONGEST_NAME, quiet_http_clients, shown_text, shown_url, url_secrets
 
 if TYPE_CHECKING:
-    from httpx2 import Request
+    from httpx2 import Request, Response
     from openai import AsyncOpenAI
 
 # Seconds for one call. A job is created in one, whatever it takes afterwards.
@@ -68,22 +69,26 @@ class OpenAIService:
             )
         return model
 
-    def client(self, retries: int = 3) -> AsyncOpenAI:
-        """A client that tries each call so many times again, where another try may help."""
-        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+    def client(self, retries: int = 3, after: Sequence[Callable[[Response], Awaitable[None]]] = ()) -> AsyncOpenAI:
+        """A client that tries each call so many times again, where another try may help.
+
+        :param after: hooks for each response.
+        """
+        from openai import DEFAULT_CONNECTION_LIMITS, AsyncOpenAI
 
         async def keep_secret(request: Request) -> None:
             request.extensions["key"] = self.key  # for `describe`: a login in the URL takes the key's place in a header
 
         quiet_http_clients()
         base_url, _, query = self.url.partition("?")
-        hooks: dict[str, list[Any]] = {"request": [keep_secret], "response": [stay_on_host]}
         return AsyncOpenAI(
             api_key=self.key,
             base_url=base_url,
             max_retries=retries,
             timeout=CALL_TIMEOUT_S,
-            http_client=DefaultAsyncHttpxClient(verify=_certificates(), params=query, event_hooks=hooks),
+            http_client=ProviderClient(
+                [keep_secret], [*after], verify=_certificates(), params=query, limits=DEFAULT_CONNECTION_LIMITS
+            ),
         )
 
 

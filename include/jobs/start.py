@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
@@ -16,26 +16,31 @@ from include.jobs.service import CALL_TIMEOUT_S, OpenAIService, describe, is_pas
 from include.jobs.wait import cancel
 
 # Jobs whose creation the provider dates so long before the intent, by another clock, are looked at too.
-CLOCKS_DIFFER_S = 60.0
-# Within this time of an intent, its create call may still be on its way.
+CLOCKS_DIFFER_S = 600.0
+# Within this time of an intent, its create call may still be on its way. It is waited out in full, as the clocks of the
+# two workers may differ, unless the intent is older than any such difference.
 SETTLE_S = CALL_TIMEOUT_S + 15
+LARGEST_DIFFERENCE_S = 3600.0
 
 log = logging.getLogger(__name__)
 
 
-async def one_job(api: JobApi, key: JobKey, request: Mapping[str, Any]) -> Job:
+async def one_job(
+    api: JobApi, key: JobKey, request: Mapping[str, Any], allow: Callable[[Job | None], None] | None = None
+) -> Job:
     """Return the task instance's job: the one that there is, or a new one.
 
     There is one if an earlier try has created it and the request is the same. One that failed or was cancelled is
     only followed by another when somebody clears the task.
 
+    :param allow: is given the job that a new one is to follow, if there is one, and raises what forbids a new one.
     :raises AirflowFailException: the provider refuses, or does not know the recorded job.
     :raises AirflowException: the provider cannot be asked now; nothing was lost.
     """
     service = await api.service()
     record = read_record(key.value)
     try:
-        job = await _known_job(api, service, key.value, record)
+        job = known = await _known_job(api, service, key.value, record)
         if job and (job.metadata or {}).get(REQUEST, fingerprint(request)) != fingerprint(request):
             log.warning("%s: job %s was for another request; it is not used.", service, job.id)
             if not job.has_ended:
@@ -49,6 +54,8 @@ async def one_job(api: JobApi, key: JobKey, request: Mapping[str, Any]) -> Job:
     except Exception as error:
         raise task_error(service, "looking for the job of this task", error) from None
     if job is None:
+        if allow:
+            allow(known)
         return await _create(api, service, key, request)
     log.info("%s: this task has job %s already (%s).", service, job.id, job.status)
     intent_at = record.intent_at if record else job.created_at
@@ -69,10 +76,12 @@ async def _known_job(api: JobApi, service: OpenAIService, key: str, record: Reco
                 "which starts a new job."
             ) from None
     since = record.intent_at - CLOCKS_DIFFER_S if record else 0.0
+    is_fresh = record is not None and time.time() - record.intent_at < LARGEST_DIFFERENCE_S
+    settled = time.monotonic() + (SETTLE_S if is_fresh else 0)
     while True:
         if found := await api.find(key, since):
             return _first(found)
-        left = record.intent_at + SETTLE_S - time.time() if record else 0
+        left = settled - time.monotonic()
         if left <= 0:
             return None
         log.info("An earlier try may have started a job just now; looking for it for %.0f s.", left)

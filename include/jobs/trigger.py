@@ -31,7 +31,7 @@ class PaidJobTrigger(BaseTrigger):
 
     :param job_id: the provider's id.
     :param poke_interval: seconds of the shortest pause between two looks.
-    :param deadline: seconds since the epoch, so that it is the same in every process.
+    :param deadline: seconds since the epoch by the provider's clock, so that it is the same in every process.
     """
 
     api_type: ClassVar[type[JobApi]]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
 
 from include.jobs.job import Job, JobApi, Outcome
 from include.jobs.service import describe, is_passing
@@ -55,7 +54,7 @@ async def wait_for_job(
     Errors that pass are waited out, up to the deadline: the job costs what it costs, watched or not.
 
     :param poke_interval: the shortest pause between two looks, in seconds; with the job's age it grows to a minute.
-    :param deadline: seconds since the epoch, as it must mean the same in another process.
+    :param deadline: seconds since the epoch by the provider's clock, as it must mean the same in another process.
     :param cancel_on_timeout: cancel a job that goes on at the deadline.
     """
     job: Job | None = None
@@ -81,8 +80,8 @@ async def wait_for_job(
             job = seen
             if job.has_ended:
                 return Outcome(status="ended", job_id=job_id, job=job)
-            pause = max(pause, (time.time() - job.created_at) / 20)
-        left = deadline - time.time()
+            pause = max(pause, (api.now() - job.created_at) / 20)
+        left = deadline - api.now()
         if left <= 0:
             return await _timed_out(api, job_id, job, cancel_on_timeout)
         # Jobs that were started together are not asked for together.

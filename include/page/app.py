@@ -6,10 +6,10 @@ files; no request holds a path or a URL.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.models.resource_details import ConnectionDetails, DagAccessEntity
@@ -17,7 +17,7 @@ from airflow.api_fastapi.common.db.common import SessionDep
 from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
 from airflow.models.dagrun import DagRun
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
-from fastapi.responses import HTMLResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, Response
 from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sqlalchemy import select
@@ -26,9 +26,12 @@ from include.common.prices import shown_usd
 from include.common.shown import shown_text
 from include.page import run_files, shapes
 from include.page.budgets import shown_budgets
-from include.page.previews import IMAGES, preview
+from include.page.downloads import send_file
+from include.page.previews import IMAGES, previews
+from include.page.quality import plots
 from include.page.results import read_results
-from include.spend.reading import Reading, read_days
+from include.spend.reading import Reading, only, read_days
+from include.spend.scores import read_scores
 from include.spend.sums import overview
 
 try:
@@ -40,7 +43,6 @@ FOLDER = Path(__file__).parent
 LONGEST_RANGE_DAYS = 92
 SHOWN_DAYS = 7
 RUNS_OF_A_DAG = 50
-CHUNK = 1 << 20
 # What the browser may load for a page: its own style sheet, script and pictures.
 POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; frame-ancestors 'self'; "
@@ -48,6 +50,8 @@ POLICY = (
 )
 # A file of a run, looked at by itself: nothing.
 FILE_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'"
+
+T = TypeVar("T")
 
 app = FastAPI(title="GenAI", docs_url=None, redoc_url=None, openapi_url=None)
 app.mount("/static", StaticFiles(directory=FOLDER / "static"), name="static")
@@ -74,17 +78,23 @@ def spend(
     first: OptionalDay = None,
     last: OptionalDay = None,
     dag: str = "",
+    model: str = "",
+    prompt: str = "",
 ) -> Response:
-    """Show what the DAGs have spent in some days."""
+    """Show what the DAGs have spent in some days: all of it, or that of one DAG, model or prompt."""
     last = last or datetime.now(UTC).date()
     first = first or last - timedelta(SHOWN_DAYS - 1)
     if first > last or (last - first).days >= LONGEST_RANGE_DAYS:
         raise HTTPException(422, f"first has to be before last, and at most {LONGEST_RANGE_DAYS} days earlier.")
-    reading = _read(first, last, dag_ids & {dag} if dag else dag_ids)
+    filters = {"model": model, "prompt": prompt}
+    chosen = {name: {value} for name, value in filters.items() if value}
+    reading = _read(first, last, dag_id=dag_ids & {dag} if dag else dag_ids, **chosen)
     found = overview(reading, first, last)
-    conn_ids = {line.conn_id for record in reading.records for line in record.lines}
+    conn_ids = reading.rows["conn_id"].unique().to_pylist()
     budgets = shown_budgets(conn_id for conn_id in conn_ids if _may_read_connection(user, conn_id))
-    return _page(request, "spend.html", found=found, budgets=budgets, dag=dag, dag_ids=sorted(dag_ids))
+    shown = {"budgets": budgets, "dag": dag, "dag_ids": sorted(dag_ids), **filters}
+    scores = _readable(read_scores, first, last, dag_ids & {dag} if dag else dag_ids)
+    return _page(request, "spend.html", found=found, plots=plots(scores.scores), bad_scores=scores.unreadable, **shown)
 
 
 @app.get("/dags/{dag_id}", response_class=HTMLResponse, dependencies=[may_read_dag])
@@ -95,20 +105,28 @@ def runs_of_dag(request: Request, dag_id: str, session: SessionDep) -> Response:
     today = datetime.now(UTC).date()
     oldest = min((run.run_after.date() for run in runs), default=today)
     first = max(oldest, today - timedelta(LONGEST_RANGE_DAYS - 1))
-    found = overview(_read(first, today, {dag_id}), first, today)
-    results = read_results(session, dag_id, [str(run.run_id) for run in runs])
-    return _page(request, "dag.html", dag_id=dag_id, runs=runs, results=results, found=found)
+    run_ids = [str(run.run_id) for run in runs]
+    spent = {each.key[1]: each for each in overview(_read(first, today, dag_id={dag_id}), first, today).runs}
+    results = read_results(session, dag_id, run_ids)
+    scores = _readable(read_scores, first, today, {dag_id}).scores
+    return _page(request, "dag.html", dag_id=dag_id, runs=runs, results=results, spent=spent, plots=plots(scores))
 
 
 @app.get("/runs/{dag_id}/{run_id:path}", response_class=HTMLResponse, dependencies=[may_read_dag])
-def run(request: Request, dag_id: str, run_id: str, session: SessionDep) -> Response:
-    """Show what came out of a run, and its model calls."""
+def run(
+    request: Request, dag_id: str, run_id: str, session: SessionDep, task: str = "", map_index: str = ""
+) -> Response:
+    """Show what came out of a run, and its model calls; or the calls of one of its tasks only."""
     dag_run = _run(session, dag_id, run_id)
     last = _day(dag_run.end_date or datetime.now(UTC))
     first = _day(dag_run.start_date) if dag_run.start_date else last
     last = min(last, first + timedelta(LONGEST_RANGE_DAYS))
-    reading = _read(first, last, {dag_id})
-    own = reading._replace(records=[record for record in reading.records if record.run_id == run_id])
+    reading = _read(first, last, dag_id={dag_id}, run_id={run_id}, **({"task_id": {task}} if task else {}))
+    lines = reading.rows.sort_by("started").to_pylist()
+    if map_index.isdecimal():
+        lines = [line for line in lines if str(line["map_index"]) == map_index]
+    if task:
+        return _page(request, "task.html", run=dag_run, task=task, lines=lines)
     files, problem = _files(dag_id, run_id)
     return _page(
         request,
@@ -116,15 +134,17 @@ def run(request: Request, dag_id: str, run_id: str, session: SessionDep) -> Resp
         run=dag_run,
         trace=trace_link(dag_run) if callable(trace_link) else "",
         result=read_results(session, dag_id, [run_id]).get(run_id, ""),
-        previews=[preview(name, file) for name, file in files.items()],
+        previews=previews(files),
         problem=problem,
-        found=overview(own, first, last) if own.records else None,
-        records=own.records,
+        found=overview(reading, first, last),
+        lines=lines,
     )
 
 
 @app.get("/files/{dag_id}/{name:path}", dependencies=[may_read_dag])
-def file(dag_id: str, name: str, run_id: str, session: SessionDep, download: bool = False) -> Response:
+def file(
+    request: Request, dag_id: str, name: str, run_id: str, session: SessionDep, download: bool = False
+) -> Response:
     """Send a file of a run: pictures as they are, all else as a download."""
     _run(session, dag_id, run_id)
     files, problem = _files(dag_id, run_id)
@@ -135,14 +155,7 @@ def file(dag_id: str, name: str, run_id: str, session: SessionDep, download: boo
     headers = {"Content-Security-Policy": FILE_POLICY, "X-Content-Type-Options": "nosniff"}
     if download or not kind:
         headers["Content-Disposition"] = f'attachment; filename="{shapes.file_name(name)}"'
-
-    def content() -> Iterator[bytes]:
-        with path.fs.open(path.path, "rb") as stream:
-            while part := stream.read(CHUNK):
-                yield part
-
-    headers["Content-Length"] = str(path.stat().st_size)
-    return StreamingResponse(content(), media_type=kind or "application/octet-stream", headers=headers)
+    return send_file(path, kind or "application/octet-stream", headers, request.headers.get("range"))
 
 
 def _may_read_connection(user: GetUserDep, conn_id: str) -> bool:
@@ -157,16 +170,21 @@ def _page(request: Request, template: str, **values: Any) -> Response:
     return HTMLResponse(html, headers=headers)
 
 
-def _read(first: date, last: date, dag_ids: set[str]) -> Reading:
-    """Read the records of these DAGs; that the storage cannot be read is said on the page.
+def _read(first: date, last: date, **wanted: set[str]) -> Reading:
+    """Read the ledger's rows with these values."""
+    reading = _readable(read_days, first, last)
+    return reading._replace(rows=only(reading.rows, **wanted))
+
+
+def _readable(read: Callable[..., T], *given: Any) -> T:
+    """Read the storage; that it cannot be read is said on the page.
 
     :raises HTTPException: it cannot be read.
     """
     try:
-        reading = read_days(first, last)
+        return read(*given)
     except Exception as error:
         raise HTTPException(503, f"The API server cannot read GENAI_STORAGE: {shown_text(error)}") from None
-    return reading._replace(records=[record for record in reading.records if record.dag_id in dag_ids])
 
 
 def _files(dag_id: str, run_id: str) -> tuple[dict[str, Any], str]:

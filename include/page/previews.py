@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,13 @@ if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
 IMAGES = {".svg": "image/svg+xml", ".png": "image/png"}
-# Bytes of a file that are read for its preview, rows and characters of a cell that are shown.
-MOST_BYTES = 200_000
+# Bytes of a file that are read for its preview; rows, columns and characters of a cell that are shown; files of a run.
+MOST_BYTES = 100_000
 MOST_ROWS = 20
+MOST_COLUMNS = 40
 LONGEST_CELL = 300
+MOST_PREVIEWS = 20
+LARGEST_IMAGE = 5_000_000
 
 # Text may be a model's: no HTML, no pictures from elsewhere; links lead to http(s) and mail addresses only.
 _markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
@@ -30,7 +34,7 @@ class Preview:
     """A file, and what of it is shown: `kind` is `text`, `image`, `table`, `code` or `none`."""
 
     name: str
-    size: int
+    size: int = 0
     kind: str = "none"
     html: Markup = field(default_factory=Markup)
     columns: list[str] = field(default_factory=list)
@@ -43,21 +47,31 @@ def as_markdown(text: str) -> Markup:
     return Markup(_markdown.render(text))  # noqa: S704 (rendered without HTML of its own)
 
 
+def previews(files: Mapping[str, ObjectStoragePath]) -> list[Preview]:
+    """Read as much of a run's files as is shown of them."""
+    return [
+        preview(name, file) if number < MOST_PREVIEWS else Preview(name, note="Not shown: there are too many files.")
+        for number, (name, file) in enumerate(files.items())
+    ]
+
+
 def preview(name: str, file: ObjectStoragePath) -> Preview:
     """Read as much of a file as is shown of it. What cannot be read is said in its note."""
     try:
         size = file.stat().st_size
         shown = Preview(name, size)
-        if file.suffix in IMAGES:
+        if file.suffix in IMAGES and size > LARGEST_IMAGE:
+            shown.note = "It is too large to be shown here."
+        elif file.suffix in IMAGES:
             shown.kind = "image"
         elif file.suffix == ".parquet":
-            _table(shown, _parquet_rows(file))
+            _parquet(shown, file)
         elif file.suffix in (".md", ".json", ".jsonl", ".csv", ".txt"):
             with file.fs.open(file.path, "rb") as stream:
                 content = stream.read(MOST_BYTES)
             _text(shown, file.suffix, content.decode("utf-8", "replace"), is_whole=size <= MOST_BYTES)
     except Exception as error:
-        return Preview(name, 0, note=f"It cannot be shown: {shown_text(error)}")
+        return Preview(name, note=f"It cannot be shown: {shown_text(error)}")
     return shown
 
 
@@ -70,9 +84,10 @@ def _text(shown: Preview, suffix: str, text: str, *, is_whole: bool) -> None:
     if suffix in (".jsonl", ".csv"):
         lines = text.removesuffix("\n").split("\n")
         whole = lines if is_whole else lines[:-1]
-        _table(shown, _json_rows(whole) if suffix == ".jsonl" else list(csv.DictReader(whole[: MOST_ROWS + 1])))
-        if len(whole) > MOST_ROWS:
-            shown.note = f"The first {MOST_ROWS} rows."
+        rows = _json_rows(whole) if suffix == ".jsonl" else list(csv.DictReader(whole[: MOST_ROWS + 1]))
+        _table(shown, rows[:MOST_ROWS])
+        if len(whole) > MOST_ROWS + (suffix == ".csv"):
+            shown.note = f"The first {MOST_ROWS} rows. {shown.note}"
         return
     if suffix == ".json" and is_whole:
         text = json.dumps(json.loads(text), indent=2, ensure_ascii=False)
@@ -83,17 +98,26 @@ def _json_rows(lines: list[str]) -> list[Any]:
     return [json.loads(line) for line in lines[:MOST_ROWS]]
 
 
-def _parquet_rows(file: ObjectStoragePath) -> list[Any]:
+def _parquet(shown: Preview, file: ObjectStoragePath) -> None:
     from pyarrow import parquet
 
     with file.fs.open(file.path, "rb") as stream:
-        batch = next(parquet.ParquetFile(stream).iter_batches(MOST_ROWS), None)
-        return batch.to_pylist() if batch else []
+        content = parquet.ParquetFile(stream)
+        batch = next(content.iter_batches(MOST_ROWS, columns=content.schema_arrow.names[:MOST_COLUMNS]), None)
+        _table(shown, batch.to_pylist() if batch else [])
+        total, columns = content.metadata.num_rows, len(content.schema_arrow.names)
+    if total > MOST_ROWS:
+        shown.note = f"The first {MOST_ROWS} of {total:,} rows. {shown.note}"
+    if columns > MOST_COLUMNS:
+        shown.note += f"The first {MOST_COLUMNS} of {columns:,} columns."
 
 
 def _table(shown: Preview, rows: list[Any]) -> None:
     flat = [_flat(row) for row in rows]
-    shown.kind, shown.columns = "table", list(dict.fromkeys(name for row in flat for name in row))
+    columns = list(dict.fromkeys(name for row in flat for name in row))
+    shown.kind, shown.columns = "table", columns[:MOST_COLUMNS]
+    if len(columns) > MOST_COLUMNS:
+        shown.note += f" The first {MOST_COLUMNS} of {len(columns):,} columns."
     shown.rows = [[row.get(name, "") for name in shown.columns] for row in flat]
 
 

@@ -6,6 +6,7 @@ One process serves all files of a task: it starts at the first, and again after 
 from __future__ import annotations
 
 import os
+import pickle
 import resource
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 
 MOST_CPU_SECONDS = 120  # of computing time, so that a busy machine refuses nothing that an idle one reads
 MOST_MEMORY = 2_000_000_000
+MOST_OUTPUT = 50_000_000  # bytes of what comes back to the task
 
 _SERVE = "import sys; sys.path.insert(0, sys.argv[1]); from include.rag.bounded import serve; serve(int(sys.argv[2]))"
 
@@ -39,12 +41,13 @@ _one_at_a_time = threading.Lock()
 def call(function: str, *arguments: Any) -> Any:
     """Call `function`, as `include.rag.pdf.read_pdf`, with the bytes of a file or its text.
 
-    :raises UnreadableDocument: it did, or any other error, or needed more than MOST_CPU_SECONDS or MOST_MEMORY.
+    :raises UnreadableDocument: it did, or any other error, or needed more than MOST_CPU_SECONDS or MOST_MEMORY, or
+        came to more than MOST_OUTPUT.
     """
     with _one_at_a_time:
         process, pipe = _started()
         try:
-            pipe.send((function, arguments, MOST_CPU_SECONDS, MOST_MEMORY))
+            pipe.send((function, arguments, MOST_CPU_SECONDS, MOST_MEMORY, MOST_OUTPUT))
             found, reason = pipe.recv()
         except (EOFError, OSError):
             del _running[os.getpid()]
@@ -82,13 +85,15 @@ def serve(pipe_number: int) -> None:
     pipe = Connection(pipe_number)
     with suppress(EOFError, OSError):
         while True:
-            name, arguments, most_cpu_seconds, most_memory = pipe.recv()
+            name, arguments, most_cpu_seconds, most_memory, most_output = pipe.recv()
             with suppress(ValueError, OSError):  # macOS has no such limit
                 resource.setrlimit(resource.RLIMIT_AS, (most_memory, resource.getrlimit(resource.RLIMIT_AS)[1]))
             signal.setitimer(signal.ITIMER_PROF, most_cpu_seconds)  # its signal ends the process, in C code too
-            answer = _answer(name, arguments)
+            answer = pickle.dumps(_answer(name, arguments))
+            if len(answer) > most_output:
+                answer = pickle.dumps((None, f"makes more than {most_output:,} bytes of text"))
             signal.setitimer(signal.ITIMER_PROF, 0)
-            pipe.send(answer)
+            pipe.send_bytes(answer)
 
 
 def _answer(name: str, arguments: tuple[Any, ...]) -> tuple[Any, str]:

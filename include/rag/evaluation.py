@@ -7,12 +7,24 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any, TypedDict, get_args
 
+from include.ai import LLM_CONN_ID
+from include.ai.connection import read_model_source
+from include.ai.embeddings import DEFAULT_MODEL as DEFAULT_EMBEDDINGS
+from include.ai.embeddings import EMBEDDINGS_CONN_ID
+from include.ai.model import DEFAULT_MODEL
 from include.common.charts import bar_chart
 from include.common.grading import word_recall
-from include.common.storage import artifact_path, write_artifact
-from include.rag.answers import published_answer
+from include.common.markdown import as_markdown_line
+from include.common.results import publish, report, run_folder
+from include.rag.answers import ANSWER_PROMPT, Answer, published_answer
 from include.rag.search import search
 from include.rag.stores.base import SearchMode, SearchQuery
+
+try:
+    from include.spend import scores as score_book
+    from include.spend.ledger import fingerprint
+except ImportError:  # a copied pattern may lack it: then its scores are in its reports only
+    score_book = None  # type: ignore[assignment]
 
 # An answer stands in its passages if they hold this share of its words, and all of its numbers.
 GROUNDED_WORDS = 0.8
@@ -21,11 +33,12 @@ GROUNDED_WORDS = 0.8
 class Score(TypedDict):
     """Retrieval in one store and mode. `recall`: the share of questions whose document is among the first k passages.
 
-    `mrr`: the mean of 1 / rank of the document's first passage, 0 where it is not among them.
+    `mrr`: the mean of 1 / rank of the document's first passage, 0 where it is not among them. `questions`: how many.
     """
 
     store: str
     mode: str
+    questions: int
     recall: float
     mrr: float
     missed: list[str]
@@ -46,6 +59,7 @@ def score_retrieval(questions: Sequence[Mapping[str, Any]], k: int, conn_id: str
             Score(
                 store=conn_id,
                 mode=mode,
+                questions=len(asked),
                 recall=mean(rank > 0 for rank in ranks.values()),
                 mrr=mean(1 / rank if rank else 0 for rank in ranks.values()),
                 missed=[question for question, rank in ranks.items() if not rank],
@@ -77,27 +91,54 @@ def is_grounded(question: Mapping[str, Any], passages: Sequence[Mapping[str, Any
     )
 
 
-def write_report(run_id: str, k: int, scores: Sequence[Score], grounded: Mapping[str, bool]) -> str:
+def write_report(k: int, scores: Sequence[Score], grounded: Mapping[str, bool]) -> str:
     """Write a table and a chart of the scores, and what was missed; return the URL of their folder.
 
     :param grounded: by question whether its answer is.
     """
-    folder = artifact_path("rag_evaluation", run_id, "")
     lines = [f"| store | mode | recall@{k} | MRR |", "|---|---|---|---|"]
     lines += [f"| {s['store']} | {s['mode']} | {s['recall']:.2f} | {s['mrr']:.2f} |" for s in scores]
     lines += ["", f"Grounded answers: {sum(grounded.values())} of {len(grounded)}", ""]
-    lines += [f"- {'grounded' if good else 'not grounded'}: {question}" for question, good in grounded.items()]
+    lines += [
+        f"- {'grounded' if good else 'not grounded'}: {as_markdown_line(question)}"
+        for question, good in grounded.items()
+    ]
     for score in scores:
         lines += ["", f"Not found by {score['mode']} search in {score['store']}:", ""]
-        lines += [f"- {question}" for question in score["missed"]] or ["- nothing"]
-    write_artifact(folder / "report.md", "\n".join(lines) + "\n")
+        lines += [f"- {as_markdown_line(question)}" for question in score["missed"]] or ["- nothing"]
+    publish("report.md", report(f"Retrieval of {k} passages, and answers from them", "\n".join(lines), asked="answer"))
     several = len({score["store"] for score in scores}) > 1
     bars = {
         f"{s['store']}, {s['mode']}" if several else s["mode"]: {f"recall@{k}": s["recall"], "MRR": s["mrr"]}
         for s in scores
     }
-    write_artifact(folder / "scores.svg", bar_chart(f"Retrieval of {k} passages", "score, 0 to 1", bars))
-    return str(folder)
+    publish("scores.svg", bar_chart(f"Retrieval of {k} passages", "score, 0 to 1", bars))
+    return str(run_folder())
+
+
+def record_scores(k: int, scores: Sequence[Score], grounded: Mapping[str, bool], mode: str) -> None:
+    """Record the scores for the page GenAI, by the models and the prompt that they are of.
+
+    :param mode: the search that the passages of the answers came from.
+    """
+    if score_book is None:
+        return
+    embeddings = read_model_source(EMBEDDINGS_CONN_ID, DEFAULT_EMBEDDINGS).model_id
+    for score in scores:
+        subject, settings = f"retrieval from {score['store']}, {score['mode']}", fingerprint(score["mode"], k)
+        for metric, value in ((f"recall@{k}", score["recall"]), ("MRR", score["mrr"])):
+            score_book.record_score(
+                subject, metric, value, cases=score["questions"], model=embeddings, fingerprint=settings
+            )
+    if grounded:
+        score_book.record_score(
+            "answers from the knowledge base",
+            "grounded",
+            mean(grounded.values()),
+            cases=len(grounded),
+            model=read_model_source(LLM_CONN_ID, DEFAULT_MODEL).model_id,
+            fingerprint=fingerprint(ANSWER_PROMPT, Answer.model_json_schema(), mode, k),
+        )
 
 
 def regressions(

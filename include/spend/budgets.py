@@ -4,6 +4,8 @@
 `llm_kwargs(budget_usd=0.5)` for one task. Looked at before a task's first call, and then once a second while it works:
 a call that is in flight when the limit is reached is not cut. So a budget is overspent at most by the calls in flight,
 and by what other tasks spend within the same second. Days and months are of UTC.
+
+A paid job, such as a batch at the provider, counts from its creation with its estimate, and with its cost from its end.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from include.spend.ledger import fingerprint, task_context
 BUDGETS_KEY = "budgets"
 FOLDER = "budgets"
 FRESH_S = 1.0
+PRICE_FORM = '"usd_per_million_tokens": {"input": ..., "output": ...}'
 
 log = logging.getLogger(__name__)
 
@@ -84,9 +87,17 @@ class Meter:
 
     :param task_usd: what the task itself may cost, all its tries together.
     :param unpriced: the model, if nobody knows its price: then no call is allowed.
+    :param price_form: how the connection's extra states the price.
     """
 
-    def __init__(self, conn_id: str, budgets: Budgets, task_usd: float | None, unpriced: str = "") -> None:
+    def __init__(
+        self,
+        conn_id: str,
+        budgets: Budgets,
+        task_usd: float | None,
+        unpriced: str = "",
+        price_form: str = PRICE_FORM,
+    ) -> None:
         self._conn_id, self._budgets = conn_id, budgets
         self._of_task = _of_task(conn_id, budgets.run_usd, task_usd)
         self._lock = threading.Lock()
@@ -94,7 +105,7 @@ class Meter:
         self._owed: list[tuple[SharedTotal, float]] = []
         self._looked_at = 0.0
         self._warned: set[str] = set()
-        self._unpriced = unpriced
+        self._unpriced, self._price_form = unpriced, price_form
 
     def add(self, cost_usd: float | None, model: str) -> None:
         """Count what a call cost."""
@@ -123,16 +134,17 @@ class Meter:
         """Whether the sums were looked at within the last second."""
         return bool(self._looked_at) and time.monotonic() - self._looked_at < FRESH_S
 
-    def check(self) -> None:
+    def check(self, next_usd: float = 0.0) -> None:
         """Look whether there is still money for a call.
 
+        :param next_usd: what it will cost, as far as that is known.
         :raises AirflowFailException: there is not, or a price is not known.
         :raises AirflowException: the storage cannot be read.
         """
         if self._unpriced:
             raise AirflowFailException(
                 f"Connection {self._conn_id!r} has a budget, but the price of {self._unpriced!r} is not known. Set "
-                '{"usd_per_million_tokens": {"input": ..., "output": ...}} in its extra.'
+                f"{{{self._price_form}}} in its extra."
             )
         for limit in self._limits():
             try:
@@ -144,9 +156,10 @@ class Meter:
                     f"Connection {self._conn_id!r}: nobody can say what is left of its budget, as GENAI_STORAGE cannot "
                     f"be read: {shown_text(error)}"
                 ) from None
-            if spent >= limit.usd:
+            if spent >= limit.usd or spent + next_usd > limit.usd:
+                why = "is used up" if spent >= limit.usd else f"is too small for the next {shown_usd(next_usd)}"
                 raise AirflowFailException(
-                    f"Connection {self._conn_id!r}: its budget for the {limit.what} is used up: {shown_usd(spent)} "
+                    f"Connection {self._conn_id!r}: its budget for the {limit.what} {why}: {shown_usd(spent)} "
                     f"of {shown_usd(limit.usd)} are spent. {limit.advice} The page GenAI shows what spent it."
                 )
             if spent >= limit.usd * self._budgets.warn_at and limit.what not in self._warned:
@@ -157,6 +170,15 @@ class Meter:
 
     def _limits(self) -> list[Limit]:
         return [*periods(self._conn_id, self._budgets, datetime.now(UTC)), *self._of_task]
+
+
+def count_job(conn_id: str, budgets: Budgets, job_id: str, started: datetime, usd: float, *, is_final: bool) -> None:
+    """Count a paid job of the run that is at work: its estimate, and in the place of that its cost.
+
+    :raises OSError: the storage cannot be written: count it again.
+    """
+    for limit in (*periods(conn_id, budgets, started), *_of_task(conn_id, budgets.run_usd, None)):
+        limit.total.put(fingerprint(job_id), usd, version=2 if is_final else 1)
 
 
 def _of_task(conn_id: str, run_usd: float | None, task_usd: float | None) -> list[Limit]:

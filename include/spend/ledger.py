@@ -15,11 +15,11 @@ import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 from uuid import uuid4
 
 from airflow.listeners import hookimpl
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from include.common.shown import LONGEST_NAME, shown_text
 from include.common.storage import storage_path, write_artifact
@@ -28,6 +28,9 @@ FOLDER = ("ledger", "attempts")
 # Between two writes of a process, and how long the end of a task waits for the last one.
 PAUSE_S = 1.0
 LAST_WRITE_S = 5.0
+
+# Any sum of them fits into 64 bits.
+Count = Annotated[int, Field(ge=-1, le=10**12)]
 
 log = logging.getLogger(__name__)
 
@@ -66,12 +69,12 @@ class Line(BaseModel):
     conn_id: str
     model: str
     prompt: str
-    calls: int = 0
-    failed: int = 0
-    unpriced: int = 0
-    input_tokens: int = 0
-    cached_tokens: int = 0
-    output_tokens: int = 0
+    calls: Count = 0
+    failed: Count = 0
+    unpriced: Count = 0
+    input_tokens: Count = 0
+    cached_tokens: Count = 0
+    output_tokens: Count = 0
     seconds: float = 0.0
     cost_usd: float = 0.0
 
@@ -86,8 +89,8 @@ class Record(BaseModel):
     dag_id: str
     run_id: str
     task_id: str
-    map_index: int
-    try_number: int
+    map_index: Count
+    try_number: Count
     logical_date: datetime | None
     started: datetime
     updated: datetime
@@ -109,6 +112,11 @@ class Record(BaseModel):
         line.output_tokens += call.output_tokens
         line.seconds = round(line.seconds + call.seconds, 3)
         line.cost_usd += call.cost_usd or 0.0
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the record will not change any more."""
+        return self.state != "unfinished"
 
     @property
     def file(self) -> tuple[str, ...]:

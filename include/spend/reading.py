@@ -1,120 +1,203 @@
-"""Read the ledger, and roll a day of it up: from many small files to one Parquet file."""
+"""Read the ledger, and roll a day of it up: from many small files to one Parquet file.
+
+What is read is an Arrow table with a row per attempt, model and prompt. Its columns are the fields of `Record` and
+`Line`, and `day`. A record that has ended no longer changes: a process reads its small file once, and keeps the last
+KEPT_DAYS days.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
+from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError
 
-from include.common.storage import storage_path, write_artifact
+from include.common.storage import open_path, storage_path, write_artifact
 from include.spend.ledger import FOLDER, Line, Record
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from airflow.sdk import ObjectStoragePath
 
 # A task that was killed stays unfinished: after so long its record is rolled up, too.
 ABANDONED = timedelta(days=1)
+KEPT_DAYS = 8
+COLUMNS = {name: field.annotation for name, field in {**Record.model_fields, **Line.model_fields}.items()}
+del COLUMNS["lines"]
 
 
 class Reading(NamedTuple):
-    """The records of some days, in the order of their start, and how many more could not be read."""
+    """The ledger's rows of some days, and how many of its files could not be read."""
 
-    records: list[Record]
+    rows: pa.Table
     unreadable: int
 
 
 def read_days(first: date, last: date) -> Reading:
-    """Read the records of the days `first` to `last`, which are of UTC.
+    """Read the days `first` to `last`, which are of UTC.
 
     :raises OSError: the storage cannot be read.
     """
-    days = [first + timedelta(number) for number in range((last - first).days + 1)]
-    readings = [Reading([*_rolled_up(day), *small.values()], bad) for day in days for small, bad in [_small_files(day)]]
-    newest: dict[str, Record] = {}
-    for record in sorted((each for reading in readings for each in reading.records), key=lambda each: each.updated):
-        newest[record.id] = record
-    ordered = sorted(newest.values(), key=lambda record: (record.started, record.id))
-    return Reading(ordered, sum(reading.unreadable for reading in readings))
+    import pyarrow as pa
+
+    wanted = {str(first + timedelta(number)) for number in range((last - first).days + 1)}
+    rolled_up, unreadable = _rolled_up(wanted)
+    tables = [_rows([]).append_column("day", pa.array([], pa.string()))]
+    for day in sorted(wanted & (rolled_up.keys() | set(_names(storage_path(*FOLDER))))):
+        small = _small_files(str(storage_path(*FOLDER, day))).read()
+        rows = _replaced(rolled_up.get(day, _rows([])), small.rows)
+        tables.append(rows.append_column("day", pa.repeat(day, rows.num_rows)))
+        unreadable += small.unreadable
+    return Reading(pa.concat_tables(tables), unreadable)
 
 
-def roll_up(day: date) -> ObjectStoragePath:
-    """Write the records of a day into its Parquet file, a row per line, and remove the small files of what has ended.
+def only(rows: pa.Table, **wanted: Collection[str]) -> pa.Table:
+    """Return the rows whose columns have one of these values."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for name, values in wanted.items():
+        rows = rows.filter(pc.is_in(rows[name], value_set=pa.array(list(values), pa.string())))
+    return rows
+
+
+def roll_up(day: date) -> None:
+    """Write the records of a day into its Parquet file, and remove the small files of those that have ended.
 
     Nothing is lost or counted twice if it ends early, or runs again: a record is known by its id.
 
-    :returns: the Parquet file.
     :raises OSError: the storage cannot be read or written.
+    :raises ValueError: the day's Parquet file is broken.
     """
-    small, _ = _small_files(day)
-    newest = {record.id: record for record in sorted([*_rolled_up(day), *small.values()], key=lambda r: r.updated)}
+    folder, file = storage_path(*FOLDER, str(day)), storage_path(FOLDER[0], "days", f"{day}.parquet")
+    records, _ = _read_records(folder, _names(folder, ".json"))
     ended = {
-        path: record
-        for path, record in small.items()
-        if record.state != "unfinished" or datetime.now(UTC) - record.updated > ABANDONED
+        name: record
+        for name, record in records.items()
+        if record.has_ended or datetime.now(UTC) - record.updated > ABANDONED
     }
-    still_open = {record.id for path, record in small.items() if path not in ended}
-    file = _parquet_file(day)
-    write_artifact(file, _as_parquet(record for record in newest.values() if record.id not in still_open))
-    if ended:
-        storage_path().fs.rm(list(ended))
-    return file
+    if not ended:
+        return
+    rolled_up, unreadable = _rolled_up([str(day)])
+    if unreadable:
+        raise ValueError(f"{file} is not a Parquet file of the ledger: move it away, and clear this task.")
+    still_open = _rows(record for name, record in records.items() if name not in ended)
+    rows = _replaced(_replaced(rolled_up.get(str(day), _rows([])), still_open, keep=False), _rows(ended.values()))
+    write_artifact(file, _as_parquet(rows))
+    folder.fs.rm([(folder / name).path for name in ended])
 
 
-def _small_files(day: date) -> tuple[dict[str, Record], int]:
-    """Read the small files of a day: their records, by path, and the number of those that cannot be read."""
-    folder = storage_path(*FOLDER, day.isoformat())
-    if not folder.exists():
-        return {}, 0
-    files = [path for path in folder.fs.ls(folder.path, detail=False) if path.endswith(".json")]
+class _SmallFiles:
+    """The small files of a day, and what of them has been read and is final."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._turn = Lock()
+        self._final: set[str] = set()
+        self._rows = _rows([])
+
+    def read(self) -> Reading:
+        """Read what is new or unfinished; return the rows of all."""
+        import pyarrow as pa
+
+        with self._turn:
+            folder = open_path(self._folder)
+            names = set(_names(folder, ".json"))
+            if not self._final <= names:  # rolled up meanwhile
+                self._final, self._rows = set(), _rows([])
+            records, unreadable = _read_records(folder, names - self._final)
+            final = {name: record for name, record in records.items() if record.has_ended}
+            self._rows = pa.concat_tables([self._rows, _rows(final.values())]).combine_chunks()
+            self._final |= final.keys()
+            others = _rows(record for name, record in records.items() if name not in final)
+            return Reading(pa.concat_tables([self._rows, others]), unreadable)
+
+
+_small_files = lru_cache(KEPT_DAYS)(_SmallFiles)
+
+
+def _names(folder: ObjectStoragePath, ending: str = "") -> list[str]:
+    try:
+        paths = folder.fs.ls(folder.path, detail=False)
+    except FileNotFoundError:
+        return []
+    return [path.rstrip("/").rpartition("/")[2] for path in paths if path.endswith(ending)]
+
+
+def _read_records(folder: ObjectStoragePath, names: Collection[str]) -> tuple[dict[str, Record], int]:
+    """Read small files: their records, by name, and the number of those that cannot be read."""
     records, unreadable = {}, 0
-    for path, content in folder.fs.cat(files, on_error="return").items() if files else ():
-        if isinstance(content, FileNotFoundError):  # rolled up meanwhile
-            continue
-        if isinstance(content, Exception):
-            raise content
+    for name, content in _contents(folder, names):
         try:
-            records[path] = Record.model_validate_json(content)
+            records[name] = Record.model_validate_json(content)
         except ValidationError:
             unreadable += 1
     return records, unreadable
 
 
-def _parquet_file(day: date) -> ObjectStoragePath:
-    return storage_path(FOLDER[0], "days", f"{day}.parquet")
+def _contents(folder: ObjectStoragePath, names: Collection[str]) -> Iterable[tuple[str, bytes]]:
+    paths = [(folder / name).path for name in names]
+    # Not `cat`, to which a path with a bracket is a pattern.
+    contents = folder.fs.cat_ranges(paths, None, None, on_error="return") if paths else []
+    for name, content in zip(names, contents, strict=True):
+        if isinstance(content, FileNotFoundError):  # rolled up meanwhile
+            continue
+        if isinstance(content, Exception):
+            raise content
+        yield name, content
 
 
-def _as_parquet(records: Iterable[Record]) -> bytes:
+def _rolled_up(days: Collection[str]) -> tuple[dict[str, pa.Table], int]:
+    """Read the Parquet files of these days, by day, and count those that cannot be read."""
     import pyarrow as pa
     from pyarrow import parquet
 
-    of_record = [name for name in Record.model_fields if name != "lines"]
+    folder = storage_path(FOLDER[0], "days")
+    found, unreadable = {}, 0
+    for name, content in _contents(folder, {f"{day}.parquet" for day in days} & set(_names(folder))):
+        try:
+            table = parquet.read_table(io.BytesIO(content), columns=list(COLUMNS))
+            found[name.removesuffix(".parquet")] = table.select(list(COLUMNS)).cast(_schema())
+        except (pa.ArrowException, OSError, KeyError):
+            unreadable += 1
+    return found, unreadable
+
+
+def _replaced(rows: pa.Table, newer: pa.Table, *, keep: bool = True) -> pa.Table:
+    """Return rows without the records that `newer` has, and, if these are to be kept, those of `newer`."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    others = rows.filter(pc.invert(pc.is_in(rows["id"], value_set=newer["id"].combine_chunks())))
+    return pa.concat_tables([others, newer]) if keep else others
+
+
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
     types: dict[Any, Any] = {int: pa.int64(), float: pa.float64(), str: pa.string()}
-    columns = {**Record.model_fields, **Line.model_fields}
-    del columns["lines"]
-    schema = pa.schema(
-        [(name, types.get(field.annotation, pa.timestamp("us", "UTC"))) for name, field in columns.items()]
-    )
+    return pa.schema([(name, types.get(kind, pa.timestamp("us", "UTC"))) for name, kind in COLUMNS.items()])
+
+
+def _rows(records: Iterable[Record]) -> pa.Table:
+    import pyarrow as pa
+
+    of_record = [name for name in Record.model_fields if name != "lines"]
     rows = [
-        {**{name: getattr(record, name) for name in of_record}, **line.model_dump()}
+        {**{name: getattr(record, name) for name in of_record}, **line.__dict__}
         for record in records
         for line in record.lines
     ]
-    buffer = io.BytesIO()
-    parquet.write_table(pa.Table.from_pylist(rows, schema), buffer, compression="zstd")
-    return buffer.getvalue()
+    return pa.Table.from_pylist(rows, _schema())
 
 
-def _rolled_up(day: date) -> list[Record]:
-    file = _parquet_file(day)
-    if not file.exists():
-        return []
+def _as_parquet(rows: pa.Table) -> bytes:
     from pyarrow import parquet
 
-    found: dict[str, Record] = {}
-    for row in parquet.read_table(io.BytesIO(file.read_bytes())).to_pylist():
-        line = Line.model_validate({name: row.pop(name) for name in Line.model_fields})
-        found.setdefault(row["id"], Record.model_validate(row)).lines.append(line)
-    return list(found.values())
+    buffer = io.BytesIO()
+    parquet.write_table(rows, buffer, compression="zstd")
+    return buffer.getvalue()

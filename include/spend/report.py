@@ -7,25 +7,25 @@ from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
 from include.common.charts import bar_chart
-from include.common.storage import write_artifact
-from include.spend.reading import Reading
+from include.common.markdown import as_markdown_line
+from include.common.results import publish, report
+from include.spend.reading import Reading, only
 from include.spend.sums import Sum, overview
 
 if TYPE_CHECKING:
-    from airflow.sdk import ObjectStoragePath
+    pass
 
 DAYS_BEFORE = 6
 MOST_BARS = 8
 MOST_ROWS = 15
 
 
-def write_report(folder: ObjectStoragePath, day: date, week: Reading) -> dict[str, Any]:
+def write_report(day: date, week: Reading) -> dict[str, Any]:
     """Write `report.md` and its charts; return the day's totals, as the asset's event has them.
 
-    :param week: the records of the day and of DAYS_BEFORE days before it.
+    :param week: the ledger of the day and of DAYS_BEFORE days before it.
     """
-    of_day = Reading([record for record in week.records if record.started.date() == day], week.unreadable)
-    found = overview(of_day, day, day)
+    found = overview(week._replace(rows=only(week.rows, day={str(day)})), day, day)
     days = overview(week, day - timedelta(DAYS_BEFORE), day).days
     total = found.total
     totals = {
@@ -39,8 +39,6 @@ def write_report(folder: ObjectStoragePath, day: date, week: Reading) -> dict[st
         "by_dag": {each.name: round(each.cost_usd, 6) for each in found.dags},
     }
     lines = [
-        f"# Spend on {day} (UTC)",
-        "",
         f"**${total.cost_usd:,.4f}** for {total.calls:,} calls and {total.tokens:,} tokens of {total.attempts:,} "
         f"attempts of tasks. Attempts that failed cost ${total.failed_usd:,.4f}.",
         "",
@@ -49,16 +47,16 @@ def write_report(folder: ObjectStoragePath, day: date, week: Reading) -> dict[st
         lines += [f"The price of {total.unpriced:,} calls is not known, and not in it. Set `usd_per_million_tokens` in"]
         lines += ["the extra of their connection.", ""]
     if week.unreadable:
-        lines += [f"{week.unreadable} records of the ledger cannot be read.", ""]
+        lines += [f"{week.unreadable} files of the ledger cannot be read.", ""]
     for title, sums in (("By DAG", found.dags), ("By model", found.models), ("By prompt", found.prompts)):
         lines += [f"## {title}", "", *_table(title.removeprefix("By "), sums), ""]
-    write_artifact(folder / "report.md", "\n".join(lines))
+    publish("report.md", report(f"Spend on {day} (UTC)", "\n".join(lines)))
     by_cost = any(each.cost_usd for each in days)
     what = "US dollars" if by_cost else "tokens"
     for name, sums in (("by_day", days), ("by_dag", found.dags[:MOST_BARS]), ("by_model", found.models[:MOST_BARS])):
         bars = {each.name: each.cost_usd if by_cost else float(each.tokens) for each in sums}
         if bars:
-            write_artifact(folder / f"{name}.svg", bar_chart(f"Spend {name.replace('_', ' ')}", what, {what: bars}))
+            publish(f"{name}.svg", bar_chart(f"Spend {name.replace('_', ' ')}", what, {what: bars}))
     return totals
 
 
@@ -66,7 +64,7 @@ def _table(name: str, sums: Sequence[Sum]) -> list[str]:
     if not sums:
         return ["Nothing."]
     rows = [
-        f"| {each.name.replace('|', '/')} | {each.cost_usd:,.4f} | {each.calls:,} | {each.tokens:,} "
+        f"| {as_markdown_line(each.name)} | {each.cost_usd:,.4f} | {each.calls:,} | {each.tokens:,} "
         f"| {each.failed:,} | {each.failed_usd:,.4f} |"
         for each in sums[:MOST_ROWS]
     ]

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date, timedelta
+from typing import TYPE_CHECKING
 
-from include.spend.ledger import Line, Record
 from include.spend.reading import Reading
 
+if TYPE_CHECKING:
+    import pyarrow as pa
 
-@dataclass
+AMOUNTS = ("calls", "failed", "unpriced", "tokens", "seconds", "cost_usd", "failed_usd")
+
+
+@dataclass(frozen=True)
 class Sum:
-    """What some attempts used. `failed_usd` is what attempts cost that failed in the end."""
+    """What some attempts used. `key` says which; `failed_usd` is what attempts cost that failed in the end."""
 
-    name: str
+    key: tuple[str, ...]
     attempts: int = 0
     calls: int = 0
     failed: int = 0
@@ -24,22 +28,18 @@ class Sum:
     cost_usd: float = 0.0
     failed_usd: float = 0.0
 
-    def add(self, record: Record, lines: Iterable[Line]) -> None:
-        """Count an attempt, or some of its lines."""
-        self.attempts += 1
-        for line in lines:
-            self.calls += line.calls
-            self.failed += line.failed
-            self.unpriced += line.unpriced
-            self.tokens += line.input_tokens + line.output_tokens
-            self.seconds += line.seconds
-            self.cost_usd += line.cost_usd
-            self.failed_usd += line.cost_usd if record.state == "failed" else 0.0
+    @property
+    def name(self) -> str:
+        """The key, in one text."""
+        return " / ".join(self.key)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Overview:
-    """What was spent from `first` to `last`: in all, by day, and by what the tables are of, the dearest first."""
+    """What was spent from `first` to `last`: in all, by day, and by what the tables are of, the dearest first.
+
+    The keys are `(day,)`, `(DAG,)`, `(model, connection)`, `(DAG, task, prompt)` and `(DAG, run)`.
+    """
 
     first: date
     last: date
@@ -49,50 +49,44 @@ class Overview:
     dags: list[Sum]
     models: list[Sum]
     prompts: list[Sum]
-    runs: dict[str, Sum] = field(default_factory=dict)
+    runs: list[Sum]
 
 
 def overview(reading: Reading, first: date, last: date) -> Overview:
-    """Add up the records of some days."""
-    records = reading.records
-    total = Sum("all")
-    for record in records:
-        total.add(record, record.lines)
-    days = {
-        str(first + timedelta(number)): Sum(str(first + timedelta(number))) for number in range((last - first).days + 1)
-    }
-    for record in records:
-        days.setdefault(str(record.started.date()), Sum(str(record.started.date()))).add(record, record.lines)
+    """Add up the rows of some days."""
+    import pyarrow.compute as pc
+
+    rows = reading.rows
+    has_failed = pc.equal(rows["state"], "failed")
+    rows = rows.append_column("tokens", pc.add(rows["input_tokens"], rows["output_tokens"]))
+    rows = rows.append_column("failed_usd", pc.if_else(has_failed, rows["cost_usd"], 0.0))
+    days = {each.key[0]: each for each in _by(rows, "day")}
+    every_day = [str(first + timedelta(number)) for number in range((last - first).days + 1)]
     return Overview(
         first,
         last,
         reading.unreadable,
-        total,
-        list(days.values()),
-        dearest(_by(records, lambda record, line: record.dag_id)),
-        dearest(_by(records, lambda record, line: f"{line.model} ({line.conn_id})")),
-        dearest(
-            _by(
-                records,
-                lambda record, line: f"{record.dag_id} / {record.task_id} / {line.prompt}" if line.prompt else "",
-            )
-        ),
-        _by(records, lambda record, line: record.run_id),
+        next(iter(_by(rows)), Sum(())),
+        [days.get(day, Sum((day,))) for day in every_day],
+        _by(rows, "dag_id"),
+        _by(rows, "model", "conn_id"),
+        _by(rows.filter(pc.not_equal(rows["prompt"], "")), "dag_id", "task_id", "prompt"),
+        _by(rows, "dag_id", "run_id"),
     )
 
 
-def dearest(sums: dict[str, Sum]) -> list[Sum]:
-    """Return sums by cost, then tokens, falling."""
-    return sorted(sums.values(), key=lambda each: (-each.cost_usd, -each.tokens, each.name))
-
-
-def _by(records: Iterable[Record], name: Callable[[Record, Line], str]) -> dict[str, Sum]:
-    sums: dict[str, Sum] = {}
-    for record in records:
-        lines: dict[str, list[Line]] = {}
-        for line in record.lines:
-            if key := name(record, line):
-                lines.setdefault(key, []).append(line)
-        for key, some in lines.items():
-            sums.setdefault(key, Sum(key)).add(record, some)
-    return sums
+def _by(rows: pa.Table, *columns: str) -> list[Sum]:
+    """Add up the rows that are the same in these columns; the dearest first, then those with the most tokens."""
+    if not rows.num_rows:
+        return []
+    amounts = [("id", "count_distinct"), *((name, "sum") for name in AMOUNTS)]
+    found = rows.group_by(list(columns)).aggregate(amounts).to_pylist()
+    sums = [
+        Sum(
+            tuple(each[name] for name in columns),
+            each["id_count_distinct"],
+            *(each[f"{name}_sum"] for name in AMOUNTS),
+        )
+        for each in found
+    ]
+    return sorted(sums, key=lambda each: (-each.cost_usd, -each.tokens, each.key))

@@ -55,6 +55,8 @@ LAYERS = {
     ],
     "usage": [Path("include/ai/usage.py")],
 }
+# What a module does without, but takes up with one of these layers: by the layer, its name in any folder.
+TAKEN_UP = {"spend": "spending"}
 # They fit any DAG.
 TESTS = [Path("tests", "with_scripted_model", name) for name in ("conftest.py", "dag_run.py", "test_copied_dags.py")]
 EVERY_DAG_HAS = ("schedule", "params")
@@ -124,8 +126,9 @@ def analyse(name: str, sdk: str, layers: Sequence[str] = ()) -> Pattern:
     dag = dag_file(name)
     waiting = [dag, *(file for layer in layers for file in LAYERS[layer])]
     trees = {file: _parse(file) for file in waiting}
+    taken_up = frozenset(TAKEN_UP[layer] for layer in layers if layer in TAKEN_UP)
     while waiting:
-        for module in _modules_of_include(trees[waiting.pop()]):
+        for module in _modules_of_include(trees[waiting.pop()], taken_up):
             for path in _files_of(module):
                 if path not in trees and not _is_for_another(sdk, tree := _parse(path)):
                     trees[path] = tree
@@ -213,10 +216,10 @@ def _is_for_another(sdk: str, tree: ast.Module) -> bool:
 
 
 @cache
-def _modules_of_include(tree: ast.Module) -> list[str]:
+def _modules_of_include(tree: ast.Module, taken_up: frozenset[str]) -> list[str]:
     """As `_imports`, and what is named in a string, such as the path of a trigger or of a function.
 
-    Left out is what is imported in a `try` that goes on without it: an optional layer, not needed.
+    Left out is what is imported in a `try` that goes on without it, but for modules of these names: an optional layer.
     """
     optional = {
         module
@@ -224,6 +227,7 @@ def _modules_of_include(tree: ast.Module) -> list[str]:
         if isinstance(node, ast.Try) and any(_catches_import_error(handler) for handler in node.handlers)
         for statement in node.body
         for module in _modules(statement)
+        if not taken_up & set(module.split("."))
     }
     named = (_imports(tree) | _texts(tree)) - optional
     return [module for module in named if re.fullmatch(r"include(\.\w+)+", module)]

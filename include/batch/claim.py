@@ -1,0 +1,57 @@
+"""A batch is one run's at a time: another would pay for the rows that are on their way.
+
+Who has it is the last of the numbered entries in its folder, each of which the storage creates only once. The claim
+ends with the run, as Airflow says: no clock of a worker decides it.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.sdk.exceptions import AirflowRuntimeError
+
+from include.common.exclusive import create_file
+from include.common.storage import read_artifact
+
+if TYPE_CHECKING:
+    from airflow.sdk import ObjectStoragePath
+
+ACTIVE = ("queued", "running")
+
+
+def claim(folder: ObjectStoragePath, ti: Any) -> None:
+    """Make the batch in this folder that of the task's run.
+
+    :raises AirflowFailException: it is that of another run, which has not ended.
+    """
+    mine = [ti.dag_id, ti.run_id]
+    entries = folder / "runs"
+    while True:
+        try:
+            names = [path.rsplit("/", 1)[-1] for path in entries.fs.ls(entries.path, detail=False)]
+        except FileNotFoundError:
+            names = []
+        last = max((int(name) for name in names if name.isdigit()), default=0)
+        owner = json.loads(read_artifact(entries / f"{last:06}")) if last else None
+        if owner == mine:
+            return
+        if owner and _state(ti, *owner) in ACTIVE:
+            raise AirflowFailException(
+                f"The run {owner[1]!r} of {owner[0]} answers this batch now, and would pay for its rows as this one "
+                "would. When it has ended, clear this task: what was answered is not paid again."
+            )
+        if create_file(entries / f"{last + 1:06}", json.dumps(mine).encode()):
+            return
+
+
+def _state(ti: Any, dag_id: str, run_id: str) -> str:
+    """Return the state of a run; empty if this Airflow does not know it, as when it was deleted."""
+    try:
+        state: str = ti.get_dagrun_state(dag_id, run_id)  # or an enum, which is equal to its text
+        return state
+    except AirflowRuntimeError as error:
+        if (error.error.detail or {}).get("status_code") == 404:
+            return ""
+        raise
