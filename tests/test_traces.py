@@ -7,8 +7,10 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta, timezone
+from types import SimpleNamespace
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -17,19 +19,29 @@ from airflow.sdk import dag, task
 from airflow.sdk.log import mask_secret
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry import context
+from opentelemetry.context import Context
+from pydantic_ai import Agent
+from pydantic_ai.embeddings import Embedder
+from pydantic_ai.messages import ModelResponse, TextPart
+from pydantic_ai.models.function import FunctionModel
+from pydantic_ai.usage import RequestUsage
 
 from include.ai import BaseModel, llm_kwargs, untrusted
 from include.ai.agents import agent_kwargs
 from include.ai.asking import Asking
 from include.ai.model import connection_model
 from include.common.storage import storage_path
+from include.jobs.job import Job, Outcome
+from include.jobs.operator import PaidJobOperator
 from include.messages.contract import DEAD_LETTERS, REPLIES, new_request
 from include.messages.kafka import dead_letters, stream
 from include.messages.model import PromptedModel
+from include.traces import listener as listener_module
 from include.traces import sending as sending_module
 from include.traces.agents import trace_agents
 from include.traces.chunks import TRACED_ROWS
-from include.traces.ids import run_span_id, run_trace_id
+from include.traces.ids import attempt_span_id, run_span_id, run_trace_id
 from include.traces.listener import TaskSpans
 from include.traces.sending import LONGEST_FLUSH_S, Telemetry, begin_sending, telemetry
 from include.traces.settings import CONTENT, TRACE_URL, trace_url, traces_are_on
@@ -54,9 +66,6 @@ def listener_managers() -> list[Any]:
 @pytest.fixture(scope="module")
 def sending() -> Iterator[Receiver]:
     """This process sends traces, as a task's does, until the end of this file."""
-    from pydantic_ai import Agent
-    from pydantic_ai.embeddings import Embedder
-
     with Receiver() as receiver, pytest.MonkeyPatch.context() as patch:
         patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url)
         patch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer of-the-tool")
@@ -75,8 +84,8 @@ def sending() -> Iterator[Receiver]:
 
 
 @pytest.fixture
-def received(sending: Receiver) -> Callable[[], Receiver]:
-    """Return what has arrived since the test began."""
+def received(sending: Receiver) -> Iterator[Callable[[], Receiver]]:
+    """Return what has arrived since the test began, in which no span is open."""
     telemetry().flush()
     sending.forget()
 
@@ -84,7 +93,9 @@ def received(sending: Receiver) -> Callable[[], Receiver]:
         telemetry().flush()
         return sending
 
-    return now
+    token = context.attach(Context())
+    yield now
+    context.detach(token)
 
 
 def a_dag(body: Callable[[], Any]) -> Any:
@@ -234,11 +245,6 @@ def test_mapped_tasks_have_their_index_in_their_names(received, run_any_dag, llm
 
 
 def test_an_answer_that_is_reused_is_a_span_that_says_so_and_no_call(received, llm):
-    from pydantic_ai import Agent
-    from pydantic_ai.messages import ModelResponse, TextPart
-    from pydantic_ai.models.function import FunctionModel
-    from pydantic_ai.usage import RequestUsage
-
     def stored(messages: Any, info: Any) -> ModelResponse:
         metadata = {"reused_from": {"run_id": "the-first-run"}}
         return ModelResponse([TextPart("Yes.")], usage=RequestUsage(input_tokens=7), metadata=metadata)
@@ -320,6 +326,95 @@ def test_a_message_is_linked_to_its_senders_trace_which_its_reply_and_its_dead_l
     assert replies[request.request_id] == dict(headers)
     (dead,) = [each for each in kafka.read(DEAD_LETTERS) if dead_letters.position(each)[0] == topic]
     assert dict(headers).items() <= dict(dead.headers()).items()
+
+
+class Process:
+    """A process of a task's try, as Airflow runs it: it tells its listeners what begins and ends."""
+
+    def __init__(self, ti_id: str, try_number: int) -> None:
+        self.run = SimpleNamespace(
+            dag_id="by_hand", run_id="r", start_date=DATE, end_date=DATE + timedelta(hours=1), run_type="manual"
+        )
+        self.ti = SimpleNamespace(
+            id=ti_id, dag_id="by_hand", run_id="r", task_id="work", map_index=-1, try_number=try_number, start_date=DATE
+        )
+        self.ti.get_template_context = lambda: {"dag_run": self.run}
+        self.listener = TaskSpans()
+        self.listener.on_task_instance_running(self.ti)
+
+
+def call_a_model() -> None:
+    Agent(FunctionModel(lambda messages, info: ModelResponse([TextPart("Yes.")]), model_name="m")).run_sync("?")
+
+
+AGENT = ("invoke_agent agent", [("chat m", [])])
+
+
+@pytest.mark.one_stack
+def test_a_try_that_is_killed_leaves_its_calls_in_the_trace_of_the_run(received):
+    Process("1", 1)
+    call_a_model()  # and then the process is killed: no listener hears of it
+    second = Process("2", 2)
+    call_a_model()
+    second.listener.on_task_instance_success()
+    second.listener.on_dag_run_success(second.run)
+    spans = received().spans
+    assert received().tree() == [("dag_run.by_hand", [("worker.work", [AGENT])]), AGENT]
+    assert len({span.trace_id for span in spans}) == 1
+    tries = [span.attributes["airflow.task_instance.try_number"] for span in spans if span.name == "chat m"]
+    assert tries == [1, 2]
+    (orphan,) = [span for span in spans if span.parent_id == f"{attempt_span_id('1'):016x}"]
+    assert orphan.name == "invoke_agent agent"
+
+
+class Wait(PaidJobOperator):
+    """A job that is there."""
+
+    service_path = "batches"
+
+    def request(self) -> dict[str, Any]:
+        return {}
+
+    def result(self, context: Any, job: Job) -> str:
+        return job.status
+
+
+@pytest.mark.one_stack
+def test_a_deferred_task_is_one_try_with_one_span_for_its_job(received, storage):
+    created = time.time() - 3600
+    job = Job(id="batch_1", status="succeeded", created_at=created)
+    event = Outcome(status="ended", job_id=job.id, job=job).model_dump(mode="json")
+    submits = Process("1", 1)
+    call_a_model()
+    submits.listener.before_stopping()  # it is deferred: nothing has ended
+    collects = Process("1", 1)
+    collects.ti.max_tries = 0
+    assert Wait(task_id="work").execute_complete({"ti": collects.ti}, event) == "succeeded"
+    assert Wait(task_id="work").execute_complete({"ti": collects.ti}, event) == "succeeded"
+    collects.listener.on_task_instance_success()
+    collects.listener.on_dag_run_success(collects.run)
+    ((_, ((_, below),)),) = received().tree()
+    assert sorted(below) == [AGENT, ("job batches", []), ("job batches", [])]
+    first, again = (span for span in received().spans if span.name == "job batches")
+    assert first.span_id == again.span_id  # tools keep one
+    assert first.start == pytest.approx(created * 1e9, rel=1e-9)
+    assert first.attributes["airflow.connection.id"] == "openai_default"
+    assert first.attributes["genai.job.status"] == "succeeded"
+
+
+@pytest.mark.one_stack
+@pytest.mark.parametrize(("share", "is_kept"), [("0", False), ("1", True)])
+def test_the_standard_sampler_keeps_a_run_whole_or_not_at_all(monkeypatch, share, is_kept):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", share)
+    own = Telemetry()
+    monkeypatch.setattr(listener_module, "telemetry", lambda: own)
+    for run_id in ("a", "b", "c"):
+        of_run = listener_module.in_run(run_trace_id("dag", run_id, DATE))
+        task = own.tracers.get_tracer("tests").start_span("task", of_run)
+        assert task.get_span_context().trace_flags.sampled == is_kept
+    own.tracers.shutdown()
 
 
 # What may go wrong with the tool

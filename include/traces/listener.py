@@ -111,7 +111,7 @@ class TaskSpans:
 def in_run(trace_id: int) -> Context:
     """Return the context of a run's span, which is sampled, or not, alike in every process."""
     sampler = telemetry().tracers.sampler
-    is_sampled = sampler.should_sample(None, trace_id, "dag_run").decision is Decision.RECORD_AND_SAMPLE
+    is_sampled = sampler.should_sample(Context(), trace_id, "dag_run").decision is Decision.RECORD_AND_SAMPLE
     flags = TraceFlags(TraceFlags.SAMPLED if is_sampled else TraceFlags.DEFAULT)
     return trace.set_span_in_context(
         NonRecordingSpan(SpanContext(trace_id, run_span_id(trace_id), is_remote=True, trace_flags=flags))
