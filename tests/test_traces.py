@@ -19,7 +19,7 @@ from airflow.sdk import dag, task
 from airflow.sdk.log import mask_secret
 from hypothesis import given
 from hypothesis import strategies as st
-from opentelemetry import context
+from opentelemetry import context, trace
 from opentelemetry.context import Context
 from pydantic_ai import Agent
 from pydantic_ai.embeddings import Embedder
@@ -37,6 +37,9 @@ from include.jobs.operator import PaidJobOperator
 from include.messages.contract import DEAD_LETTERS, REPLIES, new_request
 from include.messages.kafka import dead_letters, stream
 from include.messages.model import PromptedModel
+from include.page.trace_link import trace_link
+from include.rag.search import best_hits
+from include.rag.stores.base import Hit, SearchQuery
 from include.traces import listener as listener_module
 from include.traces import sending as sending_module
 from include.traces.agents import trace_agents
@@ -86,6 +89,7 @@ def sending() -> Iterator[Receiver]:
 @pytest.fixture
 def received(sending: Receiver) -> Iterator[Callable[[], Receiver]]:
     """Return what has arrived since the test began, in which no span is open."""
+    begin_sending()
     telemetry().flush()
     sending.forget()
 
@@ -249,7 +253,6 @@ def test_an_answer_that_is_reused_is_a_span_that_says_so_and_no_call(received, l
         metadata = {"reused_from": {"run_id": "the-first-run"}}
         return ModelResponse([TextPart("Yes.")], usage=RequestUsage(input_tokens=7), metadata=metadata)
 
-    begin_sending()
     trace_agents()
     Agent(FunctionModel(stored, model_name="m")).run_sync("?")
     ((_, [(name, [])]),) = received().tree()
@@ -265,7 +268,6 @@ class Labels(BaseModel):
 
 
 def test_each_text_that_is_asked_without_an_agent_is_one_call_also_if_the_answer_is_not_in_form(received, llm):
-    begin_sending()
     trace_agents()
     asking = Asking(connection_model("pydanticai_default"), PROMPT, Labels)
 
@@ -308,7 +310,6 @@ def test_a_message_is_linked_to_its_senders_trace_which_its_reply_and_its_dead_l
     received, kafka, model, monkeypatch
 ):
     monkeypatch.setattr(stream, "LINGER_S", 0.3)
-    begin_sending()
     topic = f"requests-{uuid4().hex}"
     kafka.create_topic(topic)
     trace_id = uuid4().hex
@@ -415,6 +416,42 @@ def test_the_standard_sampler_keeps_a_run_whole_or_not_at_all(monkeypatch, share
         task = own.tracers.get_tracer("tests").start_span("task", of_run)
         assert task.get_span_context().trace_flags.sampled == is_kept
     own.tracers.shutdown()
+
+
+@pytest.mark.one_stack
+def test_where_airflow_traces_its_tasks_itself_agents_join_its_span_and_there_is_no_second_one(received, monkeypatch):
+    monkeypatch.setattr(listener_module, "begin_sending", lambda: None)  # as where Airflow 3.3 has set up OpenTelemetry
+    with trace.get_tracer("airflow").start_as_current_span("worker.work"):
+        process = Process("1", 1)
+        call_a_model()
+        process.listener.on_task_instance_success()
+        process.listener.on_dag_run_success(process.run)
+    assert received().tree() == [("worker.work", [AGENT])]
+    assert {span.attributes.get("airflow.task_instance.try_number") for span in received().spans} == {None, 1}
+
+
+@pytest.mark.one_stack
+def test_the_page_of_a_run_links_to_the_trace_that_its_tasks_log(received, monkeypatch, caplog):
+    monkeypatch.setenv(TRACE_URL, "https://tool/{trace_id}")
+    caplog.set_level("INFO")
+    process = Process("1", 1)
+    call_a_model()
+    process.listener.on_task_instance_failed(ValueError())
+    link = trace_link(process.run)
+    assert {f"https://tool/{span.trace_id}" for span in received().spans} == {link}
+    assert link in caplog.text
+
+
+@pytest.mark.one_stack
+def test_a_search_is_a_span_with_its_mode_and_the_number_of_its_hits(received):
+    hits = [Hit("1", "a.md", "A", "", 0, "some words", 0.9)]
+    collection: Any = SimpleNamespace(search=lambda query, vector: hits)
+    assert best_hits(collection, SearchQuery(QUESTION, 3), [0.0], -1.0) == hits
+    (span,) = received().spans
+    assert span.name == "search KnowledgeBase"
+    assert span.attributes["db.operation.name"] == "vector"
+    assert span.attributes["db.response.returned_rows"] == 1
+    assert QUESTION not in str(span)
 
 
 # What may go wrong with the tool
