@@ -1,4 +1,4 @@
-"""A span around a piece of work, which costs nothing where no traces are on (see docs/observing.md)."""
+"""A span around a piece of work, which costs nothing where OpenTelemetry is not set up."""
 
 from __future__ import annotations
 
