@@ -31,7 +31,7 @@ OURS := $(shell test -e $(READY) && test ! $(VENV)/pyvenv.cfg -nt $(READY) && "$
 EMBED_BIN := .venv-sentence-transformers/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo start stop send observe copy test embed lint bench lock clean
+.PHONY: help demo start stop send observe forget price copy test embed lint bench lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,12 @@ observe: $(READY)  ## start Phoenix, a tool that shows traces, beside the stack 
 	@mkdir -p $(DATA)/phoenix && PHOENIX_HOST=127.0.0.1 PHOENIX_PORT=$(OBSERVE_PORT) PHOENIX_GRPC_PORT=$(shell expr $(OBSERVE_PORT) + 1) \
 		PHOENIX_WORKING_DIR="$(abspath $(DATA))/phoenix" PHOENIX_TELEMETRY_ENABLED=false exec $(PHOENIX)/bin/phoenix serve > $(DATA)/phoenix/log 2>&1
 
+forget: $(READY)  ## delete stored answers of models (some of: DAG=routing, RUN=..., KEY=..., DAYS=7)
+	@$(BIN)/python -m local.forget --home $(DATA) --dag "$(DAG)" --run "$(RUN)" --key "$(KEY)" --days "$(DAYS)"
+
+price: $(READY)  ## say what a backfill would cost: make price DAG=... FROM=2026-11-01 TO=2026-11-30 (or FILE=rows.csv)
+	@$(BIN)/python -m local.price --home $(DATA) --dag "$(DAG)" --first "$(FROM)" --last "$(TO)" --file "$(FILE)" --batch "$(BATCH)" --text "$(TEXT)" --id "$(ID)"
+
 copy: $(READY)  ## copy a DAG and all it needs into your Astro project: make copy PATTERN=rag_pipeline TO=path (WITH=spend)
 	@test -n "$(PATTERN)" && test -n "$(TO)" || { echo "Say which DAG, and where to: make copy PATTERN=rag_pipeline TO=path/of/an/astro/project"; exit 1; }
 	@$(BIN)/python -m local.copy "$(PATTERN)" "$(TO)" --with "$(WITH)"
@@ -100,6 +106,7 @@ bench: $(READY)  ## measure parsing, waiting jobs, batches, streams, RAG, and th
 	@$(BIN)/python -m benchmarks.parse_cost
 	@$(BIN)/python -m benchmarks.deferred_jobs
 	@$(BIN)/python -m benchmarks.spend
+	@$(BIN)/python -m benchmarks.reuse
 	@$(BIN)/python -m benchmarks.batch_throughput
 	@$(BIN)/python -m benchmarks.stream_latency
 	@$(BIN)/python -m benchmarks.stream_kills

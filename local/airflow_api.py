@@ -54,6 +54,12 @@ class AirflowAPI:
         run_id: str = self._json("POST", f"/api/v2/dags/{dag_id}/dagRuns", json=body)["dag_run_id"]
         return run_id
 
+    def backfill_dates(self, dag_id: str, first: str, last: str) -> list[str]:
+        """The logical dates that a backfill of these days (ISO 8601) would run: those without a run."""
+        body = {"dag_id": dag_id, "from_date": f"{first}T00:00:00Z", "to_date": f"{last}T23:59:59Z"}
+        found = self._json("POST", "/api/v2/backfills/dry_run", json=body)
+        return [each["logical_date"] for each in found["backfills"]]
+
     def waits_for_assets(self, dag_id: str) -> bool:
         """Whether updates of assets start this DAG."""
         return self._json("GET", f"/api/v2/dags/{dag_id}/details")["asset_expression"] is not None

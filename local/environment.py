@@ -39,6 +39,11 @@ def uses_embedded_queue(environment: dict[str, str]) -> bool:
     return not (environment.get("GENAI_SQS_QUEUE") or environment.get("AIRFLOW_CONN_AWS_DEFAULT"))
 
 
+def storage_url(home: Path) -> str:
+    """The storage of the stack in this folder, if the user sets no other."""
+    return f"file://{home / 'artifacts'}"  # not Path.as_uri(), which escapes: fsspec takes it as it is
+
+
 def airflow_environment(
     home: Path, api_port: int, model_url: str, openai_url: str, broker: str, queue: str, log_ports: tuple[int, int]
 ) -> dict[str, str]:
@@ -90,7 +95,7 @@ def airflow_environment(
         "OMP_NUM_THREADS": "1",
     }
     defaults = {
-        "GENAI_STORAGE": f"file://{home / 'artifacts'}",  # not Path.as_uri(), which escapes: fsspec takes it as it is
+        "GENAI_STORAGE": storage_url(home),
         # What a task hands to another goes into the database up to 1 MB, and above that into a folder.
         "AIRFLOW__CORE__XCOM_BACKEND": "airflow.providers.common.io.xcom.backend.XComObjectStorageBackend",
         "AIRFLOW__COMMON_IO__XCOM_OBJECTSTORAGE_PATH": f"file://{home / 'xcom'}",

@@ -157,6 +157,7 @@ class Stack:
                 cwd=PROJECT,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                umask=0o077,
             )
         if result.returncode:
             raise StackError(f"Airflow's database could not be created. See {log}")

@@ -238,10 +238,24 @@ def spend_report(world: World) -> Conf:
     return {"day": now.date().isoformat()}
 
 
+def refund_agent(world: World) -> Conf:
+    world.llm.call_tool("refund", {"amount_eur": 1, "reason": ATTACK})
+    world.llm.call_tool("write_to_customer", {"text": ATTACK})
+    world.answers({"summary": ATTACK, "needs_a_person": True})
+    return {"message": ATTACK}
+
+
+def forget_answers(world: World) -> Conf:
+    write_artifact(storage_path("stored_answers", "runs", "a_dag", "a_run", "ask.-1.0", "key-1.json"), ATTACK)
+    write_artifact(storage_path("stored_answers", "shared", "conn", "ke", "key-1.json"), ATTACK)
+    return {"dag_id": ATTACK, "run_id": ATTACK, "key": ATTACK}
+
+
 ATTACKS: list[Callable[[World], Conf]] = [
     prompt_chaining,
     routing,
     multi_agent,
+    refund_agent,
     rag_pipeline,
     rag_evaluation,
     batch_inference,
@@ -264,6 +278,7 @@ ATTACKS: list[Callable[[World], Conf]] = [
     asset_or_time,
     asset_producer,
     spend_report,
+    forget_answers,
 ]
 # Params whose attack ends the run before anything else is attacked.
 BAD_PARAMS: dict[str, Conf] = {

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import os
+import signal
+import traceback
+from typing import Any, NoReturn
 
 import pytest
 
@@ -33,3 +36,79 @@ def killing(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int, w
         raise Killed
 
     monkeypatch.setattr(owner, name, dying)
+
+
+def kill_tries(monkeypatch: pytest.MonkeyPatch, tries: dict[str, list[Any]]) -> None:
+    """Have the process of a task killed (-9) in its first tries, each time later.
+
+    A try runs in a process of its own, as on a worker, while Airflow's API stays here, as on its server.
+
+    :param tries: by task id, for each try when it is killed: after so many answers of the model, `"end"` (after all of
+        them, before its result is an XCom), or before or after a tool with an effect, as `("before", "its name")`. The
+        tries that follow are not killed.
+    """
+    from airflow.sdk.execution_time import task_runner
+
+    real = task_runner._execute_task
+
+    def execute(context: Any, ti: Any, log: Any) -> Any:
+        after = tries.get(ti.task_id, [])[ti.try_number - 1 : ti.try_number]
+        if not after:
+            return real(context=context, ti=ti, log=log)
+        if child := os.fork():
+            _, status = os.waitpid(child, 0)
+            assert status == signal.SIGKILL, f"{ti.task_id} was not killed {after}, but ended with {status}"
+            raise RuntimeError("The worker was killed.")
+        try:
+            from include.ai import usage
+            from include.ai.reuse import ReusingModel
+
+            signal.alarm(120)
+            asyncio.set_event_loop(asyncio.new_event_loop())  # the threads of the other one are not in this process
+            usage.push_usage = lambda *_: None  # neither are those of the API
+            match after[0]:
+                case int(answers):
+                    _die_after(ReusingModel, answers)
+                case str(when), str(tool):
+                    _die_at_tool(when, tool)
+            real(context=context, ti=ti, log=log)
+            if after[0] == "end":
+                _die()
+        finally:
+            traceback.print_exc()
+            os._exit(1)
+
+    monkeypatch.setattr(task_runner, "_execute_task", execute)
+
+
+def _die_after(model: Any, answers: int) -> None:
+    request, count = model.request, [0]
+
+    async def dying(*args: Any, **kwargs: Any) -> Any:
+        response = await request(*args, **kwargs)
+        count[0] += 1
+        if count[0] == answers:
+            _die()
+        return response
+
+    model.request = dying
+
+
+def _die_at_tool(when: str, name: str) -> None:
+    from include.ai import effects
+
+    run: Any = effects._run
+
+    async def dying(tool: Any, *args: Any) -> Any:
+        if tool.__name__ != name:
+            return await run(tool, *args)
+        if when == "after":
+            await run(tool, *args)
+        return _die()
+
+    effects._run = dying
+
+
+def _die() -> NoReturn:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("unreachable")

@@ -40,11 +40,13 @@ MODELS_AND_MAPPING: dict[str, tuple[dict[str, Any], str, str]] = {
     "prompt_chaining": ({}, "deliver_reply", "billing / low urgency: mock-message"),
     "routing": ({}, "summarize", "(critical|standard|low): accounts, within"),
     "multi_agent": ({"company": "Tretwald"}, "write_report", "Tretwald: mock-answer"),
+    "refund_agent": ({}, "report", "KF-1002: "),
     "batch_inference": ({"limit": 8}, "report", "8 positive, 0 negative, 0 neutral"),
     "batch_inference_at_scale": ({"limit": 20}, "report", "20 rows: 20 answered"),
     "batch_api_inference": ({"limit": 6}, "report", "6 rows: 6 answered, "),
     "fine_tuning": ({"margin": 0, "evaluation_size": 4}, "compare", "score on 4 examples: "),
     "human_review": ({"tickets": ["Where is my van?"]}, "report", r"1 sent \(0 edited\), 0 rejected"),
+    "forget_answers": ({"dag_id": "no_such_dag"}, "delete", "0 stored answers deleted"),
     "spend_report": (
         {"day": datetime.now(UTC).date().isoformat()},
         "report",
@@ -52,7 +54,7 @@ MODELS_AND_MAPPING: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
 }
 # Copied with layers that they do without.
-WITH = {"routing": ["spend"], "on_demand_inference": ["limits", "fallbacks", "prices"]}
+WITH = {"routing": ["spend"], "prompt_chaining": ["reuse"], "on_demand_inference": ["limits", "fallbacks", "prices"]}
 KNOWLEDGE_AND_EVENTS: dict[str, tuple[dict[str, Any], str, str]] = {
     "rag_pipeline": (
         {"mode": "keyword", "min_score": -1},

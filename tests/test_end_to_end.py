@@ -8,13 +8,15 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from local.processes import free_ports
 from tests.conftest import PROJECT, dag_files, model_connection
-from tests.stack import command, local, processes_of, wait_until
+from tests.stack import RunningAirflow, command, local, processes_of, wait_until
 
 DAGS = {path.stem for path in dag_files()}
 
@@ -37,6 +39,13 @@ def running_stack(home: Path, port: int) -> str:
     assert result.returncode == 0, result.stdout + result.stderr
     assert "SmolLM2-135M" in result.stdout
     return f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="module")
+def airflow(running_stack: str, home: Path) -> RunningAirflow:
+    api = RunningAirflow(running_stack, home, "")
+    api.log_in()
+    return api
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +101,38 @@ def test_the_ui_opens_without_a_login(running_stack):
         assert browser.get("/auth/token/login").is_success
         assert "_token" in browser.cookies
         assert browser.get("/").is_success
+
+
+@pytest.mark.needs_dags("refund_agent")
+def test_an_agent_whose_worker_is_killed_goes_on_from_its_answers_and_asks_anew_when_it_is_cleared(demo, airflow, home):
+    run_id = airflow.trigger("refund_agent")
+    folder = home / "artifacts" / "stored_answers" / "runs" / "refund_agent"
+
+    def task() -> dict[str, Any]:
+        return next(ti for ti in airflow.task_instances("refund_agent", run_id) if ti["task_id"] == "handle_request")
+
+    def answers() -> list[Path]:
+        found = [path for path in folder.rglob("*.json") if not path.name.startswith("effect-")]
+        return [path for path in found if json.loads(path.read_text())["asked_by"]["run_id"] == run_id]
+
+    def used() -> Any:
+        return airflow.xcom("refund_agent", run_id, "handle_request", "llm_usage")
+
+    wait_until(answers)
+    (worker,) = [
+        each for each in psutil.process_iter(["cmdline"]) if task()["id"] in " ".join(each.info["cmdline"] or [])
+    ]
+    worker.kill()
+    wait_until(lambda: airflow.run("refund_agent", run_id)["state"] == "success")
+    assert task()["try_number"] == 2
+    usage = used()
+    assert usage["reused"] >= 1
+    assert usage["reused"] + usage["requests"] == len(answers())
+
+    cleared = {"dry_run": False, "dag_run_id": run_id, "task_ids": ["handle_request"]}
+    assert airflow.post("dags/refund_agent/clearTaskInstances", cleared).is_success
+    wait_until(lambda: task()["try_number"] == 3 and airflow.run("refund_agent", run_id)["state"] == "success")
+    assert "reused" not in used()
 
 
 def test_starting_twice_says_where_it_runs_already_even_if_another_port_is_asked_for(running_stack, home, port):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from include.common.shared_total import SharedTotal
 from include.common.storage import storage_path, write_artifact
+from include.spend import scores
 from include.spend.ledger import Line, Record
 from include.spend.reading import read_days, roll_up
 from tests.conftest import PROJECT
@@ -44,10 +46,19 @@ def test_the_ledger_is_read_in_a_folder_of_any_name(odd_storage):
     record = Record(id="1", logical_date=None, started=now, updated=now, state="success", lines=[line], **where)
     write_artifact(storage_path(*record.file), record.model_dump_json())
 
-    assert read_days(now.date(), now.date()).records == [record]
+    assert read_days(now.date(), now.date()).rows["run_id"].to_pylist() == ["[x]*?"]
     roll_up(now.date())
-    assert read_days(now.date(), now.date()).records == [record]
+    assert read_days(now.date(), now.date()).rows["run_id"].to_pylist() == ["[x]*?"]
     assert not list(odd_storage.rglob("*.json"))
+
+
+def test_scores_are_read_in_a_folder_of_any_name(odd_storage, monkeypatch):
+    now = datetime.now(UTC)
+    context = {"ti": SimpleNamespace(dag_id="d", run_id="[x]*?"), "dag_run": SimpleNamespace(run_after=now)}
+    monkeypatch.setattr(scores, "task_context", lambda: context)
+    scores.record_score("answers", "grounded", 0.5, cases=1, model="m", fingerprint="f")
+
+    assert [score.run_id for score in scores.read_scores(now.date(), now.date(), {"d"}).scores] == ["[x]*?"]
 
 
 def test_no_code_hands_a_path_to_what_takes_it_for_a_pattern():

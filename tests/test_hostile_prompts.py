@@ -103,7 +103,7 @@ REACH: dict[Callable[[Fooled], dict[str, Any]], set[str]] = {
     prompt_chaining: {"reply.json"},
     routing: {"handled.json"},
     multi_agent: {"report.md"},
-    rag_pipeline: {"answer.json"},
+    rag_pipeline: {"answer.json", "answer.md"},
     batch_inference: {"report.json", "chart.svg"},
     human_review: set(),
     any_asset: {"report.md"},

@@ -301,7 +301,7 @@ def test_the_daily_report_adds_up_the_day_and_updates_the_asset(run_dag, llm, st
     cost = sum(line.cost_usd for record in records() for line in record.lines)
     assert report["result"] == f"{day}: ${cost:,.2f} for 2 calls"
     (folder,) = (storage / "spend_report").iterdir()
-    assert "| prompt_chaining |" in (folder / "report.md").read_text()
+    assert r"| prompt\_chaining |" in (folder / "report.md").read_text()
     assert {path.name for path in folder.iterdir()} == {"report.md", "by_day.svg", "by_dag.svg", "by_model.svg"}
 
 

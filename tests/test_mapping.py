@@ -46,7 +46,7 @@ FAILING = [
     (
         "map_expand_kwargs",
         {"answers": ["60 minutes", "No."], "expected": ["60 minutes", "?"]},
-        "1 of 2 answers graded, mean grade 1.00; failed: ?",
+        "1 of 2 answers graded, mean grade 1.00; failed: pair 2",
     ),
     (
         "map_task_group",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email
 import json
 import re
 import socketserver
@@ -51,4 +52,7 @@ def test_a_day_that_cost_too_much_is_mailed_and_no_other(run_any_dag, monkeypatc
 
     assert run.state == ("failed" if mailed else "success")
     assert len(Mailbox.mails) == mailed
-    assert all("More than $50 were spent" in mail and "To: team@example.com" in mail for mail in Mailbox.mails)
+    for mail in map(email.message_from_string, Mailbox.mails):
+        (text,) = (part.get_payload(decode=True).decode() for part in mail.walk() if not part.is_multipart())
+        assert "More than $50 were spent on a day." in text
+        assert mail["To"] == "team@example.com"

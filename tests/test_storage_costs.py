@@ -6,10 +6,16 @@ import asyncio
 import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pydantic_ai.messages import ModelRequest, ModelResponse, TextPart, UserPromptPart
+from pydantic_ai.models import ModelRequestParameters
 
+from include.ai import reuse
+from include.ai.attempt import TaskAttempt
+from include.ai.connection import ModelSource
 from include.batch.chunks import Chunk, write_chunks
 from include.batch.rows import Result, Row
 from include.common.storage import read_artifact, storage_path, write_artifact
@@ -21,6 +27,7 @@ from tests.conftest import PROJECT
 from tests.storages import on_storage, s3_requests
 
 MB = 1_000_000
+ANY_FORM = ModelRequestParameters()
 ROWS = [Row(number, str(number), "Text.") for number in range(1, 101)]
 
 
@@ -42,6 +49,15 @@ def chunk() -> Chunk:
 
 def answer(batch: Chunk, number: int) -> None:
     asyncio.run(batch.note(Result(number, str(number), {"label": "x"}, calls=1)))
+
+
+def an_answer() -> None:
+    ti = SimpleNamespace(id="one", dag_id="d", run_id="r", task_id="t", map_index=None, try_number=1, max_tries=0)
+    attempt = TaskAttempt({"ti": ti, "dag_run": SimpleNamespace(start_date=None)})
+    source = ModelSource("conn", "openai-chat:m", {}, {})
+    call = reuse.Call(attempt, reuse.RETRIES, [source], [ModelRequest([UserPromptPart("A")])], None, ANY_FORM)
+    assert asyncio.run(call.recall()) is None
+    asyncio.run(call.keep(source, ModelResponse([TextPart("B")])))
 
 
 def answer_message() -> None:
@@ -111,6 +127,7 @@ def test_each_promise_takes_as_many_requests_as_the_docs_say(storage, large_xcom
     assert of_the_docs() == {
         "an artifact, or a file of a run of up to 50 MB": count(lambda: write_artifact(storage_path("a.json"), "{}")),
         "a file of 60 MB": count(lambda: build(60 * MB)),
+        "an answer of a model: to look for it, and to store it": count(an_answer),
         "a message answered by `stream_inference` or `sqs_inference`": count(answer_message),
         "the same message again": count(lambda: answers.read_answer("stream", "a")),
         "a message too large for its topic: to store it, and to read it": count(large_message)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from uuid import uuid4
 
 import pytest
-from airflow.sdk import dag, task
+from airflow.sdk import dag, get_current_context, task
 from airflow.sdk.log import mask_secret
 from hypothesis import given
 from hypothesis import strategies as st
@@ -246,6 +246,27 @@ def test_mapped_tasks_have_their_index_in_their_names(received, run_any_dag, llm
     run_any_dag(a_dag(mapped))
     agent = ("invoke_agent agent", [CHAT])
     assert received().tree() == [("dag_run.mapped", [("worker.classify[0]", [agent]), ("worker.classify[1]", [agent])])]
+
+
+def test_a_replay_makes_no_new_call_and_its_span_says_whose_answer_it_is(received, run_any_dag, llm):
+    def replayed():
+        @task(retries=1)
+        def ask():
+            Agent(connection_model("pydanticai_default"), system_prompt=PROMPT).run_sync(QUESTION)
+            if get_current_context()["ti"].try_number == 1:
+                raise ValueError("It is killed after the call.")
+
+        ask()
+
+    llm.reply(ANSWER, times=None)
+    assert run_any_dag(a_dag(replayed)).state == "success"
+    reused = ("invoke_agent agent", [("reused gpt-6-luna", [])])
+    tries = [("worker.ask", [("invoke_agent agent", [CHAT])]), ("worker.ask", [reused])]
+    assert received().tree() == [("dag_run.replayed", tries)]
+    (span,) = [span for span in received().spans if span.name.startswith("reused")]
+    assert json.loads(span.attributes["genai.reused_from"])["try_number"] == 1
+    assert len(chat_requests(llm)) == 1
+    assert sum(received().metrics["genai.calls"].values()) == 1
 
 
 def test_an_answer_that_is_reused_is_a_span_that_says_so_and_no_call(received, llm):

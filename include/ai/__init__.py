@@ -12,6 +12,7 @@ The model is that of an Airflow connection, `pydanticai_default` if no other is 
 
 from __future__ import annotations
 
+from datetime import timedelta
 from importlib.util import find_spec
 from typing import Any
 
@@ -80,13 +81,17 @@ class BaseModel(pydantic.BaseModel):
         """
 
 
-def llm_kwargs(conn_id: str = LLM_CONN_ID, budget_usd: float | None = None) -> dict[str, Any]:
+def llm_kwargs(
+    conn_id: str = LLM_CONN_ID, budget_usd: float | None = None, reuse: str | timedelta = "retries"
+) -> dict[str, Any]:
     """Return keyword arguments for `@task.llm` and `@task.llm_branch`: the model, and retries, time-out and pool.
 
     :param conn_id: the connection to the model.
     :param budget_usd: what a task instance may spend, all its tries together; None for the connection's budgets only.
+    :param reuse: who gets an answer to the same call that is paid already: the "retries" of the task instance, each
+        task of the "run", who asks within a timedelta, or with "try" nobody. A task that is cleared asks anew.
     """
-    return {**LLM_TASK, **sdk.llm_kwargs(conn_id, budget_usd)}
+    return {**LLM_TASK, **sdk.llm_kwargs(conn_id, budget_usd=budget_usd, reuse=reuse)}
 
 
 def untrusted(text: str, metadata: Any = None) -> list[TextContent]:

@@ -25,7 +25,7 @@ def agent_kwargs(
     tools: Sequence[Callable[..., Any] | Tool[None]] = (),
     output_type: type[Any] = str,
     conn_id: str = LLM_CONN_ID,
-    budget_usd: float | None = None,
+    **layers: Any,
 ) -> dict[str, Any]:
     """Return keyword arguments for `@task.agent`: as `llm_kwargs`, with the agent's prompt, tools and output.
 
@@ -34,11 +34,11 @@ def agent_kwargs(
         (approval, retries, time-out, schema).
     :param output_type: `str`, or a subclass of `BaseModel`.
     :param conn_id: the connection to the model.
-    :param budget_usd: see `llm_kwargs`.
+    :param layers: `budget_usd` and `reuse`: see `llm_kwargs`.
     """
     toolsets = [Toolset(tools=list(tools), id="tools")] if tools else []
     agent: dict[str, Any] = {"system_prompt": system_prompt, "toolsets": toolsets, "output_type": output_type}
-    settings = llm_kwargs(conn_id, budget_usd)
+    settings = llm_kwargs(conn_id, **layers)
     if active_sdk() == COMMON_AI:
         return settings | agent
     return settings | {"agent": Agent(settings.pop("model"), **agent)}

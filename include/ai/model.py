@@ -14,6 +14,7 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,10 @@ from include.common.shown import LONGEST_NAME, shown_text, shown_url
 from include.common.text import clean_json, clean_text
 
 # Layers, which a copied pattern may lack.
+try:
+    from include.ai.attempt import keep_answer
+except ImportError:
+    keep_answer = None  # type: ignore[assignment]
 try:
     from include.ai import usage
 except ImportError:
@@ -54,6 +59,7 @@ PAUSES_S = (0.5, 1.0)
 # Where the provider says how long to wait (`Retry-After`): the most calls, and seconds of waiting in all.
 MOST_CALLS = 9
 LONGEST_WAIT_S = 600.0
+UNKNOWN_TOOL = "unknown_tool"
 
 log = logging.getLogger(__name__)
 
@@ -158,10 +164,13 @@ class ConnectionModel(WrapperModel):
                 log.info("Connection %r: asked to wait %.0f s before the next call.", self.conn_id, wait)
             waited += wait
             await asyncio.sleep(wait)
-        _clean(response, is_json=model_request_parameters.output_object is not None)
+        _clean(response, model_request_parameters)
         log.debug("Answer: %s", response)
-        if self.usage_recorder:
-            self.usage_recorder.record(usage.read_usage(self.source, response, time.monotonic() - started))
+        used = usage.read_usage(self.source, response, time.monotonic() - started) if usage else None
+        if keep_answer and (keep := keep_answer.get()):
+            await keep(self.source, response)  # before it counts
+        if used and self.usage_recorder:
+            self.usage_recorder.record(used)
         record(response)
         return response
 
@@ -201,13 +210,17 @@ class ConnectionModel(WrapperModel):
 
 
 def connection_model(
-    conn_id: str, make: Callable[[str], ConnectionModel] | None = None, budget_usd: float | None = None
+    conn_id: str,
+    make: Callable[[str], ConnectionModel] | None = None,
+    budget_usd: float | None = None,
+    reuse: str | timedelta = "retries",
 ) -> ConnectionModel:
     """Return the model of the connection `conn_id`, with its fallbacks where that layer is there.
 
     :param make: makes the model of one connection, if it is not to be a plain one.
     :param budget_usd: what a task may spend on each connection.
-    :raises ValueError: it is not an amount, or the layer that keeps budgets is not there.
+    :param reuse: who gets an answer that is paid already: see `include.ai.llm_kwargs`.
+    :raises ValueError: one of these has no meaning, or the layer that it needs is not there.
     """
     if budget_usd is not None and not (spending and budget_usd > 0):
         raise ValueError(f"budget_usd={budget_usd!r}: it is more than 0, and needs the layer spend.")
@@ -216,8 +229,16 @@ def connection_model(
     try:
         from include.ai.fallbacks import ConnectionChain
     except ImportError:  # a copied pattern may lack it
-        return make(conn_id)
-    return ConnectionChain(conn_id, make)
+        model = make(conn_id)
+    else:
+        model = ConnectionChain(conn_id, make)
+    try:
+        from include.ai.reuse import ReusingModel
+    except ImportError:
+        if reuse not in ("retries", "try"):
+            raise ValueError(f"reuse={reuse!r} needs the layer reuse.") from None
+        return model
+    return ReusingModel(model, reuse)
 
 
 def _wait(error: e.ModelAPIError, calls: int, patience: float) -> float | None:
@@ -239,12 +260,16 @@ def _asked_wait(error: e.ModelAPIError) -> float:
     return error.retry_after or 0.0
 
 
-def _clean(response: ModelResponse, is_json: bool) -> None:
+def _clean(response: ModelResponse, asked: ModelRequestParameters) -> None:
     """Free an answer, which is paid already, of characters that neither pydantic nor Airflow's database takes.
 
-    :param is_json: whether a text that the model wrote is JSON, in which such characters may be escaped.
+    A tool that the model was not given loses its name, which may be any text, and which SDKs log.
     """
+    is_json = asked.output_object is not None  # in which such characters may be escaped
+    tools = {tool.name for tool in (*asked.function_tools, *asked.output_tools)}
     for part in response.parts:
+        if isinstance(part, ToolCallPart) and part.tool_name not in tools:
+            part.tool_name = UNKNOWN_TOOL
         match part:
             case TextPart() | ThinkingPart():
                 part.content = clean_json(part.content) if is_json else clean_text(part.content)

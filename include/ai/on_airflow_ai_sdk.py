@@ -44,6 +44,6 @@ AgentDecoratedOperator.execute = run_agent
 LLMBranchDecoratedOperator.execute = run_branch
 
 
-def llm_kwargs(conn_id: str, budget_usd: float | None) -> dict[str, Any]:
+def llm_kwargs(conn_id: str, **layers: Any) -> dict[str, Any]:
     """Return what `@task.llm` and `@task.llm_branch` need to call the model of a connection."""
-    return {**QUIET, "model": connection_model(conn_id, budget_usd=budget_usd)}
+    return {**QUIET, "model": connection_model(conn_id, **layers)}

@@ -30,14 +30,14 @@ class ConnectionHook(PydanticAIHook):
     :param to_xcom: given the output, returns what goes to XCom.
     """
 
-    def __init__(self, llm_conn_id: str, to_xcom: Callable[[Any], Any], budget_usd: float | None) -> None:
+    def __init__(self, llm_conn_id: str, to_xcom: Callable[[Any], Any], layers: dict[str, Any]) -> None:
         super().__init__(llm_conn_id)
         self.to_xcom = to_xcom
-        self.budget_usd = budget_usd
+        self.layers = layers
 
     def get_conn(self) -> Model:
         """Return the model of the connection."""
-        return connection_model(self.llm_conn_id, budget_usd=self.budget_usd)
+        return connection_model(self.llm_conn_id, **self.layers)
 
     def create_agent(self, *args: Any, **kwargs: Any) -> Agent[object, Any]:
         """Create the provider's agent, with this project's checks of its output."""
@@ -48,14 +48,15 @@ class ConnectionHook(PydanticAIHook):
         return agent
 
 
-def prepare(context: Context, budget_usd: float | None = None) -> None:
+def prepare(context: Context, **layers: Any) -> None:
     """Give the task that is about to run its model, and end the rendering of templates."""
     operator: Any = context["task"]
     to_xcom = output_to_task_ids if isinstance(operator, LLMBranchOperator) else output_to_json
-    operator.llm_hook = ConnectionHook(operator.llm_conn_id, to_xcom, budget_usd)
+    operator.llm_hook = ConnectionHook(operator.llm_conn_id, to_xcom, layers)
     end_rendering(context)
 
 
-def llm_kwargs(conn_id: str, budget_usd: float | None) -> dict[str, Any]:
+def llm_kwargs(conn_id: str, **layers: Any) -> dict[str, Any]:
     """Return what `@task.llm` and `@task.llm_branch` need to call the model of a connection."""
-    return {"llm_conn_id": conn_id, "serialize_output": True, "pre_execute": partial(prepare, budget_usd=budget_usd)}
+    connection_model(conn_id, **layers)  # what is wrong with an argument is known when the DAG is parsed
+    return {"llm_conn_id": conn_id, "serialize_output": True, "pre_execute": partial(prepare, **layers)}

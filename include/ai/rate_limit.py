@@ -244,9 +244,9 @@ def _usage(body: bytes) -> tuple[float, float] | None:
 
 
 def _number(text: str) -> float | None:
-    """Return the finite number, zero or more, that this text is; None if it is none."""
+    """Return the finite number that this text is; None if it is none."""
     try:
         number = float(text)
     except ValueError:
         return None
-    return number if 0 <= number < math.inf else None
+    return number if math.isfinite(number) else None

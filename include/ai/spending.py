@@ -72,6 +72,15 @@ def record_chat(
     _count(source, call)
 
 
+def record_reused(
+    source: ModelSource, messages: list[ModelMessage], parameters: ModelRequestParameters, response: ModelResponse
+) -> None:
+    """Record a call of a chat model that an earlier answer served."""
+    saved = 0.0 if response.usage.cost is None else float(response.usage.cost)
+    model, prompt = response.model_name or source.model_id, prompt_of(messages, parameters)
+    record(Call("chat", source.conn_id, model, prompt, calls=0, cost_usd=0.0, reused=1, saved_usd=saved))
+
+
 def record_embedding(source: ModelSource, result: EmbeddingResult | None, seconds: float) -> None:
     """Record a request for embeddings: its vectors, or that there are none."""
     call = Call("embedding", source.conn_id, source.model_id, seconds=seconds, failed=result is None)

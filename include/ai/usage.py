@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from pydantic_ai.messages import ModelResponse
 
@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 class LLMUsage(TypedDict):
     """The sum over all model calls of one task instance.
 
-    `cost_usd` is None as soon as the price of one call is unknown (as for a local model).
+    `cost_usd` is None as soon as the price of one call is unknown (as for a local model). `reused` calls were answered
+    from the storage, and would have cost `saved_usd`: see `include.ai.reuse`.
     """
 
     model: str
@@ -38,6 +39,8 @@ class LLMUsage(TypedDict):
     output_tokens: int
     seconds: float
     cost_usd: float | None
+    reused: NotRequired[int]
+    saved_usd: NotRequired[float | None]
 
 
 class UsageRecorder:
@@ -50,10 +53,14 @@ class UsageRecorder:
         """Count one answered call. Outside a task it is only logged."""
         from airflow.sdk import get_current_context
 
-        log.info(
-            "Model %(model)s answered in %(seconds).2f s (%(input_tokens)d input and %(output_tokens)d output tokens).",
-            call,
-        )
+        if call.get("reused"):
+            log.info("An earlier answer of %(model)s is reused: nothing was asked or paid.", call)
+        else:
+            log.info(
+                "Model %(model)s answered in %(seconds).2f s (%(input_tokens)d input and %(output_tokens)d output "
+                "tokens).",
+                call,
+            )
         try:
             ti = get_current_context()["ti"]
         except RuntimeError:
@@ -86,6 +93,20 @@ def read_usage(source: ModelSource, response: ModelResponse, seconds: float) -> 
     }
 
 
+def reused_usage(response: ModelResponse) -> LLMUsage:
+    """Return what a call used that an earlier answer served: nothing."""
+    return {
+        "model": shown_text(response.model_name or "unknown", longest=LONGEST_NAME),
+        "requests": 0,
+        "input_tokens": 0,
+        "output_tokens": 0,
+        "seconds": 0.0,
+        "cost_usd": 0.0,
+        "reused": 1,
+        "saved_usd": None if response.usage.cost is None else float(response.usage.cost),
+    }
+
+
 def stated_price(source: ModelSource) -> prices.Price | None:
     """Return the price that the connection states, if it does.
 
@@ -115,7 +136,7 @@ def sum_usage(*usages: LLMUsage | None) -> LLMUsage | None:
     if not known:
         return None
     costs = [usage["cost_usd"] for usage in known]
-    return {
+    total: LLMUsage = {
         "model": known[-1]["model"],
         "requests": sum(usage["requests"] for usage in known),
         "input_tokens": sum(usage["input_tokens"] for usage in known),
@@ -123,3 +144,7 @@ def sum_usage(*usages: LLMUsage | None) -> LLMUsage | None:
         "seconds": round(sum(usage["seconds"] for usage in known), 3),
         "cost_usd": None if None in costs else sum(cost for cost in costs if cost),
     }
+    if reused := sum(usage.get("reused", 0) for usage in known):
+        saved = [usage.get("saved_usd", 0.0) for usage in known]
+        total["reused"], total["saved_usd"] = reused, None if None in saved else sum(usd for usd in saved if usd)
+    return total

@@ -107,7 +107,7 @@ class Answering:
         self.progress = Progress(rows)
         self.usage = TaskUsage()
         self._chunks = chunks
-        model = connection_model(conn_id, lambda conn_id: LimitedModel(conn_id, self.usage, at_once))
+        model = connection_model(conn_id, lambda conn_id: LimitedModel(conn_id, self.usage, at_once), reuse="try")
         self._model = Asking(model, system_prompt, output_type)
         self._at_once = at_once
         self._budget_usd = budget_usd

@@ -125,7 +125,14 @@ class Chunk:
 def write_chunks(
     rows: Iterable[Row], settings: str, folder: ObjectStoragePath, tasks: int
 ) -> Iterator[tuple[str, int]]:
-    """Write the rows in chunks below the folder; yield the name and the number of rows of each.
+    """Write the rows in chunks below the folder; yield the name and the number of rows of each: see `cut`."""
+    for name, lines in cut(rows, settings, tasks):
+        write_artifact(folder / name / "rows.jsonl", b"".join(lines))
+        yield name, len(lines)
+
+
+def cut(rows: Iterable[Row], settings: str, tasks: int) -> Iterator[tuple[str, list[bytes]]]:
+    """Cut rows into chunks; yield the name and the lines of each.
 
     Few rows are cut into as many chunks as there are tasks to share them.
 
@@ -138,11 +145,8 @@ def write_chunks(
     rows = chain(first, rows)
     written = 0
     while lines := [json_line(row) for row in islice(rows, size if written < EVENLY_SHARED_ROWS else CHUNK_ROWS)]:
-        content = b"".join(lines)
-        name = hashlib.sha256(settings.encode() + b"\0" + content).hexdigest()[:32]
-        write_artifact(folder / name / "rows.jsonl", content)
         written += len(lines)
-        yield name, len(lines)
+        yield hashlib.sha256(settings.encode() + b"\0" + b"".join(lines)).hexdigest()[:32], lines
 
 
 def _lines(content: bytes) -> list[bytes]:

@@ -48,7 +48,8 @@ class BatchRun(RowsRun):
         return self.params["batch"] or self.run_id
 
     @cached_property
-    def _folder(self) -> ObjectStoragePath:
+    def folder(self) -> ObjectStoragePath:
+        """Where the batch's chunks are."""
         return storage_path(FOLDER, name_on_storage(self._batch))
 
     @cached_property
@@ -61,16 +62,19 @@ class BatchRun(RowsRun):
         :raises AirflowFailException: the file is not as it should be, there is a budget and no price, or another run
             answers the batch now.
         """
-        claim(self._folder, get_current_context()["ti"])
+        claim(self.folder, get_current_context()["ti"])
         models = connection_model(self.conn_id).models
         if self.params["budget_usd"] is not None:
             for model in models:
                 _check_price(model)
-        settings = json.dumps([models[0].source.model_id, self.system_prompt, self.output_type.model_json_schema()])
-        chunks = list(write_chunks(self.rows(), settings, self._folder, tasks))
+        chunks = list(write_chunks(self.rows(), self.settings(models[0]), self.folder, tasks))
         write_artifact(self._artifacts / "chunks.json", json.dumps(chunks))
-        log.info("%d rows in %d chunks, below %s.", sum(n for _, n in chunks), len(chunks), self._folder)
+        log.info("%d rows in %d chunks, below %s.", sum(n for _, n in chunks), len(chunks), self.folder)
         return share_out([n for _, n in chunks], tasks)
+
+    def settings(self, model: ConnectionModel) -> str:
+        """Return all that decides an answer besides the row."""
+        return json.dumps([model.source.model_id, self.system_prompt, self.output_type.model_json_schema()])
 
     def answer(self, share: Sequence[int], at_once: int) -> Progress:
         """Answer the rows of these chunks. The mapped task is named by its progress, however it ends.
@@ -80,12 +84,12 @@ class BatchRun(RowsRun):
         :raises AirflowException: see `Answering.run`.
         """
         context: Any = get_current_context()
-        claim(self._folder, context["ti"])
+        claim(self.folder, context["ti"])
         chunks = self._chunks()
         mine = chunks[slice(*share)]
         rows, budget = sum(n for _, n in mine), self.params["budget_usd"]
         answering = Answering(
-            [Chunk(self._folder / name) for name, _ in mine],
+            [Chunk(self.folder / name) for name, _ in mine],
             rows,
             system_prompt=self.system_prompt,
             output_type=self.output_type,
@@ -123,7 +127,7 @@ class BatchRun(RowsRun):
     def _results(self) -> Iterator[list[Result]]:
         """Yield the results of each chunk, in the order of the input."""
         for name, _ in self._chunks():
-            chunk = Chunk(self._folder / name)
+            chunk = Chunk(self.folder / name)
             results, complete = chunk.so_far()
             if not complete:
                 known = {result.row: result for result in results}

@@ -39,7 +39,7 @@ class PromptedModel:
     ) -> None:
         self.in_flight = in_flight
         self.usage = TaskUsage()
-        model = connection_model(conn_id, lambda conn_id: LimitedModel(conn_id, self.usage, in_flight))
+        model = connection_model(conn_id, lambda conn_id: LimitedModel(conn_id, self.usage, in_flight), reuse="try")
         self._model = Asking(model, system_prompt, output_type)
         self._asking_harmless = asyncio.Lock()
         self._well_at = 0.0

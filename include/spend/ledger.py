@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from include.common.shown import LONGEST_NAME, shown_text
 from include.common.storage import storage_path, write_artifact
+from include.common.task_ends import add_listener
 
 FOLDER = ("ledger", "attempts")
 # Between two writes of a process, and how long the end of a task waits for the last one.
@@ -42,6 +43,7 @@ class Call(NamedTuple):
     :param prompt: the fingerprint of what the call's author wrote: see `fingerprint`.
     :param cost_usd: US dollars; None if the price is unknown.
     :param failed: whether it has no answer.
+    :param reused: calls that earlier answers served, and what these had cost: `saved_usd`.
     """
 
     kind: str
@@ -55,6 +57,8 @@ class Call(NamedTuple):
     seconds: float = 0.0
     cost_usd: float | None = None
     failed: bool = False
+    reused: int = 0
+    saved_usd: float = 0.0
 
 
 class Line(BaseModel):
@@ -77,6 +81,8 @@ class Line(BaseModel):
     output_tokens: Count = 0
     seconds: float = 0.0
     cost_usd: float = 0.0
+    reused: Count = 0
+    saved_usd: float = 0.0
 
 
 class Record(BaseModel):
@@ -112,6 +118,8 @@ class Record(BaseModel):
         line.output_tokens += call.output_tokens
         line.seconds = round(line.seconds + call.seconds, 3)
         line.cost_usd += call.cost_usd or 0.0
+        line.reused += call.reused
+        line.saved_usd += call.saved_usd
 
     @property
     def has_ended(self) -> bool:
@@ -280,13 +288,7 @@ class Listener:
 
 def listen(ledger: Ledger) -> None:
     """Have Airflow report the end of each task of this process to the ledger."""
-    try:
-        from airflow.sdk.listener import get_listener_manager  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:  # Airflow 3.1
-        from airflow.listeners.listener import get_listener_manager  # type: ignore[assignment,unused-ignore]
-
-    manager: Any = get_listener_manager()
-    manager.add_listener(Listener(ledger))
+    add_listener(Listener(ledger))
     atexit.register(ledger.flush)
 
 

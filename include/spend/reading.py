@@ -160,7 +160,9 @@ def _rolled_up(days: Collection[str]) -> tuple[dict[str, pa.Table], int]:
     found, unreadable = {}, 0
     for name, content in _contents(folder, {f"{day}.parquet" for day in days} & set(_names(folder))):
         try:
-            table = parquet.read_table(io.BytesIO(content), columns=list(COLUMNS))
+            table = parquet.read_table(io.BytesIO(content))
+            for column in {"reused", "saved_usd"} - set(table.column_names):  # of before these were counted
+                table = table.append_column(column, pa.array([0] * len(table), pa.int64()))
             found[name.removesuffix(".parquet")] = table.select(list(COLUMNS)).cast(_schema())
         except (pa.ArrowException, OSError, KeyError):
             unreadable += 1

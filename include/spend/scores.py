@@ -113,7 +113,8 @@ def read_scores(first: date, last: date, dag_ids: Set[str]) -> Scores:
             found[path] = name
     paths = sorted(found, key=lambda path: found[path])[-MOST_SCORES:]
     scores, unreadable = [], 0
-    for content in root.fs.cat(paths, on_error="return").values() if paths else ():
+    # Not `cat`, to which a path with a bracket is a pattern.
+    for content in root.fs.cat_ranges(paths, None, None, on_error="return") if paths else []:
         if isinstance(content, Exception):
             raise content
         try:

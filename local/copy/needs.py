@@ -38,6 +38,11 @@ LAYERS = {
     "fallbacks": [Path("include/ai/fallbacks.py")],
     "limits": [Path("include/ai/account.py")],
     "prices": [Path("include/ai/usage.py"), Path("include/common/prices.py")],
+    "reuse": [
+        Path("include/ai/reuse.py"),
+        Path("include/ai/effects.py"),
+        Path("dags/operations/forget_answers.py"),
+    ],
     "spend": [
         Path("include/ai/usage.py"),
         Path("include/ai/spending.py"),

@@ -1,0 +1,102 @@
+"""What stored answers cost a call on this disk, and what the memory of a task with many calls does.
+
+python -m benchmarks.reuse
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import tracemalloc
+from time import perf_counter
+from types import SimpleNamespace
+from typing import Any
+
+CALLS = 2_000
+AT_ONCE = 32
+MORE_CALLS = 20_000
+TEXT = "The tracker loses its position in the garage, and the app then shows the van in the sea. " * 8
+
+
+async def main() -> None:
+    from pydantic_ai.messages import ModelRequest, ModelResponse, SystemPromptPart, ToolCallPart, UserPromptPart
+    from pydantic_ai.models import ModelRequestParameters
+    from pydantic_ai.tools import ToolDefinition
+
+    from include.ai import attempt, reuse
+    from include.ai.connection import ModelSource
+    from include.ai.model import ConnectionModel
+    from include.batch.chunks import Chunk
+    from include.batch.rows import Result
+    from include.common.storage import storage_path
+
+    class Answering(ConnectionModel):
+        """A model that answers at once."""
+
+        source = ModelSource("conn", "openai-chat:model", {}, {})
+        usage_recorder = None
+
+        async def request(self, *_: Any) -> ModelResponse:
+            response = ModelResponse([ToolCallPart("final_result", {"sentiment": "positive", "topic": "device"}, "id")])
+            if keep := attempt.keep_answer.get():
+                await keep(self.source, response)
+            return response
+
+    schema = {"type": "object", "properties": {"sentiment": {"type": "string"}, "topic": {"type": "string"}}}
+    form = ModelRequestParameters(
+        output_mode="tool", output_tools=[ToolDefinition(name="final_result", parameters_json_schema=schema)]
+    )
+    bare = Answering("conn")
+    reuse.spending = None  # type: ignore[assignment]
+
+    def begin(attempt_id: str) -> ConnectionModel:
+        """Begin an attempt of the task."""
+        ti = SimpleNamespace(
+            id=attempt_id, dag_id="d", run_id="r", task_id="t", map_index=-1, max_tries=3, try_number=1
+        )
+        begun = attempt.TaskAttempt({"ti": ti, "dag_run": SimpleNamespace(start_date=None)})
+        reuse.this_attempt = lambda: begun
+        return reuse.ReusingModel(bare, "retries")
+
+    async def ask(model: ConnectionModel, number: int) -> None:
+        prompt = [SystemPromptPart("Classify a review."), UserPromptPart(f"{number} {TEXT}")]
+        await model.request([ModelRequest(prompt)], None, form)
+
+    async def time_ms(model: ConnectionModel) -> float:
+        started = perf_counter()
+        for number in range(CALLS):
+            await ask(model, number)
+        return (perf_counter() - started) / CALLS * 1000
+
+    async def side_by_side(work: Any) -> float:
+        numbers = iter(range(CALLS))
+
+        async def some() -> None:
+            for number in numbers:
+                await work(number)
+
+        started = perf_counter()
+        await asyncio.gather(*(some() for _ in range(AT_ONCE)))
+        return (perf_counter() - started) / CALLS * 1000
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["GENAI_STORAGE"] = folder
+        without = await time_ms(bare)
+        print(f"a call that is stored: {await time_ms(begin('one')) - without:.2f} ms more")
+        print(f"a call that is answered from the storage: {await time_ms(begin('two')) - without:.2f} ms")
+        other = begin("three")
+        together = await side_by_side(lambda number: ask(other, CALLS + number))
+        chunk = Chunk(storage_path("chunk"))
+        journal = await side_by_side(lambda number: chunk.note(Result(number, str(number), {"topic": "device"})))
+        print(f"{AT_ONCE} calls at once: {together:.2f} ms each; a batch's journal: {journal:.2f} ms")
+        grown = begin("four")
+        tracemalloc.start()
+        for number in range(MORE_CALLS):
+            await ask(grown, 10 * CALLS + number)
+        size, _ = tracemalloc.get_traced_memory()
+        print(f"memory after {MORE_CALLS:,} calls: {size / MORE_CALLS:.0f} bytes more for each")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,85 @@
+"""
+### Refund agent: an agent that acts, and does nothing twice
+
+1. The **agent** reads a customer's message, looks up the order, pays money back if it should, and writes a letter.
+2. The **report** says what was really done: it reads the payments and letters, not the agent's words.
+
+If the worker is killed in the middle, the retry goes on where it was: answers of the model are not paid again, and no
+money or letter goes out twice. The payment may be repeated, as it has a key by which the service knows it. A letter may
+not: if nobody knows whether it was sent, the model is told so, and the summary says it.
+
+What the agent may touch is decided by the run and by the tools, not by the model: one order, and at most what was paid.
+"""
+
+from airflow.sdk import Param, dag, get_current_context, task
+from pydantic import Field
+
+from include.ai import BaseModel, untrusted
+from include.ai.agents import agent_kwargs
+from include.ai.effects import effect
+from include.common.params import limits
+from include.common.storage import artifact_path, write_artifact
+from include.common.task_defaults import DEFAULT_ARGS
+from include.sample.refunds import ORDERS, look_up_order, refund, write_to_customer, written
+
+PROMPT = (
+    "You handle refunds. Look up the order. If it was lost, or ordered less than 30 days ago, pay back what the "
+    "customer wants. Then write the customer a short letter with your decision, and summarize what you did."
+)
+
+
+class Outcome(BaseModel):
+    summary: str = Field(description="What was decided and done, in one or two sentences.")
+    needs_a_person: bool = Field(description="Whether a person has to look at it.")
+
+
+@dag(
+    description="Handles a customer's refund: an agent whose tools pay and write, each once, whatever is killed.",
+    schedule=None,
+    default_args=DEFAULT_ARGS,
+    tags=["genai", "pattern", "agent"],
+    doc_md=__doc__,
+    params={
+        "order": Param(
+            "KF-1002", type="string", enum=list(ORDERS), title="Order", description="What the customer has ordered."
+        ),
+        "message": Param(
+            "My tracker never arrived, the carrier says it is lost. Please pay back the 149 EUR.",
+            type="string",
+            **limits(minLength=1, maxLength=4000),
+            title="Message",
+            description="What the customer writes.",
+        ),
+    },
+)
+def refund_agent():
+    @task.agent(
+        **agent_kwargs(
+            system_prompt=PROMPT,
+            # The order is read once, too: a retry that saw the money paid back would have another conversation.
+            tools=[effect(look_up_order, idempotent=True), effect(refund, idempotent=True), effect(write_to_customer)],
+            output_type=Outcome,
+        )
+    )
+    def handle_request():
+        return untrusted(get_current_context()["params"]["message"])
+
+    @task
+    def report(outcome: dict):
+        context = get_current_context()
+        order_id = context["params"]["order"]
+        done = {name: written(name, order_id) for name in ("refunds", "letters")}
+        lines = [f"# Order {order_id}", outcome["summary"]]
+        lines += [f"- {note['said']} {note['reason']}" for note in done["refunds"]]
+        lines += [f"> {note['text']}" for note in done["letters"]]
+        path = artifact_path("refund_agent", context["run_id"], "report.md")
+        return {
+            "report": write_artifact(path, "\n\n".join(lines)),
+            "result": f"{order_id}: {len(done['refunds'])} refunds, {len(done['letters'])} letters"
+            + (", a person has to look at it" if outcome["needs_a_person"] else ""),
+        }
+
+    report(handle_request())
+
+
+refund_agent()

@@ -1,0 +1,95 @@
+"""Delete stored answers: those of a DAG, a run, a key, or older than some days. docs/ask-once.md says what they are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from include.ai.attempt import FOLDER, RUNS, SHARED
+from include.common.storage import name_on_storage, storage_path
+
+if TYPE_CHECKING:
+    from airflow.sdk import ObjectStoragePath
+
+# What storages call the time of a file.
+TIMES = ("LastModified", "last_modified", "mtime", "updated", "created")
+
+
+def forget(
+    *, dag_id: str | None = None, run_id: str | None = None, key: str | None = None, days: float | None = None
+) -> int:
+    """Delete the answers, and the notes of effects, that fit all that is given; return how many.
+
+    A task of theirs that is between two tries pays again, and runs its effects again.
+
+    :param dag_id: the DAG that paid them.
+    :param run_id: its run.
+    :param key: what the name of the file begins with, such as the `file` in `reused_from`.
+    :param days: they are older.
+    :raises ValueError: nothing is given.
+    :raises OSError: the storage cannot be read or written.
+    """
+    if dag_id is None and run_id is None and key is None and days is None:
+        raise ValueError("Say which answers: a DAG, a run, a key, or how many days old.")
+    before = None if days is None else datetime.now(UTC) - timedelta(days=days)
+    count = 0
+    for folder, of_dag in _folders():
+        if of_dag is not None and dag_id is not None and of_dag != name_on_storage(dag_id):
+            continue
+        files = folder.fs.find(folder.path, detail=True)
+        chosen = [
+            path
+            for path, info in files.items()
+            if (before is None or _time(info) < before)
+            and (key is None or path.rsplit("/", 1)[-1].startswith(key))
+            and (of_dag is None or run_id is None or _run_of(folder, path) == name_on_storage(run_id))
+            and (of_dag is not None or _is_paid_by(folder, path, dag_id, run_id))
+        ]
+        if chosen:
+            folder.fs.rm(chosen)
+            _remove_empty(folder)
+        count += len(chosen)
+    return count
+
+
+def _folders() -> Iterator[tuple[ObjectStoragePath, str | None]]:
+    """Yield the folder of each DAG, with its name, and those of the answers that all may find, with None."""
+    root = storage_path(FOLDER)
+    for kind in (RUNS, SHARED):
+        if (root / kind).exists():
+            for folder in (root / kind).iterdir():
+                yield folder, folder.name if kind == RUNS else None
+
+
+def _run_of(folder: ObjectStoragePath, path: str) -> str:
+    return path.removeprefix(folder.path).strip("/").split("/")[0]
+
+
+def _is_paid_by(folder: ObjectStoragePath, path: str, dag_id: str | None, run_id: str | None) -> bool:
+    """Whether an answer that all may find was paid by this DAG and run; one that cannot be read is everybody's."""
+    if dag_id is None and run_id is None:
+        return True
+    try:
+        paid_by = json.loads(folder.fs.cat_file(path))["asked_by"]
+        return dag_id in (None, paid_by["dag_id"]) and run_id in (None, paid_by["run_id"])
+    except (ValueError, KeyError, TypeError):
+        return True
+
+
+def _time(info: dict[str, Any]) -> datetime:
+    time: Any = next(info[name] for name in TIMES if info.get(name) is not None)
+    time = datetime.fromtimestamp(time, UTC) if isinstance(time, int | float) else time
+    time = datetime.fromisoformat(time) if isinstance(time, str) else time
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def _remove_empty(folder: ObjectStoragePath) -> None:
+    """Remove the folders that are empty now, which only a disk has."""
+    if folder.protocol == "file":
+        for path in sorted(Path(folder.path).rglob("*"), reverse=True):
+            with suppress(OSError):  # it is a file, or not empty
+                path.rmdir()

@@ -1,0 +1,41 @@
+"""Delete stored answers of models from the stack's storage, or from that of GENAI_STORAGE.
+
+make forget RUN=manual__2026-11-26T08:00:00+00:00
+make forget DAG=prompt_chaining DAYS=7          those that are older than a week
+make forget KEY=3f2a                            those whose file's name begins so
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from local.environment import DEFAULT_HOME, storage_url, user_environment
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="make forget", description=__doc__.partition("\n")[0])
+    parser.add_argument("--home", type=Path, default=DEFAULT_HOME)
+    for name in ("dag", "run", "key", "days"):
+        parser.add_argument(f"--{name}", default="")
+    arguments = parser.parse_args()
+    home = arguments.home.absolute()
+    environment = user_environment()
+    os.environ |= environment | {
+        "AIRFLOW_HOME": str(home / "airflow"),
+        "GENAI_STORAGE": environment.get("GENAI_STORAGE") or storage_url(home),
+    }
+    from include.ai.forget import forget  # Airflow reads its settings when it is imported
+
+    try:
+        days = float(arguments.days) if arguments.days else None
+        count = forget(dag_id=arguments.dag or None, run_id=arguments.run or None, key=arguments.key or None, days=days)
+    except (ValueError, OSError) as error:
+        sys.exit(f"{error} Such as: make forget DAG=prompt_chaining DAYS=7 (or RUN=..., KEY=...).")
+    print(f"{count} stored answers deleted.")
+
+
+if __name__ == "__main__":
+    main()
