@@ -534,6 +534,7 @@ def test_the_standard_variables_alone_turn_traces_on(monkeypatch, settings, are_
     assert traces_are_on() == are_on
 
 
+@pytest.mark.one_stack
 def test_where_traces_are_off_nothing_of_the_sdk_is_imported():
     code = (
         "import sys, plugins.genai_traces, include.ai.model, include.ai.tracing, include.batch.answering, "

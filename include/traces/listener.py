@@ -16,7 +16,7 @@ from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, Status, Sta
 
 from include.common.shown import shown_text
 from include.traces.ids import attempt_span_id, run_span_id, run_trace_id
-from include.traces.sending import begin_sending, task_attributes, telemetry, with_ids
+from include.traces.sending import Telemetry, begin_sending, task_attributes, telemetry, with_ids
 from include.traces.settings import trace_url
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ class TaskSpans:
     def __init__(self) -> None:
         self._span: Span | None = None
         self._token: Token[Context] | None = None
+        self._ours: Telemetry | None = None
 
     @hookimpl
     def on_task_instance_running(self, task_instance: Any) -> None:
@@ -54,8 +55,8 @@ class TaskSpans:
     @hookimpl
     def before_stopping(self) -> None:
         self._leave()
-        if ours := begin_sending():
-            ours.flush()
+        if self._ours:
+            self._ours.flush()
 
     @hookimpl
     def on_dag_run_success(self, dag_run: Any) -> None:
@@ -81,7 +82,8 @@ class TaskSpans:
                 "airflow.task_instance.id": str(ti.id),
             }
         )
-        if begin_sending():
+        self._ours = begin_sending()
+        if self._ours:
             run = ti.get_template_context()["dag_run"]
             trace_id = run_trace_id(ti.dag_id, ti.run_id, run.start_date)
             mapped = f"[{ti.map_index}]" if (ti.map_index or 0) >= 0 and ti.map_index is not None else ""
