@@ -499,6 +499,7 @@ def test_a_tool_that_hangs_is_waited_for_at_most_two_seconds_and_fails_nothing(m
 @pytest.mark.one_stack
 @pytest.mark.parametrize("how", ["refuses", "is not there"])
 def test_a_tool_that_refuses_or_is_not_there_fails_nothing_and_is_named_once(monkeypatch, caplog, how):
+    monkeypatch.setattr(sending_module, "LONGEST_FLUSH_S", 1.0)
     with Receiver() as receiver:
         receiver.status = 401
         if how == "refuses":
