@@ -31,7 +31,7 @@ OURS := $(shell test -e $(READY) && test ! $(VENV)/pyvenv.cfg -nt $(READY) && "$
 EMBED_BIN := .venv-sentence-transformers/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo start stop send observe forget price copy test embed lint bench lock clean
+.PHONY: help demo start stop send observe forget price copy evaluate test embed lint bench lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +79,10 @@ price: $(READY)  ## say what a backfill would cost: make price DAG=... FROM=2026
 copy: $(READY)  ## copy a DAG and all it needs into your Astro project: make copy PATTERN=rag_pipeline TO=path (WITH=spend)
 	@test -n "$(PATTERN)" && test -n "$(TO)" || { echo "Say which DAG, and where to: make copy PATTERN=rag_pipeline TO=path/of/an/astro/project"; exit 1; }
 	@$(BIN)/python -m local.copy "$(PATTERN)" "$(TO)" --with "$(WITH)"
+
+evaluate: $(READY)  ## evaluate prompts on labelled cases: make evaluate SUBJECT=severity (MODEL=openai-chat:..., LIMIT=12, ACCEPT=1)
+	@$(BIN)/python -m local.evaluate --subjects "$(SUBJECT)" --model "$(MODEL)" --home $(DATA) $(if $(LIMIT),--limit $(LIMIT)) \
+		$(if $(BUDGET),--budget $(BUDGET)) $(if $(ACCEPT),--accept) $(if $(SUMMARY),--summary "$(SUMMARY)")
 
 test: $(READY)  ## run the tests (DATABASE=postgres: on PostgreSQL; SCALE=1: on a fleet; FILES=tests/test_x.py: some)
 ifdef SCALE

@@ -39,8 +39,7 @@ async def main() -> None:
 
         async def request(self, *_: Any) -> ModelResponse:
             response = ModelResponse([ToolCallPart("final_result", {"sentiment": "positive", "topic": "device"}, "id")])
-            if keep := attempt.keep_answer.get():
-                await keep(self.source, response)
+            await attempt.keep(self.source, response)
             return response
 
     schema = {"type": "object", "properties": {"sentiment": {"type": "string"}, "topic": {"type": "string"}}}

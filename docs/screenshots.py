@@ -160,17 +160,20 @@ def take_pages(url: str, api: AirflowAPI) -> None:
         browser.picture(WHOLE.format("textarea"), IMAGES / "human-review.png")
 
 
-def take_spend(url: str) -> None:
-    frame = """(() => {
+def take_spend(url: str, api: AirflowAPI) -> None:
+    frame = """(() => {{
       const frame = document.querySelector('iframe');
-      return frame && frame.contentDocument && frame.contentDocument.querySelector('.tiles')
-        && {x: 0, y: 0, width: innerWidth, height: innerHeight};
-    })()"""
+      return frame && frame.contentDocument && frame.contentDocument.querySelector('{}')
+        && {{x: 0, y: 0, width: innerWidth, height: innerHeight}};
+    }})()"""
     with Browser(1280, 760) as browser:
         browser.open(f"{url}/auth/token/login")
         time.sleep(3)
         browser.open(f"{url}/plugin/genai-nav")
-        browser.picture(frame, IMAGES / "spend.png")
+        browser.picture(frame.format(".tiles"), IMAGES / "spend.png")
+        run = f"{url}/dags/rag_evaluation/runs/{last_run(api, 'rag_evaluation')}"
+        browser.open(f"{run}/plugin/genai-dag_run")
+        browser.picture(frame.format(".file"), IMAGES / "result.png")
 
 
 def main() -> None:
@@ -184,7 +187,7 @@ def main() -> None:
     take_graphs(arguments.url, api, arguments.only or dag_ids)
     if not arguments.only:
         take_pages(arguments.url, api)
-        take_spend(arguments.url)
+        take_spend(arguments.url, api)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ CONF: dict[str, dict[str, Any]] = {
     "batch_api_inference": {"limit": 6},
     "batch_inference": {"limit": 8},
     "batch_inference_at_scale": {"limit": 20},
+    "evaluate_prompts": {"subjects": ["sentiment"], "limit": 12},
     "fine_tuning": {"evaluation_size": 4},
     "map_chunks": {"rows": 200, "chunk_size": 100},
     "rag_evaluation": {"answers": 4, "min_recall": 0.8, "min_grounded": 0.0},

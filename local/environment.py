@@ -106,15 +106,15 @@ def airflow_environment(
         "AIRFLOW_CONN_VECTOR_STORE_DEFAULT": json.dumps({"conn_type": "lancedb", "host": str(home / "lancedb")}),
     }
     if uses_embedded_model(user):
-        defaults["AIRFLOW_CONN_PYDANTICAI_DEFAULT"] = _model_connection(model_url, f"openai-chat:{CHAT_MODEL}")
+        defaults["AIRFLOW_CONN_PYDANTICAI_DEFAULT"] = model_connection(model_url, f"openai-chat:{CHAT_MODEL}")
     if uses_embedded_queue(user):
         defaults |= {"GENAI_SQS_QUEUE": queue, "AIRFLOW_CONN_AWS_DEFAULT": sqs_connection(queue)}
     if not user.get("OPENAI_API_KEY"):
-        defaults["AIRFLOW_CONN_EMBEDDINGS_DEFAULT"] = _model_connection(model_url, f"openai:{EMBEDDING_MODEL}")
+        defaults["AIRFLOW_CONN_EMBEDDINGS_DEFAULT"] = model_connection(model_url, f"openai:{EMBEDDING_MODEL}")
     return {**defaults, **user, **settings}
 
 
-def _model_connection(url: str, model: str) -> str:
+def model_connection(url: str, model: str) -> str:
     extra = {"model": model, **FREE}
     return json.dumps({"conn_type": "pydanticai", "host": url, "password": NO_KEY, "extra": extra})
 

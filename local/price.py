@@ -31,7 +31,7 @@ def price_of_runs(stack: Stack, dag_id: str, first: date, last: date) -> str:
     :raises StackError: the stack does not run, or the DAG cannot be backfilled.
     """
     from include.common.prices import shown_usd
-    from include.spend.reading import read_days
+    from include.spend.reading import only, read_days
 
     if not stack.attach():
         raise StackError("Airflow says which runs there would be: start it first (make start).")
@@ -41,15 +41,14 @@ def price_of_runs(stack: Stack, dag_id: str, first: date, last: date) -> str:
     except httpx.HTTPStatusError as error:
         raise StackError(f"Airflow does not backfill {dag_id!r}: {error.response.text[:500]}") from None
     today = datetime.now(UTC).date()
-    records = [each for each in read_days(today - timedelta(DAYS), today).records if each.dag_id == dag_id]
-    runs = len({each.run_id for each in records})
+    lines = only(read_days(today - timedelta(DAYS), today).rows, dag_id={dag_id}).to_pylist()
+    runs = len({line["run_id"] for line in lines})
     said = f"{dag_id}: {len(dates)} runs from {first} to {last} are not there yet."
     if not runs:
         return f"{said} What one costs is not known: the ledger has no run of the last {DAYS} days. Run it once."
-    lines = [line for each in records for line in each.lines]
-    calls, saved, unpriced = (sum(getattr(line, name) for line in lines) for name in ("calls", "reused", "unpriced"))
-    tokens = sum(line.input_tokens + line.output_tokens for line in lines)
-    usd = sum(line.cost_usd for line in lines)
+    calls, saved, unpriced = (sum(line[name] for line in lines) for name in ("calls", "reused", "unpriced"))
+    tokens = sum(line["input_tokens"] + line["output_tokens"] for line in lines)
+    usd = sum(line["cost_usd"] for line in lines)
     share = len(dates) / runs
     cost = shown_usd(usd * share) + (" and what the calls without a known price cost" if unpriced else "")
     return (
@@ -69,6 +68,7 @@ def price_of_file(file: Path, dag_id: str, rows_file: str, batch: str, columns: 
     from include.batch.price import price_of_rows
     from include.batch.rows import read_rows
     from include.common.prices import shown_usd
+    from include.common.storage import open_path
 
     module = runpy.run_path(str(file))
     if "run" not in module or "TASKS" not in module:
@@ -76,7 +76,7 @@ def price_of_file(file: Path, dag_id: str, rows_file: str, batch: str, columns: 
     context: Any = {"run_id": "price", "params": {"batch": batch or None, "budget_usd": None}}
     with set_current_context(context):
         run = module["run"]()
-    price = price_of_rows(run, read_rows(Path(rows_file), *columns), module["TASKS"])
+    price = price_of_rows(run, read_rows(open_path(f"file://{Path(rows_file).absolute()}"), *columns), module["TASKS"])
     cost = "a price that is not known" if price.cost_usd is None else shown_usd(price.cost_usd)
     return (
         f"{rows_file}: {price.rows:,} rows, {price.stored:,} of them need no call, {price.to_ask:,} are to be asked.\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from airflow.providers.standard.operators.hitl import HITLOperator
 from llmock.scenarios import Match, Reply, ToolCall
 
 from include.common.storage import storage_path, write_artifact
+from include.evaluation.subjects import Subject
 from include.messages.contract import DEAD_LETTERS, STREAM_REQUESTS, new_request
 from include.messages.kafka.dead_letters import PREFIX
 from include.rag.documents import knowledge_base
@@ -229,6 +231,28 @@ def asset_producer(world: World) -> Conf:
     return {}
 
 
+def evaluate_prompts(world: World) -> Conf:
+    cases = world.storage.parent / "cases"
+    cases.mkdir()
+    case = {"input": ATTACK, "expected": {"sentiment": "positive"}, "tags": [ATTACK]}
+    (cases / "reviews.jsonl").write_text(json.dumps(case) + "\n")
+    read = Subject.read_cases
+    world.patch.setattr(
+        Subject, "read_cases", lambda self, limit=None: read(replace(self, cases=cases / self.cases.name), limit)
+    )
+    world.always({"sentiment": "negative", "summary": ATTACK})
+    return {"subjects": ["sentiment"]}
+
+
+def evaluator_optimizer(world: World) -> Conf:
+    for _ in range(3):
+        world.answers({"reply": f"Dear customer, {ATTACK}"}, {"reason": ATTACK, "passed": False})
+    person = {"responded_by_user": {"id": ATTACK, "name": ATTACK}, "responded_at": ATTACK}
+    decision = {"chosen_options": ["Approve"], "params_input": {"reply": f"Edited. {ATTACK}"}, **person}
+    world.patch.setattr(HITLOperator, "execute", lambda self, context: [self.subject, self.body] and decision)
+    return {"ticket": ATTACK, "must_say": [ATTACK]}
+
+
 def spend_report(world: World) -> Conf:
     now = datetime.now(UTC)
     line = Line(kind="chat", conn_id=ATTACK, model=ATTACK, prompt=ATTACK, calls=1)
@@ -278,11 +302,14 @@ ATTACKS: list[Callable[[World], Conf]] = [
     asset_or_time,
     asset_producer,
     spend_report,
+    evaluate_prompts,
+    evaluator_optimizer,
     forget_answers,
 ]
 # Params whose attack ends the run before anything else is attacked.
 BAD_PARAMS: dict[str, Conf] = {
     "rag_evaluation": {"stores": [ATTACK]},
+    "evaluate_prompts": {"subjects": ["replies"], "limit": 1, "conn_id": ATTACK, "judge_conn_id": ATTACK},
     "batch_inference_at_scale": {"input": ATTACK},
     "batch_api_inference": {"input": ATTACK},
     "fine_tuning": {"training_file": ATTACK, "validation_file": ATTACK},

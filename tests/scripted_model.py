@@ -11,13 +11,16 @@ misbehave: REFUSE (400), TOOLONG (400, context length), NONSENSE (a value that i
 were then in flight, the status of its answer, None as long as it has none, and its header `x-sent`, if it has one.
 `POST /script` takes `latency` (seconds), `refuse` (the share of requests that get a 429 with `Retry-After: 1`, evenly
 spread) and `faults` (by a part of the text the status of its answer, which is not to be retried), and forgets what was
-seen.
+seen. With `labels` (by a text the values that are right) the quality of answers is a known function of the prompt:
+`quality` gives, by a part of the prompt (the longest counts), the share of texts that get their label. Which ones
+these are depends on the text alone, so that a better prompt is right wherever a worse one is.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import json
 import re
 import subprocess
@@ -52,6 +55,8 @@ class ScriptedModel:
     def __init__(self, latency: float = 0.0, refuse: float = 0.0) -> None:
         self.latency, self.refuse = latency, refuse
         self.faults: dict[str, int] = {}
+        self.labels: dict[str, dict[str, str]] = {}
+        self.quality: dict[str, float] = {}
         self._seen: list[dict[str, Any]] = []
         self._in_flight = 0
         self._refusals = 0.0
@@ -108,6 +113,9 @@ class ScriptedModel:
             any_value = [True] if schema.get("type") == "boolean" else ["a scripted text"]
             values = ["nonsense"] if "NONSENSE" in text else schema.get("enum", any_value)
             arguments[name] = values[int(numbers[-1]) % len(values)]
+            if label := self.labels.get(text, {}).get(name):
+                others = [value for value in values if value != label]
+                arguments[name] = label if self._is_right(body, text) else others[0]
         call = {"name": tool["function"]["name"], "arguments": json.dumps(arguments)}
         message = {"role": "assistant", "tool_calls": [{"id": "call", "type": "function", "function": call}]}
         return JSONResponse(
@@ -121,12 +129,19 @@ class ScriptedModel:
             }
         )
 
+    def _is_right(self, body: dict[str, Any], text: str) -> bool:
+        prompt = json.dumps([message for message in body["messages"] if message["role"] == "system"])
+        part = max((part for part in self.quality if part in prompt), key=len, default="")
+        share = self.quality.get(part, 0.0)
+        return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) / 16**8 < share
+
     async def _list_seen(self, request: Request) -> JSONResponse:
         return JSONResponse(self._seen)
 
     async def _script(self, request: Request) -> JSONResponse:
         script = await request.json()
         self.latency, self.refuse, self.faults = script["latency"], script["refuse"], script["faults"]
+        self.labels, self.quality = script["labels"], script["quality"]
         self._seen, self._refusals = [], 0.0
         return JSONResponse({})
 
@@ -151,7 +166,8 @@ class ScriptedServer:
 
     def script(self, **script: Any) -> None:
         """Set how the server behaves from now on, and forget what it has seen."""
-        httpx.post(f"{self.url}/script", json={"latency": 0, "refuse": 0, "faults": {}} | script).raise_for_status()
+        usual = {"latency": 0, "refuse": 0, "faults": {}, "labels": {}, "quality": {}}
+        httpx.post(f"{self.url}/script", json=usual | script).raise_for_status()
 
     def seen(self) -> list[dict[str, Any]]:
         """Every request since then, oldest first."""

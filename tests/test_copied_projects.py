@@ -46,6 +46,8 @@ MODELS_AND_MAPPING: dict[str, tuple[dict[str, Any], str, str]] = {
     "batch_api_inference": ({"limit": 6}, "report", "6 rows: 6 answered, "),
     "fine_tuning": ({"margin": 0, "evaluation_size": 4}, "compare", "score on 4 examples: "),
     "human_review": ({"tickets": ["Where is my van?"]}, "report", r"1 sent \(0 edited\), 0 rejected"),
+    "evaluate_prompts": ({}, "report", "no DAG of a subject is in this project"),
+    "evaluator_optimizer": ({}, "report", r"(not )?passed in"),
     "forget_answers": ({"dag_id": "no_such_dag"}, "delete", "0 stored answers deleted"),
     "spend_report": (
         {"day": datetime.now(UTC).date().isoformat()},

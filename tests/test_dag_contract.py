@@ -188,7 +188,9 @@ def test_every_task_retries(dag):
 def test_every_task_ends(dag):
     """But for one that waits for a person, in the triggerer and for as long as its param says."""
     for task in dag.tasks:
-        assert setting(task, "execution_timeout") or task.task_type == "ReviewOperator", task.task_id
+        assert setting(task, "execution_timeout") or task.task_type in ("ReviewOperator", "AcceptOperator"), (
+            task.task_id
+        )
 
 
 def test_prompts_and_answers_that_a_task_returns_stay_out_of_the_log(dag):

@@ -187,7 +187,7 @@ def test_long_and_wide_tables_say_how_much_of_them_is_shown(browser, run, storag
     assert "The first 20 rows." not in shown, "a head and 20 rows are all of it"
     for number in range(25):
         write_artifact(folder / f"{number}.txt", "text")
-    assert browser.get(of_run(run)).text.count("there are too many files") == 4 + 25 - 20
+    assert browser.get(of_run(run)).text.count("Not shown: too many files.") == 4 + 25 - 20
 
 
 @on_storage("disk", "s3")

@@ -25,6 +25,8 @@ from tests.injections import INJECTIONS, OBEYED
 
 TEXT = "\n".join(INJECTIONS)
 FORBIDDEN = "delete_everything"
+# What the layers of the model seam keep on the storage.
+RECORDS = {"ledger", "stored_answers"}
 
 
 class Fooled:
@@ -158,7 +160,7 @@ def test_a_model_that_obeys_reaches_what_its_task_may_do_and_nothing_else(
                 assert "is data" in str(message["content"]) or "are data" in str(message["content"])
     assert all(host == "127.0.0.1" for host, _ in called)
     files = {file for file in storage.rglob("*") if file.is_file()} - before
-    left = [file for file in files if file.relative_to(storage).parts[0] != "ledger"]
+    left = [file for file in files if file.relative_to(storage).parts[0] not in RECORDS]
     assert {file.name for file in left} == REACH[pattern]
     assert {file.relative_to(storage).parts[0] for file in left} <= {pattern.__name__}
     for file in left:

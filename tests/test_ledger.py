@@ -269,6 +269,22 @@ def test_a_day_becomes_one_parquet_file_and_reads_the_same(storage, monkeypatch)
     assert today >= before[0].started.date()
 
 
+def test_a_broken_file_of_a_day_is_counted_and_never_written_over(storage, monkeypatch):
+    day = datetime.now(UTC).date()
+    file = storage / "ledger" / "days" / f"{day}.parquet"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"PAR1 broken")
+    process = Ledger()
+    in_task(monkeypatch)
+    process.record_job(CALL, "job", datetime.now(UTC))
+    process.flush()
+    found = read_days(day, day)
+    assert (found.rows.num_rows, found.unreadable) == (1, 1)
+    with pytest.raises(ValueError, match="is not a Parquet file of the ledger"):
+        roll_up(day)
+    assert file.read_bytes() == b"PAR1 broken"
+
+
 def test_what_still_runs_is_not_rolled_up_and_nothing_is_counted_twice(storage, monkeypatch):
     process = Ledger()
     in_task(monkeypatch, "ended")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -15,16 +16,16 @@ from tests.test_dag_contract import calls_a_model
 
 # By pattern: how its model answers, and how many answers it takes without a kill.
 PATTERNS: dict[Callable[[World], Conf], int] = {
-    worlds.prompt_chaining: 2,
-    worlds.routing: 4,  # two answers are sent back
+    worlds.prompt_chaining: 3,  # an answer is sent back
+    worlds.routing: 4,  # two are
     worlds.multi_agent: 6,
     worlds.refund_agent: 3,
     worlds.rag_pipeline: 1,
     worlds.rag_evaluation: 2,
     worlds.batch_inference: 2,
     worlds.human_review: 1,
-    worlds.on_demand_inference: 1,
-    worlds.map_partial_expand: 2,
+    worlds.on_demand_inference: 2,  # one is
+    worlds.map_partial_expand: 1,
     worlds.any_asset: 1,
     worlds.event_driven_inference: 1,
 }
@@ -70,7 +71,9 @@ def test_no_answer_is_paid_twice_whenever_a_task_is_killed(run_dag, load_dag, wo
     run = run_dag(pattern.__name__, conf)
 
     assert run.state == "success"
-    assert len(chat_requests(world.llm)) == PATTERNS[pattern]
+    asked = [json.dumps(request) for request in chat_requests(world.llm)]
+    assert len(asked) == PATTERNS[pattern]
+    assert len(set(asked)) == len(asked) or pattern is worlds.batch_inference  # which has the same row twice
     tries = [ti for ti in run.run.get_task_instances() if ti.task_id in tasks and ti.state == "success"]
     assert tries
     assert all(ti.try_number == 3 for ti in tries)

@@ -12,6 +12,7 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from contextvars import ContextVar
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from include.common.storage import name_on_storage, storage_path
@@ -21,13 +22,14 @@ if TYPE_CHECKING:
     from pydantic_ai.messages import ModelResponse
 
     from include.ai.connection import ModelSource
+    from include.ai.model import ConnectionModel
 
 FOLDER = "stored_answers"
 RUNS, SHARED = "runs", "shared"
 # The answers that may have made an agent fail: more than it lets its model repeat one.
 LAST_ANSWERS = 32
 
-# Stores what a connection answers to the call that is made, where somebody wants it stored.
+# Stores what a connection answers to the call that is made.
 keep_answer: ContextVar[Callable[[ModelSource, ModelResponse], Awaitable[None]] | None] = ContextVar(
     "keep_answer", default=None
 )
@@ -76,6 +78,19 @@ class TaskAttempt:
                 file.fs.rm_file(file.path)
             if not is_repeated:
                 return
+
+
+async def keep(source: ModelSource, response: ModelResponse) -> None:
+    """Store the answer that a connection gives to the call that is made, where somebody wants it stored."""
+    if store := keep_answer.get():
+        await store(source, response)
+
+
+def reusing(model: ConnectionModel, reuse: str | timedelta) -> ConnectionModel:
+    """Return a model that is asked only what is not answered yet: see `include.ai.reuse`."""
+    from include.ai.reuse import ReusingModel  # it builds on the model, which builds on this
+
+    return ReusingModel(model, reuse)
 
 
 def run_folder(dag_id: str, run_id: str) -> ObjectStoragePath:

@@ -61,8 +61,9 @@ def _folders() -> Iterator[tuple[ObjectStoragePath, str | None]]:
     root = storage_path(FOLDER)
     for kind in (RUNS, SHARED):
         if (root / kind).exists():
-            for folder in (root / kind).iterdir():
-                yield folder, folder.name if kind == RUNS else None
+            for path in root.fs.ls((root / kind).path, detail=False):
+                name = path.rstrip("/").rsplit("/", 1)[-1]
+                yield root / kind / name, name if kind == RUNS else None
 
 
 def _run_of(folder: ObjectStoragePath, path: str) -> str:
@@ -81,10 +82,11 @@ def _is_paid_by(folder: ObjectStoragePath, path: str, dag_id: str | None, run_id
 
 
 def _time(info: dict[str, Any]) -> datetime:
-    time: Any = next(info[name] for name in TIMES if info.get(name) is not None)
-    time = datetime.fromtimestamp(time, UTC) if isinstance(time, int | float) else time
-    time = datetime.fromisoformat(time) if isinstance(time, str) else time
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
+    time = next(info[name] for name in TIMES if info.get(name) is not None)
+    if isinstance(time, int | float):
+        return datetime.fromtimestamp(time, UTC)
+    found = datetime.fromisoformat(str(time))
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def _remove_empty(folder: ObjectStoragePath) -> None:

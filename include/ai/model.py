@@ -32,9 +32,9 @@ from include.common.text import clean_json, clean_text
 
 # Layers, which a copied pattern may lack.
 try:
-    from include.ai.attempt import keep_answer
+    from include.ai import attempt
 except ImportError:
-    keep_answer = None  # type: ignore[assignment]
+    attempt = None  # type: ignore[assignment]
 try:
     from include.ai import usage
 except ImportError:
@@ -167,8 +167,8 @@ class ConnectionModel(WrapperModel):
         _clean(response, model_request_parameters)
         log.debug("Answer: %s", response)
         used = usage.read_usage(self.source, response, time.monotonic() - started) if usage else None
-        if keep_answer and (keep := keep_answer.get()):
-            await keep(self.source, response)  # before it counts
+        if attempt:
+            await attempt.keep(self.source, response)  # before it counts
         if used and self.usage_recorder:
             self.usage_recorder.record(used)
         record(response)
@@ -224,6 +224,8 @@ def connection_model(
     """
     if budget_usd is not None and not (spending and budget_usd > 0):
         raise ValueError(f"budget_usd={budget_usd!r}: it is more than 0, and needs the layer spend.")
+    if reuse not in ("retries", "try") and not attempt:
+        raise ValueError(f"reuse={reuse!r} needs the layer reuse.")
     recorder = usage.UsageRecorder() if usage else None
     make = make or (lambda conn_id: ConnectionModel(conn_id, recorder, budget_usd))
     try:
@@ -232,13 +234,7 @@ def connection_model(
         model = make(conn_id)
     else:
         model = ConnectionChain(conn_id, make)
-    try:
-        from include.ai.reuse import ReusingModel
-    except ImportError:
-        if reuse not in ("retries", "try"):
-            raise ValueError(f"reuse={reuse!r} needs the layer reuse.") from None
-        return model
-    return ReusingModel(model, reuse)
+    return attempt.reusing(model, reuse) if attempt else model
 
 
 def _wait(error: e.ModelAPIError, calls: int, patience: float) -> float | None:

@@ -35,3 +35,9 @@ DAILY_SPEND = _asset(
     "What model calls cost in a day. An event's extra: day, cost_usd, failed_usd, calls, failed_calls, unpriced_calls, "
     "tokens, and by_dag (US dollars).",
 )
+ACCEPTED_PROMPT = _asset(
+    "accepted_prompt",
+    "models",
+    "A prompt and model that a person accepted. An event's extra: subject, prompt (its fingerprint), model, "
+    "passed (the share of cases), cases, accepted_by, and before (prompt and model that were accepted before).",
+)

@@ -48,10 +48,11 @@ def as_markdown(text: str) -> Markup:
 
 
 def previews(files: Mapping[str, ObjectStoragePath]) -> list[Preview]:
-    """Read as much of a run's files as is shown of them."""
+    """Read as much of a run's files as is shown of them: reports first, then pictures, then the rest."""
+    ordered = sorted(files, key=lambda name: (not name.endswith(".md"), not name.endswith(tuple(IMAGES)), name))
     return [
-        preview(name, file) if number < MOST_PREVIEWS else Preview(name, note="Not shown: there are too many files.")
-        for number, (name, file) in enumerate(files.items())
+        preview(name, files[name]) if number < MOST_PREVIEWS else Preview(name, note="Not shown: too many files.")
+        for number, name in enumerate(ordered)
     ]
 
 

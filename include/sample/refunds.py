@@ -14,7 +14,7 @@ from pydantic_ai import ModelRetry
 
 from include.ai.effects import effect_key
 from include.common.exclusive import create_file
-from include.common.storage import read_artifact, storage_path, write_artifact
+from include.common.storage import storage_path, write_artifact
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -62,7 +62,7 @@ def written(folder: str, order_id: str) -> list[dict[str, Any]]:
     path = _path(folder, order_id)
     if not path.exists():
         return []
-    return [json.loads(read_artifact(file)) for file in sorted(path.iterdir(), key=str)]
+    return [json.loads(path.fs.cat_file(file)) for file in sorted(path.fs.ls(path.path, detail=False))]
 
 
 def _path(folder: str, order_id: str) -> ObjectStoragePath:

@@ -1,0 +1,93 @@
+"""The gate, and the person who accepts a new prompt or model with the comparison in front of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
+from airflow.providers.standard.operators.hitl import HITLOperator
+from airflow.sdk.definitions.param import ParamsDict
+
+from include.evaluation.results import accepted_path, read_accepted, read_result, result_path, write_result
+from include.evaluation.verdicts import Outcome
+
+ACCEPT = "Accept"
+REJECT = "Reject"
+
+
+def pass_gate(found: Mapping[str, Any]) -> None:
+    """Stop what is not to be accepted.
+
+    :param found: of a subject: `outcome`, `line` (the verdict in words), `is_new` (whether prompt or model is not the
+        accepted one) and `report` (missing if it was not evaluated).
+    :raises AirflowFailException: it is worse than what was accepted, or was not evaluated.
+    :raises AirflowSkipException: it is neither passed nor failed, or there is nothing to decide.
+    """
+    if "report" not in found:
+        raise AirflowFailException(f"{found['line']}: see its task evaluate.")
+    if found["outcome"] == Outcome.WORSE:
+        raise AirflowFailException(f"{found['line']}. See {found['report']}")
+    if found["outcome"] in (Outcome.TOO_FEW, Outcome.INCOMPLETE):
+        raise AirflowSkipException(f"Neither passed nor failed: {found['line']}.")
+    if not found["is_new"]:
+        raise AirflowSkipException(f"Passed, with the accepted prompt and model: {found['line']}.")
+
+
+class AcceptOperator(HITLOperator):
+    """Ask a person whether to accept a prompt and model; no answer in time means `REJECT`.
+
+    :param found: of a subject, see `pass_gate`; `comparison` is what the person reads, as Markdown.
+    :param minutes: how long to wait for the answer; a number or a template of one.
+    """
+
+    template_fields = ("found", "minutes")
+
+    def __init__(self, *, found: Any, minutes: Any, **kwargs: Any) -> None:
+        kwargs["execution_timeout"] = None  # HITLOperator takes one for how long a person may think
+        super().__init__(subject="Accept?", options=[ACCEPT, REJECT], defaults=REJECT, **kwargs)
+        self.found = found
+        self.minutes = minutes
+
+    def pre_execute(self, context: Any) -> None:
+        """Fill in the request. Templates were rendered before: no text in it is taken for one."""
+        self.subject = f"Accept this prompt and model for {self.found['subject']}?"
+        self.body = self.found["comparison"]
+        self.params = ParamsDict({})  # on Airflow 3.1 the form would show the DAG's own
+        self.response_timeout = timedelta(minutes=float(self.minutes))
+        context["subject"] = self.found["subject"]
+
+
+def accept(run_id: str, found: Mapping[str, Any], decision: Mapping[str, Any]) -> dict[str, Any]:
+    """Make the result of the run the accepted one, and return what the asset's event says of it.
+
+    :param decision: what `AcceptOperator` returned.
+    :raises AirflowSkipException: it was rejected.
+    :raises AirflowFailException: another one was accepted since the comparison.
+    """
+    if decision["chosen_options"] != [ACCEPT]:
+        raise AirflowSkipException(f"{found['subject']}: rejected.")
+    person, at = decision["responded_by_user"], datetime.fromisoformat(str(decision["responded_at"]))
+    return accept_result(run_id, found["subject"], person and person["name"], at, found["before"])
+
+
+def accept_result(run_id: str, subject: str, person: str | None, at: datetime, compared: str | None) -> dict[str, Any]:
+    """Make the run's result of the subject the accepted one. A retry, with the same moment, accepts it once.
+
+    :param compared: the moment of the accepted result that it was compared with; None if there was none.
+    :raises AirflowFailException: another one was accepted since.
+    """
+    result, before = read_result(result_path(run_id, subject)), read_accepted(subject, before=at)
+    if (before and before.at.isoformat()) != compared:
+        raise AirflowFailException(f"{subject}: another result was accepted since the comparison. Evaluate it again.")
+    write_result(accepted_path(subject, at), result)
+    return {
+        "subject": subject,
+        "prompt": result.version,
+        "model": result.model,
+        "passed": round(result.passed.value, 4),
+        "cases": len(result.trials),
+        "accepted_by": person,
+        "before": None if before is None else {"prompt": before.version, "model": before.model},
+    }

@@ -1,0 +1,147 @@
+"""Reports of evaluations, in Markdown with a chart: numbers, confidence, failures, and the worst cases side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from include.common.charts import bar_chart
+from include.common.prices import shown_usd
+from include.common.storage import write_artifact
+from include.evaluation.cases import Case
+from include.evaluation.results import Result, Trial, passed_share
+from include.evaluation.tables import cell, table
+from include.evaluation.verdicts import Verdict
+
+if TYPE_CHECKING:
+    from airflow.sdk import ObjectStoragePath
+
+MOST_CASES = 10
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A subject's result, the accepted one, and what is said of the two."""
+
+    result: Result
+    accepted: Result | None
+    verdict: Verdict
+    cases: Sequence[Case]
+
+    def line(self) -> str:
+        """Say it in a line."""
+        value, low, high = self.result.passed
+        return (
+            f"{self.result.subject}: {self.verdict.outcome} ({self.verdict.reason}); passed {_percent(value)} "
+            f"[{_percent(low)}, {_percent(high)}] of {len(self.result.trials)}"
+        )
+
+
+def write_report(folder: ObjectStoragePath, compared: Sequence[Compared], alarm_rate: float) -> None:
+    """Write `report.md` and, where there is something to show, `passed.svg`."""
+    write_artifact(folder / "report.md", "\n".join(markdown(compared, alarm_rate)))
+    bars = {"now": {each.result.subject: each.result.passed.value for each in compared}}
+    if accepted := {each.result.subject: each.accepted.passed.value for each in compared if each.accepted}:
+        bars["accepted"] = accepted
+    if compared:
+        write_artifact(folder / "passed.svg", bar_chart("Passed cases", "share, 0 to 1", bars))
+
+
+def markdown(compared: Sequence[Compared], alarm_rate: float) -> list[str]:
+    """Return the lines of a report: a table of all subjects, and a part on each."""
+    runs = dict.fromkeys(f"`{each.result.at:%Y-%m-%d}` · `{each.result.run_id}`" for each in compared)
+    lines = ["# Evaluation", "", *runs, "", *summary(compared), ""]
+    lines += [
+        f"Without a change, each of these verdicts is *worse* in at most {100 * alarm_rate:.3g} % of all evaluations. "
+        "The brackets are 95 % intervals.",
+        "",
+    ]
+    for each in compared:
+        lines += [f"## {each.result.subject}", "", *_details(each), ""]
+    return lines
+
+
+def summary(compared: Sequence[Compared]) -> list[str]:
+    """Return a table with a line for each subject."""
+    rows = []
+    for each in compared:
+        result, (value, low, high) = each.result, each.result.passed
+        before = _percent(each.accepted.passed.value) if each.accepted else ""
+        cost = result.cost_usd
+        rows.append(
+            [
+                result.subject,
+                f"**{each.verdict.outcome}**",
+                f"{_percent(value)} [{_percent(low)}, {_percent(high)}]",
+                before,
+                str(len(result.trials)),
+                f"{result.tokens:,} tokens" if cost is None else shown_usd(cost),
+                f"{result.seconds:.2f}",
+            ]
+        )
+    return table(["subject", "verdict", "passed", "accepted", "cases", "cost", "median s"], rows)
+
+
+def _details(compared: Compared) -> list[str]:
+    result, accepted, verdict = compared.result, compared.accepted, compared.verdict
+    lines = [f"Model `{result.model}`, prompt `{result.version}`: {verdict.reason}."]
+    if accepted:
+        lines.append(f"Accepted: model `{accepted.model}`, prompt `{accepted.version}`, of {accepted.at:%Y-%m-%d}.")
+    if verdict.difference:
+        value, low, high = verdict.difference
+        lines.append(
+            f"Difference {100 * value:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}], p = {verdict.chance:.3g}."
+        )
+    of_accepted = accepted.metrics if accepted else {}
+    metrics = [[name, f"{value:.2f}", _number(of_accepted.get(name))] for name, value in result.metrics.items()]
+    lines += ["", *table(["metric", "now", "accepted"], metrics)]
+    if result.failures:
+        failures = [[cell(name), str(number)] for name, number in result.failures.most_common()]
+        lines += ["", *table(["failure", "answers"], failures)]
+    by_tag = [[cell(tag), f"{_percent(share)} of {number}"] for tag, share, number in _tags(compared)]
+    if by_tag:
+        lines += ["", *table(["tag", "passed"], by_tag)]
+    return [*lines, "", *worst_cases(compared, MOST_CASES)]
+
+
+def worst_cases(compared: Compared, most: int) -> list[str]:
+    """Return a table of the cases that were lost, then of those that fail as before, with both answers."""
+    before = compared.accepted.trials if compared.accepted else {}
+    found: list[tuple[float, list[str]]] = []
+    for case in compared.cases:
+        trials = compared.result.trials.get(case.key, [])
+        if (share := passed_share(trials)) < 1:
+            old = before.get(case.key, [])
+            row = [cell(text) for text in (_text(case.input), _text(case.expected), _answer(trials), _answer(old))]
+            found.append((share - passed_share(old), row))
+    found.sort(key=lambda each: each[0])
+    return table(["input", "expected", "now", "accepted"], [row for _, row in found[:most]]) if found else []
+
+
+def _tags(compared: Compared) -> list[tuple[str, float, int]]:
+    shares: dict[str, list[float]] = {}
+    for case in compared.cases:
+        for tag in case.tags:
+            if trials := compared.result.trials.get(case.key):
+                shares.setdefault(tag, []).append(passed_share(trials))
+    return [(tag, sum(each) / len(each), len(each)) for tag, each in sorted(shares.items())]
+
+
+def _answer(trials: Sequence[Trial]) -> str:
+    """Return the first answer that is not passed, else the first."""
+    shown = next((trial for trial in trials if not trial.passed), trials[0] if trials else None)
+    return "" if shown is None else shown.error or _text(shown.output)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"

@@ -1,0 +1,103 @@
+"""What a result says beside the accepted one: better, worse, no significant difference, or too little to say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from include.evaluation.results import Result, passed_share
+from include.evaluation.statistics import (
+    Interval,
+    cases_needed,
+    chance_of_gain,
+    chance_of_loss,
+    difference_interval,
+)
+
+
+class Outcome(StrEnum):
+    """Only `BETTER` and `SAME` pass the gate. `WORSE` fails it. The others are neither."""
+
+    BETTER = "better"
+    SAME = "no significant difference"
+    WORSE = "worse"
+    TOO_FEW = "too few cases to tell"
+    FIRST = "nothing to compare with"
+    INCOMPLETE = "incomplete"
+
+
+PASSED = (Outcome.BETTER, Outcome.SAME)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome and what it rests on.
+
+    :param chance: the p-value of a loss (or of a gain, where there are more gains); None where nothing was compared.
+    :param gained: how many cases are passed in more trials than before; `lost`: in fewer.
+    :param difference: that of the shares of passed cases, with its interval.
+    """
+
+    outcome: Outcome
+    reason: str
+    cases: int = 0
+    gained: int = 0
+    lost: int = 0
+    difference: Interval | None = None
+    chance: float | None = None
+
+
+def judge_change(result: Result, accepted: Result | None, alarm_rate: float, loss: float) -> Verdict:
+    """Compare a result with the accepted one, case by case.
+
+    Without a change, `WORSE` has a chance of at most `alarm_rate`, and so has `BETTER`.
+
+    :param loss: the loss that the gate is to find: see `include.evaluation.subjects.Subject`.
+    """
+    cases, needed = len(result.trials), cases_needed(alarm_rate, loss)
+    if missing := missing_metrics(result, accepted):
+        return Verdict(Outcome.INCOMPLETE, f"answers lack the metric {', '.join(missing)}", cases)
+    new = sorted(result.metrics.keys() - accepted.metrics.keys()) if accepted and accepted.metrics else []
+    if accepted is None or new:
+        if cases < needed:
+            return Verdict(Outcome.TOO_FEW, f"{cases} cases; {needed} are needed", cases)
+        reason = f"the accepted result lacks the metric {', '.join(new)}" if new else "no result was accepted yet"
+        return Verdict(Outcome.FIRST, reason, cases)
+    keys = [key for key in result.trials if key in accepted.trials]
+    pairs = [(result.trials[key], accepted.trials[key]) for key in keys]
+    # In whole trials: with 3 trials now and 2 before, a passed one counts 2 now and 3 before.
+    changes = [
+        sum(trial.passed for trial in now) * len(before) - sum(trial.passed for trial in before) * len(now)
+        for now, before in pairs
+    ]
+    gained, lost = sum(each > 0 for each in changes), sum(each < 0 for each in changes)
+    loss_chance, gain_chance = chance_of_loss(changes), chance_of_gain(changes)
+    outcome = Outcome.SAME
+    if loss_chance <= alarm_rate:
+        outcome = Outcome.WORSE
+    elif len(keys) < needed:
+        outcome = Outcome.TOO_FEW
+    elif gain_chance <= alarm_rate:
+        outcome = Outcome.BETTER
+    reason = f"{lost} of {len(keys)} cases lost, {gained} gained"
+    if outcome is Outcome.TOO_FEW:
+        reason += f"; {needed} cases are needed"
+    return Verdict(
+        outcome,
+        reason,
+        len(keys),
+        gained,
+        lost,
+        difference_interval([passed_share(now) - passed_share(before) for now, before in pairs]) if keys else None,
+        min(loss_chance, gain_chance),
+    )
+
+
+def missing_metrics(result: Result, accepted: Result | None) -> list[str]:
+    """Return the metrics that the accepted result or another answer has, and an answer lacks.
+
+    Where there is no answer to score, nothing is missing: the case is not passed.
+    """
+    wanted = {**result.metrics, **(accepted.metrics if accepted else {})}
+    scored = [trial for trial in result.all_trials if not trial.error]
+    return [name for name in wanted if any(name not in trial.metrics for trial in scored)]

@@ -1,0 +1,184 @@
+"""Evaluate prompts from the shell, as the DAG `evaluate_prompts` does, for CI and for whoever edits a prompt.
+
+    python -m local.evaluate --subjects severity,teams --model openai-chat:gpt-6-luna --summary summary.md
+
+No Airflow needs to run. The status is 0 if every subject passed, 1 if one got worse, 2 if one is neither: there are too
+few cases, a metric is missing, or nothing was accepted yet. `--accept` makes the results the accepted ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from local.environment import (
+    CHAT_MODEL,
+    DEFAULT_HOME,
+    EMBEDDING_MODEL,
+    PROJECT,
+    model_connection,
+    user_environment,
+    uses_embedded_model,
+)
+from local.processes import ProcessGroup, StackError, free_ports
+
+if TYPE_CHECKING:
+    from include.evaluation.run import EvaluationRun
+
+PASSED, WORSE, NEITHER = 0, 1, 2
+START_TIMEOUT_S = 60.0
+# The connection to the model that `--model` names.
+MODEL_CONN_ID = "evaluated_model"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Evaluate, print the report, and return the status."""
+    given = parsed(arguments)
+    os.environ.update({"AIRFLOW_HOME": str(given.home / "airflow"), **user_environment()})
+    store = json.dumps({"conn_type": "lancedb", "host": str(given.home / "lancedb")})
+    os.environ.setdefault("AIRFLOW_CONN_VECTOR_STORE_DEFAULT", store)
+    os.environ.setdefault("GENAI_STORAGE", f"file://{given.home / 'artifacts'}")
+    Path(given.home).mkdir(parents=True, exist_ok=True)
+    with embedded_models(given.home) if uses_embedded_model(user_environment()) else nullcontext():
+        return evaluate(given)
+
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m local.evaluate", description=__doc__)
+    parser.add_argument("--subjects", default="", help="names, comma-separated; empty: all")
+    parser.add_argument(
+        "--model", default="", help="<provider>:<name>, or the id of a connection; empty: the tasks' own"
+    )
+    parser.add_argument("--judge", default="pydanticai_default", help="the id of the connection to the judge")
+    parser.add_argument("--limit", type=int, default=None, help="only so many cases of each subject")
+    parser.add_argument("--trials", type=int, default=1, help="how often each case is asked")
+    parser.add_argument("--budget", type=float, default=None, help="US dollars, shared among the subjects")
+    parser.add_argument("--alarms", type=float, default=0.05, help="the rate of false alarms")
+    parser.add_argument("--run", default="", help="a name: the same one again goes on, and pays nothing twice")
+    parser.add_argument("--accept", action="store_true", help="make the results the accepted ones")
+    parser.add_argument("--summary", type=Path, default=None, help="append the report to this Markdown file")
+    parser.add_argument("--home", type=Path, default=DEFAULT_HOME, help="where data is, unless GENAI_STORAGE says so")
+    return parser.parse_args(arguments)
+
+
+def evaluate(given: argparse.Namespace) -> int:
+    """Evaluate the subjects one after the other."""
+    from airflow.providers.common.compat.sdk import AirflowException
+
+    from include.common.storage import artifact_path, read_artifact
+    from include.evaluation.accepting import accept_result
+    from include.evaluation.run import FOLDER, EvaluationRun
+    from include.evaluation.verdicts import PASSED as PASSED_OUTCOMES
+    from include.evaluation.verdicts import Outcome
+    from include.sample.evaluation import CASES
+    from include.subjects import subjects
+
+    now = datetime.now(UTC)
+    params: dict[str, Any] = {
+        "subjects": [name for name in given.subjects.split(",") if name] or None,
+        "conn_id": connection_of(given.model) if given.model else None,
+        "judge_conn_id": given.judge,
+        "limit": given.limit,
+        "trials": given.trials,
+        "budget_usd": given.budget,
+        "alarm_rate": given.alarms,
+    }
+    run = EvaluationRun(given.run or f"shell {now:%Y-%m-%dT%H:%M:%S}", params, subjects(CASES), PROJECT / "dags")
+    try:
+        names = run.choose()
+    except AirflowException as error:
+        sys.exit(str(error))
+    done = [name for name in names if evaluated(run, name, len(names))]
+    found = run.compare(names, done)
+    report = read_artifact(artifact_path(FOLDER, run.run_id, "report.md")).decode()
+    print(report)
+    if given.summary:
+        with given.summary.open("a", encoding="utf-8") as file:
+            file.write(report)
+    if given.accept:
+        for each in found:
+            if each["subject"] in done:
+                accept_result(run.run_id, each["subject"], "the shell", now, each["before"])
+        return PASSED if done == names else NEITHER
+    outcomes = {Outcome(each["outcome"]) for each in found}
+    if Outcome.WORSE in outcomes:
+        return WORSE
+    return PASSED if names and outcomes <= set(PASSED_OUTCOMES) else NEITHER
+
+
+def evaluated(run: EvaluationRun, name: str, share: int) -> bool:
+    """Evaluate one subject; say so where it fails."""
+    from airflow.providers.common.compat.sdk import AirflowException
+
+    try:
+        run.evaluate(name, share)
+    except AirflowException as error:
+        print(f"{name} was not evaluated: {error}", file=sys.stderr)
+        return False
+    return True
+
+
+def connection_of(model: str) -> str:
+    """Return the id of a connection to this model: at the provider of `pydanticai_default`, if there is one."""
+    if ":" not in model:
+        return model
+    from airflow.providers.common.compat.sdk import AirflowNotFoundException
+    from airflow.sdk import Connection
+
+    from include.ai import LLM_CONN_ID
+    from include.common.prices import PRICE_KEY
+
+    made: dict[str, Any] = {"conn_type": "pydanticai", "extra": {"model": model}}
+    try:
+        conn = Connection.get(LLM_CONN_ID)
+    except AirflowNotFoundException:  # a key in the environment is enough
+        pass
+    else:
+        extra = {key: value for key, value in conn.extra_dejson.items() if key != PRICE_KEY}
+        made |= {"host": conn.host, "password": conn.password, "extra": {**extra, "model": model}}
+    os.environ[f"AIRFLOW_CONN_{MODEL_CONN_ID.upper()}"] = json.dumps(made)
+    return MODEL_CONN_ID
+
+
+@contextmanager
+def embedded_models(home: Path) -> Iterator[None]:
+    """Run the embedded models while this is open, behind the project's connections."""
+    (port,) = free_ports(1)
+    url = f"http://127.0.0.1:{port}"
+    print("No model is set, so the embedded one answers (SmolLM2-135M): its answers are not wise.", file=sys.stderr)
+    os.environ["AIRFLOW_CONN_PYDANTICAI_DEFAULT"] = model_connection(f"{url}/v1", f"openai-chat:{CHAT_MODEL}")
+    os.environ["AIRFLOW_CONN_EMBEDDINGS_DEFAULT"] = model_connection(f"{url}/v1", f"openai:{EMBEDDING_MODEL}")
+    processes = ProcessGroup(home / "evaluation")
+    try:
+        command = [sys.executable, "-m", "local.model_server", "--port", str(port)]
+        processes.spawn("model-server", command, dict(os.environ), PROJECT)
+        processes.wait_for("model-server", lambda: answers(f"{url}/health"), time.monotonic() + START_TIMEOUT_S)
+        yield
+    finally:
+        processes.stop()
+
+
+def answers(url: str) -> bool:
+    """Whether a server answers there."""
+    try:
+        return httpx.get(url).is_success
+    except httpx.TransportError:
+        return False
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except StackError as error:
+        sys.exit(str(error))
