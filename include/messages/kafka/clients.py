@@ -8,13 +8,14 @@ writes.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from airflow.providers.apache.kafka.hooks.base import KafkaBaseHook
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowNotFoundException
-from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from include.common.shown import shown_url
@@ -24,6 +25,13 @@ METADATA_TIMEOUT_S = 10.0
 DELIVERY_TIMEOUT_S = 30.0
 # The partitions of a consumer that was killed go to another after this time, unless the connection sets another.
 SESSION_TIMEOUT_MS = 10_000
+# Until a broker that has just started, or taken over, knows a group: how long it is asked, and how often.
+COORDINATOR_S, COORDINATOR_PAUSE_S = 30.0, 0.5
+NO_COORDINATOR = (
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+)
 # A consumer cannot decompress more than `receive.message.max.bytes`, which is 100,000,000 unless set otherwise.
 LARGEST_RECORD = 99_000_000
 
@@ -95,9 +103,16 @@ class KafkaClients:
         :raises AirflowException: the broker cannot be reached.
         """
         admin = AdminClient(self._common())  # must outlive its answer
+        deadline = time.monotonic() + COORDINATOR_S
         with self.failing(f"asking who reads as {group!r}"):
-            described = admin.describe_consumer_groups([group], request_timeout=METADATA_TIMEOUT_S)
-            return bool(described[group].result().members)
+            while True:
+                try:
+                    described = admin.describe_consumer_groups([group], request_timeout=METADATA_TIMEOUT_S)
+                    return bool(described[group].result().members)
+                except KafkaException as error:
+                    if error.args[0].code() not in NO_COORDINATOR or time.monotonic() > deadline:
+                        raise
+                time.sleep(COORDINATOR_PAUSE_S)
 
     def _common(self) -> dict[str, Any]:
         """The settings that are not for consumers alone."""
@@ -141,8 +156,8 @@ class KafkaClients:
     def failure(self, doing: str, error: Any) -> AirflowException:
         """Return what to raise when the broker fails (a `KafkaError`); the next try may succeed."""
         return AirflowException(
-            f"{self}: {doing} failed: {error.str()}. Is it running, and are host and login right? Nothing was lost: "
-            "what is not committed is read again."
+            f"{self}: {doing} failed: {error.str()} ({error.name()}). Is it running, and are host and login right? "
+            "Nothing was lost: what is not committed is read again."
         )
 
 
