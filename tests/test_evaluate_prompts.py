@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,9 @@ PERSON = {"id": "7", "name": "Ada"}
 
 
 @pytest.fixture
-def labelled(model: Any) -> Any:
+def labelled(model: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The scripted model, which knows the labels of the reviews, and whose quality depends on the prompt."""
+    monkeypatch.setenv("AIRFLOW_HOME", os.environ["AIRFLOW_HOME"])  # `make evaluate` sets it
     labels = {case.input: case.expected for case in read_cases(CASES / "reviews.jsonl")}
     model.script(labels=labels, quality=QUALITY)
     return model
