@@ -22,6 +22,7 @@ from include.sample.evaluation import CASES
 from include.subjects import subjects
 from tests.conftest import PROJECT, dag_file, template_dags
 from tests.scripted_model import CALL_USD
+from tests.test_ledger import records
 
 SUBJECTS = {subject.name: subject for subject in subjects(CASES)}
 DAGS = PROJECT / "dags"
@@ -78,6 +79,7 @@ def test_a_worse_prompt_is_refused_and_a_better_one_is_accepted(run_dag, labelle
     assert "sentiment: nothing to compare with" in run.xcom("report")["result"]
     first = read_accepted("sentiment")
     assert 0.7 < first.passed.value < 0.9
+    assert {line.prompt for record in records() for line in record.lines} == {first.version}
     assert [each["subject"] for each in person] == ["Accept this prompt and model for sentiment?"]
 
     prompt(" WORSE")

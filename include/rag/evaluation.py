@@ -13,6 +13,7 @@ from include.ai.embeddings import DEFAULT_MODEL as DEFAULT_EMBEDDINGS
 from include.ai.embeddings import EMBEDDINGS_CONN_ID
 from include.ai.model import DEFAULT_MODEL
 from include.common.charts import bar_chart
+from include.common.fingerprint import fingerprint
 from include.common.grading import word_recall
 from include.common.markdown import as_markdown_line, table
 from include.common.results import publish, report, run_folder
@@ -22,7 +23,6 @@ from include.rag.stores.base import SearchMode, SearchQuery
 
 try:
     from include.spend import scores as score_book
-    from include.spend.ledger import fingerprint
 except ImportError:  # a copied pattern may lack it: then its scores are in its reports only
     score_book = None  # type: ignore[assignment]
 
