@@ -24,6 +24,7 @@ PATTERNS: dict[Callable[[World], Conf], int] = {
     worlds.rag_evaluation: 2,
     worlds.batch_inference: 2,
     worlds.human_review: 1,
+    worlds.evaluator_optimizer: 6,
     worlds.on_demand_inference: 2,  # one is
     worlds.map_partial_expand: 1,
     worlds.any_asset: 1,
@@ -37,6 +38,7 @@ OTHER_STORES = {
     "stream_inference",
     "sqs_inference",
     "dead_letters",
+    "evaluate_prompts",
 }
 
 

@@ -127,7 +127,7 @@ def test_each_promise_takes_as_many_requests_as_the_docs_say(storage, large_xcom
     assert of_the_docs() == {
         "an artifact, or a file of a run of up to 50 MB": count(lambda: write_artifact(storage_path("a.json"), "{}")),
         "a file of 60 MB": count(lambda: build(60 * MB)),
-        "an answer of a model: to look for it, and to store it": count(an_answer),
+        "an answer of a model, to store it": count(an_answer),
         "a message answered by `stream_inference` or `sqs_inference`": count(answer_message),
         "the same message again": count(lambda: answers.read_answer("stream", "a")),
         "a message too large for its topic: to store it, and to read it": count(large_message)

@@ -1,4 +1,4 @@
-"""Delete stored answers: those of a DAG, a run, a key, or older than some days. docs/ask-once.md says what they are."""
+"""Delete stored answers: those of a DAG, a run, a key, or older than some days: see `include.ai.reuse`."""
 
 from __future__ import annotations
 

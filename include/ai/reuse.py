@@ -4,7 +4,8 @@
 anew), all tasks of the same `"run"`, all who ask the same within a `timedelta`, or, with `"try"`, nobody.
 
 The same call has the same connection, host, model, settings, messages, tools and form of the answer. If a task asks the
-same several times, its n-th call finds the n-th answer. docs/ask-once.md says where answers are, and for how long.
+same several times, its n-th call finds the n-th answer. Answers lie on the storage until
+`include.ai.forget` deletes them.
 """
 
 from __future__ import annotations
