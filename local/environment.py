@@ -44,6 +44,18 @@ def storage_url(home: Path) -> str:
     return f"file://{home / 'artifacts'}"  # not Path.as_uri(), which escapes: fsspec takes it as it is
 
 
+def enter(home: Path) -> None:
+    """Let this process see the storage and the Airflow of the stack in this folder, unless the user sets others.
+
+    To be called before Airflow is imported, which reads its settings then.
+    """
+    os.environ.update(
+        {"GENAI_STORAGE": storage_url(home.absolute())}
+        | user_environment()
+        | {"AIRFLOW_HOME": str(home.absolute() / "airflow")}
+    )
+
+
 def airflow_environment(
     home: Path, api_port: int, model_url: str, openai_url: str, broker: str, queue: str, log_ports: tuple[int, int]
 ) -> dict[str, str]:

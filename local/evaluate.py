@@ -2,8 +2,9 @@
 
     python -m local.evaluate --subjects severity,teams --model openai-chat:gpt-6-luna --summary summary.md
 
-No Airflow needs to run. The status is 0 if every subject passed, 1 if one got worse, 2 if one is neither: there are too
-few cases, a metric is missing, or nothing was accepted yet. `--accept` makes the results the accepted ones.
+No Airflow needs to run. The status is 0 if every subject passed, 1 if one got worse or nothing could be evaluated, 2 if
+one is neither: there are too few cases, a metric is missing, or nothing was accepted yet. `--accept` makes the results
+the accepted ones.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from local.environment import (
     DEFAULT_HOME,
     EMBEDDING_MODEL,
     PROJECT,
+    enter,
     model_connection,
     user_environment,
     uses_embedded_model,
@@ -44,11 +46,10 @@ MODEL_CONN_ID = "evaluated_model"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluate, print the report, and return the status."""
     given = parsed(arguments)
-    os.environ.update({"AIRFLOW_HOME": str(given.home / "airflow"), **user_environment()})
+    enter(given.home)
     store = json.dumps({"conn_type": "lancedb", "host": str(given.home / "lancedb")})
     os.environ.setdefault("AIRFLOW_CONN_VECTOR_STORE_DEFAULT", store)
-    os.environ.setdefault("GENAI_STORAGE", f"file://{given.home / 'artifacts'}")
-    Path(given.home).mkdir(parents=True, exist_ok=True)
+    given.home.mkdir(parents=True, exist_ok=True)
     with embedded_models(given.home) if uses_embedded_model(user_environment()) else nullcontext():
         return evaluate(given)
 

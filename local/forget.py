@@ -8,11 +8,10 @@ make forget KEY=3f2a                            those whose file's name begins s
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
-from local.environment import DEFAULT_HOME, storage_url, user_environment
+from local.environment import DEFAULT_HOME, enter
 
 
 def main() -> None:
@@ -21,12 +20,7 @@ def main() -> None:
     for name in ("dag", "run", "key", "days"):
         parser.add_argument(f"--{name}", default="")
     arguments = parser.parse_args()
-    home = arguments.home.absolute()
-    environment = user_environment()
-    os.environ |= environment | {
-        "AIRFLOW_HOME": str(home / "airflow"),
-        "GENAI_STORAGE": environment.get("GENAI_STORAGE") or storage_url(home),
-    }
+    enter(arguments.home)
     from include.ai.forget import forget  # Airflow reads its settings when it is imported
 
     try:

@@ -7,7 +7,6 @@ make price DAG=batch_inference_at_scale FILE=rows.csv           its rows that ar
 from __future__ import annotations
 
 import argparse
-import os
 import runpy
 import sys
 from datetime import UTC, date, datetime, timedelta
@@ -17,7 +16,7 @@ from typing import Any
 import httpx
 
 from local.dags import wanted_dags
-from local.environment import DEFAULT_HOME, storage_url, user_environment
+from local.environment import DEFAULT_HOME, enter
 from local.processes import StackError
 from local.stack import Stack
 
@@ -92,11 +91,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", default="")
     arguments = parser.parse_args()
     home = arguments.home.absolute()
-    environment = user_environment()
-    os.environ |= environment | {
-        "AIRFLOW_HOME": str(home / "airflow"),
-        "GENAI_STORAGE": environment.get("GENAI_STORAGE") or storage_url(home),
-    }
+    enter(home)
     from airflow.providers.common.compat.sdk import AirflowException  # it reads its settings when it is imported
 
     try:

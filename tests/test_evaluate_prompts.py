@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from include.sample.evaluation import CASES
 from include.subjects import subjects
 from tests.conftest import PROJECT, dag_file, template_dags
 from tests.scripted_model import CALL_USD
+from tests.test_ledger import records
 
 SUBJECTS = {subject.name: subject for subject in subjects(CASES)}
 DAGS = PROJECT / "dags"
@@ -31,8 +33,9 @@ PERSON = {"id": "7", "name": "Ada"}
 
 
 @pytest.fixture
-def labelled(model: Any) -> Any:
+def labelled(model: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The scripted model, which knows the labels of the reviews, and whose quality depends on the prompt."""
+    monkeypatch.setenv("AIRFLOW_HOME", os.environ["AIRFLOW_HOME"])  # `make evaluate` sets it
     labels = {case.input: case.expected for case in read_cases(CASES / "reviews.jsonl")}
     model.script(labels=labels, quality=QUALITY)
     return model
@@ -76,6 +79,7 @@ def test_a_worse_prompt_is_refused_and_a_better_one_is_accepted(run_dag, labelle
     assert "sentiment: nothing to compare with" in run.xcom("report")["result"]
     first = read_accepted("sentiment")
     assert 0.7 < first.passed.value < 0.9
+    assert {line.prompt for record in records() for line in record.lines} == {first.version}
     assert [each["subject"] for each in person] == ["Accept this prompt and model for sentiment?"]
 
     prompt(" WORSE")

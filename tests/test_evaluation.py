@@ -14,6 +14,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from include.common.markdown import as_markdown_cell, table
 from include.evaluation.cases import Case, read_cases
 from include.evaluation.results import Result, Trial
 from include.evaluation.scorers import Asked, Given, SameFields, SameSet, ToolCalls, facts_in, precision_and_recall
@@ -24,7 +25,6 @@ from include.evaluation.statistics import (
     difference_interval,
     wilson,
 )
-from include.evaluation.tables import cell, table
 from include.evaluation.verdicts import Outcome, judge_change
 from include.sample.evaluation import CASES
 from include.subjects import subjects
@@ -320,7 +320,7 @@ def test_a_loss_of_10_points_at_100_cases_is_found_as_often_as_the_docs_say(lost
 def test_text_from_outside_stays_in_its_cell_and_is_no_link_and_no_html(text):
     from include.page.previews import as_markdown
 
-    html = str(as_markdown("\n".join(table(["a"], [[cell(text)]]))))
+    html = str(as_markdown(table(["a"], [[as_markdown_cell(text)]])))
     assert html.count("<td") == 1
     assert html.count("<tr") == 2
     assert not re.search("<a |<img|<code|<b>", html)

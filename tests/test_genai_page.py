@@ -262,6 +262,16 @@ def test_names_and_models_of_others_are_text(browser, storage, monkeypatch):
     assert "<script>alert" not in shown
 
 
+def test_stored_answers_are_shown_with_what_they_saved(browser, run, monkeypatch):
+    process = Ledger()
+    in_task(monkeypatch, dag_id="prompt_chaining")
+    process.record(CALL._replace(calls=0, cost_usd=0.0, reused=3, saved_usd=0.25))
+    process.flush()
+    shown = browser.get("").text
+    assert "<b>$0.25</b>saved by 3 stored answers" in shown
+    assert "+ 3 reused" in shown
+
+
 def test_broken_records_are_counted_on_the_page(browser, storage, monkeypatch):
     folder = storage / "ledger" / "attempts" / datetime.now(UTC).date().isoformat()
     folder.mkdir(parents=True)

@@ -17,17 +17,19 @@ from include.ai import untrusted
 from include.ai.agents import agent_kwargs
 from include.ai.attempt import TaskAttempt
 from include.ai.effects import UNKNOWN, effect, effect_key
+from include.sample.refunds import written
 from tests.conftest import chat_requests
 from tests.killing import kill_tries
 
 DATE = datetime(2026, 1, 2, tzinfo=UTC)
 OUTCOME = {"summary": "The money is paid back.", "needs_a_person": False}
+LETTER = "Your 149 EUR are on their way.\n\n![now](https://example.com/x.png)"
 REFUND = {"amount_eur": 149, "reason": "It was lost."}
 
 
 def script(llm: Any) -> None:
     llm.call_tool("look_up_order", {}).call_tool("refund", REFUND)
-    llm.call_tool("write_to_customer", {"text": "Your 149 EUR are on their way."}).call_tool("final_result", OUTCOME)
+    llm.call_tool("write_to_customer", {"text": LETTER}).call_tool("final_result", OUTCOME)
 
 
 def lying(storage: Any, folder: str) -> list[dict[str, Any]]:
@@ -46,10 +48,19 @@ def test_an_agent_looks_up_pays_and_writes_and_the_report_says_what_was_really_d
     assert run.state == "success"
     (refund,), (letter,) = lying(storage, "refunds"), lying(storage, "letters")
     assert (refund["amount_eur"], refund["reason"]) == (149.0, "It was lost.")
-    assert letter["text"] == "Your 149 EUR are on their way."
+    assert letter["text"] == LETTER
     assert run.xcom("report")["result"] == "KF-1002: 1 refunds, 1 letters"
     (report,) = (storage / "refund_agent").rglob("report.md")
     assert refund["said"] in report.read_text()
+    assert "> Your 149 EUR are on their way.\n> \n> !\\[now\\](" in report.read_text()
+
+
+def test_a_refund_is_not_read_from_a_file_that_a_killed_worker_left_half_written(storage):
+    folder = storage / "refund_agent" / "refunds" / "KF-1002"
+    folder.mkdir(parents=True)
+    (folder / "000.json").write_text('{"amount_eur": 49}')
+    (folder / "0f0f.part").write_text('{"amount_eur": 49}')
+    assert written("refunds", "KF-1002") == [{"amount_eur": 49}]
 
 
 KILLS = {

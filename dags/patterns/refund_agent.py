@@ -17,8 +17,10 @@ from pydantic import Field
 from include.ai import BaseModel, untrusted
 from include.ai.agents import agent_kwargs
 from include.ai.effects import effect
+from include.common.markdown import as_markdown_line, as_markdown_quote, as_markdown_text
 from include.common.params import limits
-from include.common.storage import artifact_path, write_artifact
+from include.common.results import publish
+from include.common.results import report as markdown_report
 from include.common.task_defaults import DEFAULT_ARGS
 from include.sample.refunds import ORDERS, look_up_order, refund, write_to_customer, written
 
@@ -67,15 +69,13 @@ def refund_agent():
 
     @task
     def report(outcome: dict):
-        context = get_current_context()
-        order_id = context["params"]["order"]
+        order_id = get_current_context()["params"]["order"]
         done = {name: written(name, order_id) for name in ("refunds", "letters")}
-        lines = [f"# Order {order_id}", outcome["summary"]]
-        lines += [f"- {note['said']} {note['reason']}" for note in done["refunds"]]
-        lines += [f"> {note['text']}" for note in done["letters"]]
-        path = artifact_path("refund_agent", context["run_id"], "report.md")
+        refunds = "\n".join(f"- {note['said']} {as_markdown_line(note['reason'])}" for note in done["refunds"])
+        letters = [as_markdown_quote(note["text"]) for note in done["letters"]]
+        parts = [as_markdown_text(outcome["summary"]), refunds, *letters]
         return {
-            "report": write_artifact(path, "\n\n".join(lines)),
+            "report": publish("report.md", markdown_report(f"Order {order_id}", *parts, asked="handle_request")),
             "result": f"{order_id}: {len(done['refunds'])} refunds, {len(done['letters'])} letters"
             + (", a person has to look at it" if outcome["needs_a_person"] else ""),
         }

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pydantic_ai.messages import ModelMessage, ModelResponse, SystemPromptPart
+from pydantic_ai.messages import ModelMessage, ModelResponse
 
+from include.ai.prompts import prompt_of
 from include.ai.usage import listed_cost, stated_price
 from include.common import prices
 from include.spend.budgets import Budgets, Meter, read_budgets
-from include.spend.ledger import Call, fingerprint, record, task_context, the_ledger
+from include.spend.ledger import Call, record, task_context, the_ledger
 
 if TYPE_CHECKING:
     from pydantic_ai.embeddings import EmbeddingResult
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from include.ai.connection import ModelSource
 
 
-_last_prompt: tuple[ModelRequestParameters, list[str | None], str] | None = None
 _meters: dict[tuple[str, str], Meter | None] = {}
 
 
@@ -96,20 +96,3 @@ def _count(source: ModelSource, call: Call) -> None:
     if (meter := meter_of(source)) and not call.failed:
         meter.add(call.cost_usd, call.model)
     record(call)
-
-
-def prompt_of(messages: list[ModelMessage], parameters: ModelRequestParameters) -> str:
-    """Return the fingerprint of a prompt without its data: instructions, form of the answer, and tools."""
-    instructions = [
-        part.content for message in messages for part in message.parts if isinstance(part, SystemPromptPart)
-    ] + [getattr(message, "instructions", None) for message in messages[:1]]
-    global _last_prompt  # the calls of a task mostly have the same one
-    if _last_prompt and _last_prompt[0] is parameters and _last_prompt[1] == instructions:
-        return _last_prompt[2]
-    tools = [
-        (tool.name, tool.description, tool.parameters_json_schema)
-        for tool in (*parameters.function_tools, *parameters.output_tools)
-    ]
-    form = parameters.output_object and parameters.output_object.json_schema
-    _last_prompt = (parameters, instructions, fingerprint(instructions, tools, form))
-    return _last_prompt[2]

@@ -9,13 +9,9 @@ from opentelemetry import metrics, trace
 from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.models.instrumented import instrument_model
 
+from include.ai.prompts import prompt_of
 from include.traces.agents import trace_agents
 from include.traces.settings import traces_are_on
-
-try:
-    from include.ai import spending
-except ImportError:  # a copied pattern may lack it: then no span has the fingerprint of its prompt
-    spending = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from pydantic_ai.embeddings import EmbeddingResult
@@ -56,8 +52,7 @@ def record_chat(
     span = trace.get_current_span()
     if span.is_recording():
         span.set_attribute("airflow.connection.id", source.conn_id)
-        if spending:
-            span.set_attribute("genai.prompt.fingerprint", spending.prompt_of(messages, parameters))
+        span.set_attribute("genai.prompt.fingerprint", prompt_of(messages, parameters))
     labels = _labels(source, "chat", model)
     if response:
         cost = None if response.usage.cost is None else float(response.usage.cost)

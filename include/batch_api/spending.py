@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from include.batch_api.requests import LONGEST_LINE
 from include.batch_api.rounds import Rounds
 from include.batch_api.run import batch_cost
+from include.common.fingerprint import fingerprint
 from include.common.json_lines import read_lines
 from include.common.storage import name_on_storage
 from include.common.stored_files import input_file
@@ -16,7 +17,7 @@ from include.jobs.record import JobKey
 from include.jobs.service import OpenAIService
 from include.jobs.spending import JobSpending
 from include.spend.budgets import PRICE_FORM
-from include.spend.ledger import Call, fingerprint
+from include.spend.ledger import Call
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath

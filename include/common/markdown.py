@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+
+LONGEST_CELL = 200
 
 _HTML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "\r": "\n"})
 _SIGNS = re.compile(r"[\\`*_\[\]|~]")
@@ -22,3 +25,19 @@ def as_markdown_text(text: object) -> str:
 def as_markdown_line(text: object) -> str:
     """Do as `as_markdown_text` with a text in one line, as in a heading, a list or a table."""
     return as_markdown_text(" ".join(str(text).split()))
+
+
+def as_markdown_quote(text: object) -> str:
+    """Do as `as_markdown_text` with a text that is shown as a quotation."""
+    return "\n".join(f"> {line}" for line in as_markdown_text(text).splitlines())
+
+
+def as_markdown_cell(text: object) -> str:
+    """Do as `as_markdown_line` with a text in a table, of which LONGEST_CELL characters are shown."""
+    line = " ".join(str(text).split())
+    return as_markdown_line(line if len(line) <= LONGEST_CELL else f"{line[:LONGEST_CELL]} ...")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table. Its cells are Markdown: see `as_markdown_cell`."""
+    return "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *rows))

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from include.common.charts import bar_chart
+from include.common.markdown import as_markdown_cell, table
 from include.common.prices import shown_usd
 from include.common.storage import write_artifact
 from include.evaluation.cases import Case
 from include.evaluation.results import Result, Trial, passed_share
-from include.evaluation.tables import cell, table
 from include.evaluation.verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Compared:
 
 def write_report(folder: ObjectStoragePath, compared: Sequence[Compared], alarm_rate: float) -> None:
     """Write `report.md` and, where there is something to show, `passed.svg`."""
-    write_artifact(folder / "report.md", "\n".join(markdown(compared, alarm_rate)))
+    write_artifact(folder / "report.md", markdown(compared, alarm_rate))
     bars = {"now": {each.result.subject: each.result.passed.value for each in compared}}
     if accepted := {each.result.subject: each.accepted.passed.value for each in compared if each.accepted}:
         bars["accepted"] = accepted
@@ -49,10 +49,10 @@ def write_report(folder: ObjectStoragePath, compared: Sequence[Compared], alarm_
         write_artifact(folder / "passed.svg", bar_chart("Passed cases", "share, 0 to 1", bars))
 
 
-def markdown(compared: Sequence[Compared], alarm_rate: float) -> list[str]:
-    """Return the lines of a report: a table of all subjects, and a part on each."""
+def markdown(compared: Sequence[Compared], alarm_rate: float) -> str:
+    """Return a report: a table of all subjects, and a part on each."""
     runs = dict.fromkeys(f"`{each.result.at:%Y-%m-%d}` · `{each.result.run_id}`" for each in compared)
-    lines = ["# Evaluation", "", *runs, "", *summary(compared), ""]
+    lines = ["# Evaluation", "", *runs, "", summary(compared)]
     lines += [
         f"Without a change, each of these verdicts is *worse* in at most {100 * alarm_rate:.3g} % of all evaluations. "
         "The brackets are 95 % intervals.",
@@ -60,10 +60,10 @@ def markdown(compared: Sequence[Compared], alarm_rate: float) -> list[str]:
     ]
     for each in compared:
         lines += [f"## {each.result.subject}", "", *_details(each), ""]
-    return lines
+    return "\n".join(lines)
 
 
-def summary(compared: Sequence[Compared]) -> list[str]:
+def summary(compared: Sequence[Compared]) -> str:
     """Return a table with a line for each subject."""
     rows = []
     for each in compared:
@@ -96,17 +96,17 @@ def _details(compared: Compared) -> list[str]:
         )
     of_accepted = accepted.metrics if accepted else {}
     metrics = [[name, f"{value:.2f}", _number(of_accepted.get(name))] for name, value in result.metrics.items()]
-    lines += ["", *table(["metric", "now", "accepted"], metrics)]
+    lines += ["", table(["metric", "now", "accepted"], metrics)]
     if result.failures:
-        failures = [[cell(name), str(number)] for name, number in result.failures.most_common()]
-        lines += ["", *table(["failure", "answers"], failures)]
-    by_tag = [[cell(tag), f"{_percent(share)} of {number}"] for tag, share, number in _tags(compared)]
+        failures = [[as_markdown_cell(name), str(number)] for name, number in result.failures.most_common()]
+        lines += ["", table(["failure", "answers"], failures)]
+    by_tag = [[as_markdown_cell(tag), f"{_percent(share)} of {number}"] for tag, share, number in _tags(compared)]
     if by_tag:
-        lines += ["", *table(["tag", "passed"], by_tag)]
-    return [*lines, "", *worst_cases(compared, MOST_CASES)]
+        lines += ["", table(["tag", "passed"], by_tag)]
+    return [*lines, "", worst_cases(compared, MOST_CASES)]
 
 
-def worst_cases(compared: Compared, most: int) -> list[str]:
+def worst_cases(compared: Compared, most: int) -> str:
     """Return a table of the cases that were lost, then of those that fail as before, with both answers."""
     before = compared.accepted.trials if compared.accepted else {}
     found: list[tuple[float, list[str]]] = []
@@ -114,10 +114,13 @@ def worst_cases(compared: Compared, most: int) -> list[str]:
         trials = compared.result.trials.get(case.key, [])
         if (share := passed_share(trials)) < 1:
             old = before.get(case.key, [])
-            row = [cell(text) for text in (_text(case.input), _text(case.expected), _answer(trials), _answer(old))]
+            row = [
+                as_markdown_cell(text)
+                for text in (_text(case.input), _text(case.expected), _answer(trials), _answer(old))
+            ]
             found.append((share - passed_share(old), row))
     found.sort(key=lambda each: each[0])
-    return table(["input", "expected", "now", "accepted"], [row for _, row in found[:most]]) if found else []
+    return table(["input", "expected", "now", "accepted"], [row for _, row in found[:most]]) if found else ""
 
 
 def _tags(compared: Compared) -> list[tuple[str, float, int]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from include.common.markdown import as_markdown_cell, table
 from include.evaluation.scorers import facts_in
-from include.evaluation.tables import cell, table
 
 
 def score_round(reply: str, judgement: Mapping[str, Any], must_say: Sequence[str]) -> dict[str, Any]:
@@ -31,10 +31,15 @@ def best_round(rounds: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
     number, best = max(done, key=lambda each: (sum(each[1]["metrics"].values()), each[0]))
     passed = f"passed in round {number}" if best["passed"] else f"not passed in {len(done)} rounds"
     rows = [
-        [str(n), cell(each["reply"]), *(f"{value:.2f}" for value in each["metrics"].values()), cell(each["faults"])]
+        [
+            str(n),
+            as_markdown_cell(each["reply"]),
+            *(f"{value:.2f}" for value in each["metrics"].values()),
+            as_markdown_cell(each["faults"]),
+        ]
         for n, each in done
     ]
-    report = "\n".join(table(["round", "reply", *best["metrics"], "faults"], rows)) + "\n"
+    report = table(["round", "reply", *best["metrics"], "faults"], rows)
     return {**best, "round": number, "report": report, "summary": f"{passed}: {best['reply']}"}
 
 

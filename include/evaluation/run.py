@@ -103,7 +103,7 @@ class EvaluationRun:
             "line": compared.line(),
             "is_new": not accepted or (accepted.version, accepted.model) != (result.version, result.model),
             "before": accepted and accepted.at.isoformat(),
-            "comparison": "\n".join(markdown([compared], alarm_rate)),
+            "comparison": markdown([compared], alarm_rate),
             "report": str(artifact_path(FOLDER, self.run_id, "report.md")),
         }
 

@@ -6,8 +6,6 @@ function. So nothing is measured that does not run. The DAG's file is imported w
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -21,12 +19,15 @@ from typing import Any
 from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk.execution_time.context import set_current_context
 from pydantic_ai import Agent
-from pydantic_ai.messages import ModelMessage, ModelResponse, SystemPromptPart
-from pydantic_ai.models.function import AgentInfo, FunctionModel
+from pydantic_ai.messages import ModelMessage, ModelResponse
+from pydantic_ai.models import ModelRequestParameters
+from pydantic_ai.models.test import TestModel
+from pydantic_ai.settings import ModelSettings
 from pydantic_core import to_jsonable_python
 
 from include.ai import COMMON_AI, LLM_CONN_ID, active_sdk
 from include.ai.output import check_output
+from include.ai.prompts import prompt_of
 from include.common.shown import shown_text
 from include.evaluation.cases import Case, read_cases
 from include.evaluation.scorers import Asked, Scorer
@@ -105,28 +106,27 @@ class LLMTask:
             return self.function(**asked.arguments)
 
     async def version(self, prompt: Any) -> str:
-        """Return the fingerprint of what a request holds besides the question: prompt, form of the answer, tools."""
-        seen: list[tuple[list[ModelMessage], AgentInfo]] = []
-
-        def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-            seen.append((messages, info))
-            raise _Seen
-
+        """Return the fingerprint of what a request holds besides the question, as the ledger has it."""
+        model = _Looking()
         with suppress(_Seen):
-            await self.agent.run(prompt, model=FunctionModel(answer))
-        ((messages, info),) = seen
-        parts = [part.content for message in messages for part in message.parts if isinstance(part, SystemPromptPart)]
-        tools = [
-            (tool.name, tool.description, tool.parameters_json_schema)
-            for tool in (*info.function_tools, *info.output_tools)
-        ]
-        form = info.model_request_parameters.output_object
-        sent = ["".join([*parts, info.instructions or ""]), tools, form and form.json_schema]
-        return hashlib.sha256(json.dumps(sent, sort_keys=True, default=str).encode()).hexdigest()[:12]
+            await self.agent.run(prompt, model=model)
+        return model.prompt
 
 
 class _Seen(Exception):
     """The request was looked at, and is not sent."""
+
+
+class _Looking(TestModel):
+    """A model that looks at what it is asked."""
+
+    prompt = ""
+
+    async def request(
+        self, messages: list[ModelMessage], settings: ModelSettings | None, parameters: ModelRequestParameters
+    ) -> ModelResponse:
+        self.prompt = prompt_of(messages, parameters)
+        raise _Seen
 
 
 def load_task(file: Path, dag_id: str, task_id: str) -> LLMTask:

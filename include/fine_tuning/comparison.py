@@ -14,7 +14,7 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from include.common.charts import bar_chart
-from include.common.markdown import as_markdown_line
+from include.common.markdown import as_markdown_cell, table
 from include.common.results import publish, report, run_folder
 from include.common.storage import read_artifact, storage_path, write_artifact
 from include.common.text import clean_text
@@ -109,17 +109,11 @@ def write_comparison(examples: Sequence[Example], answers: dict[str, Sequence[st
 def comparison_table(examples: Sequence[Example], answers: dict[str, Sequence[str]]) -> str:
     """Return each example with what every model answered, as a Markdown table."""
     rows = [
-        [_cell(example.question[-1]["content"], 120), _cell(example.answer), *map(_cell, given)]
+        [as_markdown_cell(text) for text in (example.question[-1]["content"], example.answer, *given)]
         for example, *given in zip(examples, *answers.values(), strict=True)
     ]
-    head = ["question", "expected", *answers]
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return table(["question", "expected", *answers], rows)
 
 
 def _normal(text: str) -> str:
     return " ".join(text.casefold().split())
-
-
-def _cell(text: str, longest: int = 200) -> str:
-    return as_markdown_line(text if len(text) <= longest else f"{text[:longest]} ...")

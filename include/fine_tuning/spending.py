@@ -5,12 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from include.common.fingerprint import fingerprint
 from include.common.prices import listed_cost, read_price
 from include.fine_tuning.api import training_cost
 from include.jobs.service import OpenAIService
 from include.jobs.spending import JobSpending
 from include.spend.budgets import Meter, read_budgets
-from include.spend.ledger import Call, fingerprint, record
+from include.spend.ledger import Call, record
 from include.spend.scores import record_score
 
 if TYPE_CHECKING:

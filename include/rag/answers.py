@@ -14,7 +14,7 @@ from pydantic import Field
 from pydantic_ai import ModelRetry
 
 from include.ai import BaseModel, untrusted
-from include.common.markdown import as_markdown_line, as_markdown_text
+from include.common.markdown import as_markdown_line, as_markdown_quote, as_markdown_text
 
 MOST_PASSAGES = 10
 MOST_CITED = 2  # one sentence stands in one passage, or in two
@@ -76,9 +76,7 @@ def published_answer(answer: Mapping[str, Any] | None, passages: Sequence[Mappin
 def answer_parts(published: Mapping[str, Any], passages: Sequence[Mapping[str, Any]]) -> list[str]:
     """Write what `published_answer` returned as Markdown: the answer, and each passage that it cites."""
     cited = [passage for passage in passages if passage["id"] in published["chunks"]]
-    quotes = ["\n".join(f"> {line}" for line in as_markdown_text(passage["text"]).splitlines()) for passage in cited]
-    names = [as_markdown_line(passage["source"]) for passage in cited]
-    sources = [f"**{name}**\n\n{quote}" for name, quote in zip(names, quotes, strict=True)]
+    sources = [f"**{as_markdown_line(each['source'])}**\n\n{as_markdown_quote(each['text'])}" for each in cited]
     return [as_markdown_text(published["answer"]), *sources]
 
 

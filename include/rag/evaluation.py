@@ -13,8 +13,9 @@ from include.ai.embeddings import DEFAULT_MODEL as DEFAULT_EMBEDDINGS
 from include.ai.embeddings import EMBEDDINGS_CONN_ID
 from include.ai.model import DEFAULT_MODEL
 from include.common.charts import bar_chart
+from include.common.fingerprint import fingerprint
 from include.common.grading import word_recall
-from include.common.markdown import as_markdown_line
+from include.common.markdown import as_markdown_line, table
 from include.common.results import publish, report, run_folder
 from include.rag.answers import ANSWER_PROMPT, Answer, published_answer
 from include.rag.search import search
@@ -22,7 +23,6 @@ from include.rag.stores.base import SearchMode, SearchQuery
 
 try:
     from include.spend import scores as score_book
-    from include.spend.ledger import fingerprint
 except ImportError:  # a copied pattern may lack it: then its scores are in its reports only
     score_book = None  # type: ignore[assignment]
 
@@ -96,9 +96,12 @@ def write_report(k: int, scores: Sequence[Score], grounded: Mapping[str, bool]) 
 
     :param grounded: by question whether its answer is.
     """
-    lines = [f"| store | mode | recall@{k} | MRR |", "|---|---|---|---|"]
-    lines += [f"| {s['store']} | {s['mode']} | {s['recall']:.2f} | {s['mrr']:.2f} |" for s in scores]
-    lines += ["", f"Grounded answers: {sum(grounded.values())} of {len(grounded)}", ""]
+    rows = [[s["store"], s["mode"], f"{s['recall']:.2f}", f"{s['mrr']:.2f}"] for s in scores]
+    lines = [
+        table(["store", "mode", f"recall@{k}", "MRR"], rows),
+        f"Grounded answers: {sum(grounded.values())} of {len(grounded)}",
+        "",
+    ]
     lines += [
         f"- {'grounded' if good else 'not grounded'}: {as_markdown_line(question)}"
         for question, good in grounded.items()

@@ -62,7 +62,8 @@ def written(folder: str, order_id: str) -> list[dict[str, Any]]:
     path = _path(folder, order_id)
     if not path.exists():
         return []
-    return [json.loads(path.fs.cat_file(file)) for file in sorted(path.fs.ls(path.path, detail=False))]
+    files = [file for file in path.fs.ls(path.path, detail=False) if file.endswith(".json")]  # none in the making
+    return [json.loads(path.fs.cat_file(file)) for file in sorted(files)]
 
 
 def _path(folder: str, order_id: str) -> ObjectStoragePath:

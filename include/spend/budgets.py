@@ -20,11 +20,12 @@ from typing import Any, NamedTuple
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 from pydantic import BaseModel, ConfigDict, PositiveFloat, ValidationError
 
+from include.common.fingerprint import fingerprint
 from include.common.prices import shown_usd
 from include.common.shared_total import SharedTotal
 from include.common.shown import shown_text
 from include.common.storage import name_on_storage
-from include.spend.ledger import fingerprint, task_context
+from include.spend.ledger import task_context
 
 BUDGETS_KEY = "budgets"
 FOLDER = "budgets"

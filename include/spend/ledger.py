@@ -8,8 +8,6 @@ last second. Records hold numbers, names and fingerprints; no prompt, no answer,
 from __future__ import annotations
 
 import atexit
-import hashlib
-import json
 import logging
 import threading
 from collections.abc import Callable
@@ -21,6 +19,7 @@ from uuid import uuid4
 from airflow.listeners import hookimpl
 from pydantic import BaseModel, ConfigDict, Field
 
+from include.common.fingerprint import fingerprint
 from include.common.shown import LONGEST_NAME, shown_text
 from include.common.storage import storage_path, write_artifact
 from include.common.task_ends import add_listener
@@ -40,7 +39,7 @@ class Call(NamedTuple):
     """A call of a model, or several that are one to the ledger, such as a paid job's.
 
     :param kind: `chat`, `embedding`, `batch` or `tuning`.
-    :param prompt: the fingerprint of what the call's author wrote: see `fingerprint`.
+    :param prompt: the fingerprint of what the call's author wrote: see `include.common.fingerprint`.
     :param cost_usd: US dollars; None if the price is unknown.
     :param failed: whether it has no answer.
     :param reused: calls that earlier answers served, and what these had cost: `saved_usd`.
@@ -146,12 +145,6 @@ def new_record(context: Any, record_id: str, started: datetime) -> Record:
         started=started,
         updated=started,
     )
-
-
-def fingerprint(*parts: object) -> str:
-    """Return 12 characters that stand for what the author of a call wrote: instructions, output schema, tools."""
-    text = json.dumps(parts, sort_keys=True, default=str, ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 class Ledger:

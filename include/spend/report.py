@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from include.common.charts import bar_chart
 from include.common.markdown import as_markdown_line
 from include.common.results import publish, report
 from include.spend.reading import Reading, only
 from include.spend.sums import Sum, overview
-
-if TYPE_CHECKING:
-    pass
 
 DAYS_BEFORE = 6
 MOST_BARS = 8
@@ -43,6 +40,8 @@ def write_report(day: date, week: Reading) -> dict[str, Any]:
         f"attempts of tasks. Attempts that failed cost ${total.failed_usd:,.4f}.",
         "",
     ]
+    if total.reused:
+        lines += [f"{total.reused:,} more were answered from the storage, which saved ${total.saved_usd:,.4f}.", ""]
     if total.unpriced:
         lines += [f"The price of {total.unpriced:,} calls is not known, and not in it. Set `usd_per_million_tokens` in"]
         lines += ["the extra of their connection.", ""]

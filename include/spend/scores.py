@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
+from include.common.fingerprint import fingerprint as fingerprint_of
 from include.common.shown import LONGEST_NAME, shown_text
 from include.common.storage import name_on_storage, storage_path, write_artifact
-from include.spend.ledger import fingerprint as fingerprint_of
 from include.spend.ledger import task_context
 
 FOLDER = "scores"
@@ -71,7 +71,7 @@ def record_score(
     :param value: what was measured; higher is better.
     :param cases: on how many cases.
     :param model: the model's name.
-    :param fingerprint: of the prompt or settings that were measured, by `include.spend.ledger.fingerprint`.
+    :param fingerprint: of the prompt or settings that were measured, by `include.common.fingerprint`.
     :param low: the lower end of the confidence interval, if there is one.
     :param high: its upper end.
     :raises ValueError: a value is not a finite number.

@@ -11,12 +11,15 @@ from include.spend.reading import Reading
 if TYPE_CHECKING:
     import pyarrow as pa
 
-AMOUNTS = ("calls", "failed", "unpriced", "tokens", "seconds", "cost_usd", "failed_usd")
+AMOUNTS = ("calls", "failed", "unpriced", "tokens", "seconds", "cost_usd", "failed_usd", "reused", "saved_usd")
 
 
 @dataclass(frozen=True)
 class Sum:
-    """What some attempts used. `key` says which; `failed_usd` is what attempts cost that failed in the end."""
+    """What some attempts used. `key` says which; `failed_usd` is what attempts cost that failed in the end.
+
+    `reused` calls were answered from the storage, and would have cost `saved_usd`.
+    """
 
     key: tuple[str, ...]
     attempts: int = 0
@@ -27,6 +30,8 @@ class Sum:
     seconds: float = 0.0
     cost_usd: float = 0.0
     failed_usd: float = 0.0
+    reused: int = 0
+    saved_usd: float = 0.0
 
     @property
     def name(self) -> str:

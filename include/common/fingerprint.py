@@ -1,0 +1,12 @@
+"""Short names of what may be long, or must not be shown."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+
+def fingerprint(*parts: object) -> str:
+    """Return 12 characters that stand for these values, such as a prompt's instructions, output schema and tools."""
+    text = json.dumps(parts, sort_keys=True, default=str, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
