@@ -146,7 +146,8 @@ def test_layers_are_copied_only_if_they_are_asked_for(project):
     assert {"dags/forget_answers.py", "include/ai/reuse.py", "include/ai/effects.py", "include/ai/attempt.py"} <= paths
     assert "include/ai/attempt.py" not in plain
     with pytest.raises(
-        CopyError, match=r"no layer 'traces'\. There are: canary, fallbacks, limits, prices, reuse, spend, usage"
+        CopyError,
+        match=r"no layer 'traces'\. There are: canary, fallbacks, limits, prices, rerank, reuse, spend, usage",
     ):
         copy("prompt_chaining", project, ["traces"])
 

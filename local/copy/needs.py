@@ -45,6 +45,7 @@ LAYERS = {
     "fallbacks": [Path("include/ai/fallbacks.py")],
     "limits": [Path("include/ai/account.py")],
     "prices": [Path("include/ai/usage.py"), Path("include/common/prices.py")],
+    "rerank": [Path("include/rag/rerank.py")],
     "reuse": [
         Path("include/ai/reuse.py"),
         Path("include/ai/effects.py"),
