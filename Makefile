@@ -31,7 +31,7 @@ OURS := $(shell test -e $(READY) && test ! $(VENV)/pyvenv.cfg -nt $(READY) && "$
 EMBED_BIN := .venv-sentence-transformers/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo start stop send forget price copy evaluate test embed lint bench lock clean
+.PHONY: help demo start stop send observe forget price copy evaluate test embed lint bench lock clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,18 @@ endef
 
 send: $(READY)  ## send messages to a DAG that waits for them, and show the replies (N=20, DAG=stream_inference)
 	@$(BIN)/python -m local.send --home $(DATA) --number $(or $(N),20) --dag $(or $(DAG),stream_inference)
+
+PHOENIX := .venv-phoenix
+OBSERVE_PORT ?= 6006
+
+observe: $(READY)  ## start Phoenix, a tool that shows traces, beside the stack (installed once, 620 MB; docs/observing.md)
+	@test -e $(PHOENIX)/complete || { echo "Installing Phoenix into $(PHOENIX) ..." && rm -rf $(PHOENIX) && "$(PYTHON)" -m venv $(PHOENIX) \
+		&& $(BIN)/uv pip install --quiet --no-deps --only-binary :all: --python $(PHOENIX)/bin/python -r local/phoenix.lock && touch $(PHOENIX)/complete; }
+	@echo "Put these two lines into .env, and start the stack anew (make stop, make start). Ctrl-C here ends Phoenix."
+	@echo "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=http://127.0.0.1:$(OBSERVE_PORT)/v1/traces"
+	@echo "GENAI_TRACE_URL=http://127.0.0.1:$(OBSERVE_PORT)/redirects/traces/{trace_id}"
+	@mkdir -p $(DATA)/phoenix && PHOENIX_HOST=127.0.0.1 PHOENIX_PORT=$(OBSERVE_PORT) PHOENIX_GRPC_PORT=$(shell expr $(OBSERVE_PORT) + 1) \
+		PHOENIX_WORKING_DIR="$(abspath $(DATA))/phoenix" PHOENIX_TELEMETRY_ENABLED=false exec $(PHOENIX)/bin/phoenix serve > $(DATA)/phoenix/log 2>&1
 
 forget: $(READY)  ## delete stored answers of models (some of: DAG=routing, RUN=..., KEY=..., DAYS=7)
 	@$(BIN)/python -m local.forget --home $(DATA) --dag "$(DAG)" --run "$(RUN)" --key "$(KEY)" --days "$(DAYS)"
@@ -116,7 +128,7 @@ lock: $(READY)  ## resolve the pinned requirements anew into the stack's lock, a
 	@grep -vxFf $(VENV)/airflow.txt $(VENV)/all.txt > $(CONSTRAINTS)
 
 clean: stop  ## remove the virtual environment and all local data (needs no Python)
-	rm -rf $(VENV) .venv-sentence-transformers $(DATA)
+	rm -rf $(VENV) .venv-sentence-transformers $(PHOENIX) $(DATA)
 
 .PHONY: replaced
 replaced:

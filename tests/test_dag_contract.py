@@ -19,6 +19,7 @@ HEAVY_MODULES = [
     "openai",
     "weaviate",
     "lancedb",
+    "opentelemetry.exporter",
     "sentence_transformers",
     "pandas",
     "pyarrow",

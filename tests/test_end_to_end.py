@@ -130,7 +130,7 @@ def test_an_agent_whose_worker_is_killed_goes_on_from_its_answers_and_asks_anew_
     assert usage["reused"] >= 1
     assert usage["reused"] + usage["requests"] == len(answers())
 
-    cleared = {"dry_run": False, "dag_run_id": run_id, "task_ids": ["handle_request"]}
+    cleared = {"dry_run": False, "only_failed": False, "dag_run_id": run_id, "task_ids": ["handle_request"]}
     assert airflow.post("dags/refund_agent/clearTaskInstances", cleared).is_success
     wait_until(lambda: task()["try_number"] == 3 and airflow.run("refund_agent", run_id)["state"] == "success")
     assert "reused" not in used()

@@ -30,6 +30,11 @@ from pydantic_ai.usage import RunUsage
 
 from include.ai.output import output_to_json
 
+try:
+    from include.ai import tracing
+except ImportError:  # a copied pattern may lack it
+    tracing = None  # type: ignore[assignment]
+
 
 class _Form(NamedTuple):
     """What an agent gives to its model besides the messages, and whether the model answers in a text."""
@@ -66,11 +71,13 @@ class Asking:
         answer = None
         if self._form:
             question = ModelRequest(parts=[SystemPromptPart(self._system_prompt), UserPromptPart(prompt)])
-            answer = await self._model.request([question], self._form.settings, self._form.parameters)
+            model = tracing.traced(self._model) if tracing else self._model
+            answer = await model.request([question], self._form.settings, self._form.parameters)
             if (output := self._read(answer, self._form)) is not None:
                 usage.requests += 1
                 usage.incr(answer.usage)
                 return output_to_json(output)
+            answer.metadata = {"reused_from": "the call before", **(answer.metadata or {})}
         model = _OfAgent(self._model, answer, self._learn)
         return output_to_json((await self._agent.run(prompt, model=model, usage=usage)).output)
 

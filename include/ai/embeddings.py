@@ -17,6 +17,10 @@ try:
     from include.ai import spending
 except ImportError:  # a copied pattern may lack it: then no ledger is kept
     spending = None  # type: ignore[assignment]
+try:
+    from include.ai import tracing
+except ImportError:
+    tracing = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from pydantic_ai.embeddings import EmbeddingModel, EmbeddingResult
@@ -106,8 +110,9 @@ class Embedder:
                 "Check the connection's host, key and model."
             ) from None
         finally:
-            if spending:
-                spending.record_embedding(self._source, result, time.monotonic() - started)
+            for layer in (spending, tracing):
+                if layer:
+                    layer.record_embedding(self._source, result, time.monotonic() - started)
 
 
 def cosine(a: Sequence[float], b: Sequence[float]) -> float:

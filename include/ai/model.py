@@ -43,6 +43,10 @@ try:
     from include.ai import spending
 except ImportError:
     spending = None  # type: ignore[assignment]
+try:
+    from include.ai import tracing
+except ImportError:
+    tracing = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from include.ai.rate_limit import RateLimit
@@ -136,11 +140,12 @@ class ConnectionModel(WrapperModel):
         started, calls, waited = time.monotonic(), 0, 0.0
 
         def record(response: ModelResponse | None, calls: int = 1) -> None:
-            if spending:
-                seconds = time.monotonic() - started
-                spending.record_chat(
-                    self.source, self.model_name, messages, model_request_parameters, response, seconds, calls
-                )
+            seconds = time.monotonic() - started
+            for layer in (spending, tracing):
+                if layer:
+                    layer.record_chat(
+                        self.source, self.model_name, messages, model_request_parameters, response, seconds, calls
+                    )
 
         while True:
             try:
@@ -148,6 +153,8 @@ class ConnectionModel(WrapperModel):
                 break
             except e.ModelAPIError as error:
                 calls += 1
+                if tracing:
+                    tracing.record_refusal(self.source, self.model_name, error)
                 failure, wait = self._task_error(error), _wait(error, calls, self.longest_wait_s - waited)
                 if wait is None or isinstance(failure, AirflowFailException):
                     record(None, calls)

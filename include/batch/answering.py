@@ -7,6 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,11 @@ from include.ai.limited_model import LimitedModel, TaskUsage
 from include.ai.model import RequestRefused, TextTooLong, connection_model
 from include.batch.chunks import Chunk
 from include.batch.rows import Result, Row
+
+try:
+    from include.traces import chunks as chunk_spans
+except ImportError:  # a copied pattern may lack it
+    chunk_spans = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -108,6 +114,7 @@ class Answering:
         self._in_flight = 0
         self._unanswered_in_a_row = 0
         self._stop: Exception | None = None
+        self._spans = chunk_spans.ChunkSpans() if chunk_spans else None
 
     async def run(self) -> None:
         """Answer every row that has no result yet.
@@ -122,6 +129,8 @@ class Answering:
         ticker = asyncio.create_task(self._log_progress())
         await asyncio.gather(*(self._work(queue) for _ in range(self._at_once)))
         ticker.cancel()
+        if self._spans:
+            self._spans.end_all()
         self.progress.log()
         if self._stop:
             raise self._stop
@@ -151,11 +160,18 @@ class Answering:
                 if (item := next(queue, None)) is None:
                     return
                 chunk, rows, row = item
-                if result := await self._result(row):
+                name = chunk.folder.name
+                with self._spans.row(name, row.number) if self._spans else nullcontext():
+                    result = await self._result(row)
+                if result:
                     await chunk.note(result)
                     self.progress.add(result)
+                    if self._spans:
+                        self._spans.add(name, result)
                     if len(chunk.open_results) == len(rows):
                         await asyncio.to_thread(chunk.complete, rows)
+                        if self._spans:
+                            self._spans.end(name)
             except Exception as error:  # of several that fail for the same reason, the first says it
                 self._stop = self._stop or error.with_traceback(None)  # 40 frames of libraries
             finally:

@@ -21,6 +21,11 @@ from include.jobs.start import one_job
 from include.jobs.trigger import PaidJobTrigger
 from include.jobs.wait import cancel, wait_for_job
 
+try:
+    from include.traces import jobs as job_spans
+except ImportError:  # a copied pattern may lack it
+    job_spans = None  # type: ignore[assignment]
+
 if TYPE_CHECKING:
     from airflow.sdk.definitions.context import Context
 
@@ -209,6 +214,9 @@ class PaidJobOperator(BaseOperator):
     def _finish(self, context: Context, outcome: Outcome) -> Any:
         job = outcome.job
         where = f"Connection {self.conn_id!r}"
+        if job_spans and job and job.has_ended:
+            key = self.key(context["ti"]).value
+            job_spans.send_job_span(self.service_path, self.conn_id, key, job.id, job.status, job.created_at)
         if outcome.status == "unreachable":
             raise AirflowException(f"{where}: {outcome.message}. A retry takes the job up again.")
         if outcome.status == "timed_out" or job is None:

@@ -13,12 +13,17 @@ import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowFailException
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from pydantic import BaseModel, ValidationError
 
+from include.common.spans import span
 from include.common.storage import read_artifact, storage_path, write_artifact
 from include.messages.contract import Reply, Request
 from include.messages.model import PromptedModel, Unanswerable
@@ -40,6 +45,9 @@ class Mailbox(Protocol[Message]):
 
     def read(self, message: Message) -> tuple[Request | None, str | None]:
         """Return the message's request, or what is wrong with it."""
+
+    def trace(self, message: Message) -> dict[str, str]:
+        """Return the message's TRACE_HEADERS."""
 
     async def reply(self, message: Message, reply: Reply) -> None:
         """Send a reply; return when it has arrived.
@@ -84,8 +92,10 @@ async def answer_all(
                 counts["left"] += 1
                 return
             try:
-                outcome = await _answer(message, mailbox, answers)
-                await mailbox.settle(message)
+                with _span(message, mailbox) as current:
+                    outcome = await _answer(message, mailbox, answers)
+                    await mailbox.settle(message)
+                    current.set_attribute("genai.message.outcome", outcome)
                 counts[outcome] += 1
             except Refused as refusal:
                 refusals.append(refusal)
@@ -99,6 +109,14 @@ async def answer_all(
     for failure in problems + refusals:
         raise failure
     return counts
+
+
+def _span(message: Message, mailbox: Mailbox[Message]) -> AbstractContextManager[trace.Span]:
+    """Trace what is done for a message, with a link to the trace of its sender."""
+    carried = TraceContextTextMapPropagator().extract(mailbox.trace(message), Context())
+    sender = trace.get_current_span(carried).get_span_context()
+    attributes = {"messaging.operation.type": "process", "messaging.message.id": mailbox.name(message)}
+    return span("process message", attributes, trace.SpanKind.CONSUMER, [trace.Link(sender)] if sender.is_valid else [])
 
 
 async def _answer(message: Message, mailbox: Mailbox[Message], answers: RequestAnswers) -> str:

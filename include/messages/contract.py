@@ -10,6 +10,8 @@ An incompatible change gets a new version. New optional fields do not: readers i
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import uuid4
@@ -23,6 +25,13 @@ EVENT_REQUESTS = "inference_requests"
 STREAM_REQUESTS = "stream_requests"
 REPLIES = "inference_replies"
 DEAD_LETTERS = "inference_dead_letters"
+
+
+# W3C Trace Context: what a sender's trace is called. Replies and dead letters carry it on.
+TRACE_HEADERS = {
+    "traceparent": re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}"),
+    "tracestate": re.compile(r"[\x20-\x7e]{1,512}"),
+}
 
 
 class ReplyOptions(BaseModel):
@@ -123,6 +132,16 @@ def read_request(value: bytes | None) -> tuple[Request | None, str | None]:
         problems = error.errors(include_url=False, include_context=False, include_input=False)
         named = [f"{'.'.join(map(str, each['loc'])) or 'message'}: {each['msg']}" for each in problems[:5]]
         return None, "; ".join(named)
+
+
+def trace_headers(headers: Iterable[tuple[str, Any]]) -> dict[str, str]:
+    """Return those of a message's headers that say which trace it is of, if they are valid."""
+    texts = {name: value.decode(errors="replace") if isinstance(value, bytes) else value for name, value in headers}
+    return {
+        name: text
+        for name, form in TRACE_HEADERS.items()
+        if isinstance(text := texts.get(name), str) and form.fullmatch(text)
+    }
 
 
 def new_request(text: str, request_id: str = "", echo: str = "", wanted: bool = True) -> Request:

@@ -108,6 +108,10 @@ class Queues:
         """Read the request."""
         return read_request(message.content)
 
+    def trace(self, message: Message) -> dict[str, str]:
+        """Return nothing: Airflow's trigger does not ask SQS for the attributes of messages."""
+        return {}
+
     async def reply(self, message: Message, reply: Reply) -> None:
         """Send a reply.
 

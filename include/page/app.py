@@ -34,6 +34,11 @@ from include.spend.reading import Reading, only, read_days
 from include.spend.scores import read_scores
 from include.spend.sums import overview
 
+try:
+    from include.page.trace_link import trace_link
+except ImportError:  # a copied pattern may lack it
+    trace_link = None  # type: ignore[assignment]
+
 FOLDER = Path(__file__).parent
 LONGEST_RANGE_DAYS = 92
 SHOWN_DAYS = 7
@@ -127,6 +132,7 @@ def run(
         request,
         "run.html",
         run=dag_run,
+        trace=trace_link(dag_run) if callable(trace_link) else "",
         result=read_results(session, dag_id, [run_id]).get(run_id, ""),
         previews=previews(files),
         problem=problem,

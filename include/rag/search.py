@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from airflow.providers.common.compat.sdk import AirflowFailException
+from opentelemetry.trace import SpanKind
 
 from include.ai.embeddings import Embedder
+from include.common.spans import span
 from include.rag.stores.base import Hit, SearchQuery, VectorCollection
 from include.rag.stores.open import VECTOR_STORE_CONN_ID, open_vector_store
 
@@ -83,7 +85,11 @@ def best_hits(collection: VectorCollection, query: SearchQuery, vector: Sequence
     :param vector: the embedding of the query's text.
     """
     kept: list[tuple[Hit, set[str]]] = []
-    for hit in collection.search(replace(query, limit=SPARE_HITS * query.limit), vector):
+    attributes = {"db.operation.name": query.mode, "db.collection.name": INDEX, "db.query.limit": query.limit}
+    with span(f"search {INDEX}", attributes, SpanKind.CLIENT) as searching:
+        hits = collection.search(replace(query, limit=SPARE_HITS * query.limit), vector)
+        searching.set_attribute("db.response.returned_rows", len(hits))
+    for hit in hits:
         text = hit.text.partition("\n")[2] or hit.text  # without its headings, which copies need not share
         words = set(re.findall(r"\w+", text.lower()))
         is_new = all(len(words & other) < NEAR_DUPLICATE * len(words | other) for _, other in kept)

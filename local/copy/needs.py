@@ -57,6 +57,15 @@ LAYERS = {
         Path("plugins/genai_page.py"),
         Path("dags/operations/spend_report.py"),
     ],
+    "traces": [
+        Path("include/ai/tracing.py"),
+        Path("include/ai/usage.py"),
+        Path("include/page/trace_link.py"),
+        Path("include/traces/chunks.py"),
+        Path("include/traces/jobs.py"),
+        Path("include/traces/listener.py"),
+        Path("plugins/genai_traces.py"),
+    ],
     "usage": [Path("include/ai/usage.py")],
 }
 # What a module does without, but takes up with one of these layers: by the layer, its name in any folder.

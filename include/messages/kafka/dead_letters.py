@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from confluent_kafka import Message
 
+from include.messages.contract import trace_headers
 from include.messages.kafka.clients import KafkaClients
 from include.messages.kafka.reader import Place, place, reading
 from include.messages.kafka.sender import Sender
@@ -43,7 +44,8 @@ def stored_dead_letter(topic: str, message: Message, reason: str) -> dict[str, A
     """Return the same for a message that is too large for the topic: its value points to the message on storage."""
     whole = StoredMessage(value=message.value(), key=message.key(), headers=_headers(message))
     pointer = store(str(message.topic()), whole).model_dump_json().encode()
-    return {"topic": topic, "value": pointer, "headers": _position_headers(message, reason, stored="yes")}
+    trace = [(name, value.encode()) for name, value in trace_headers(_headers(message)).items()]
+    return {"topic": topic, "value": pointer, "headers": [*trace, *_position_headers(message, reason, stored="yes")]}
 
 
 def _position_headers(message: Message, reason: str, **more: str) -> list[tuple[str, bytes]]:

@@ -15,7 +15,7 @@ from typing import Any
 from confluent_kafka import Message
 
 from include.messages.answers import answer_all
-from include.messages.contract import DEAD_LETTERS, REPLIES, Reply, Request, read_request
+from include.messages.contract import DEAD_LETTERS, REPLIES, Reply, Request, read_request, trace_headers
 from include.messages.kafka.clients import KafkaClients
 from include.messages.kafka.dead_letters import dead_letter, stored_dead_letter
 from include.messages.kafka.reader import Place, TakenOver, place, reading, settled
@@ -84,12 +84,19 @@ class Topics:
             return None, f"it cannot be decompressed: {error.name()}"
         return read_request(message.value())
 
+    def trace(self, message: Message) -> dict[str, str]:
+        """Return the message's headers of W3C Trace Context."""
+        headers: Any = message.headers() or []
+        return trace_headers(headers)
+
     async def reply(self, message: Message, reply: Reply) -> None:
         """Send a reply.
 
         :raises TooLarge: the topic does not take a reply of this size.
         """
-        await self._send({"topic": REPLIES, "key": reply.request_id, "value": reply.model_dump_json().encode()})
+        headers = [(name, value.encode()) for name, value in self.trace(message).items()]
+        value = reply.model_dump_json().encode()
+        await self._send({"topic": REPLIES, "key": reply.request_id, "value": value, "headers": headers})
 
     async def bury(self, message: Message, reason: str) -> None:
         """Send a dead letter.
