@@ -322,7 +322,7 @@ ATTACKS: list[Callable[[World], Conf]] = [
 # Params whose attack ends the run before anything else is attacked.
 BAD_PARAMS: dict[str, Conf] = {
     "rag_pipeline": {"rerank": ATTACK},
-    "rag_evaluation": {"stores": [ATTACK]},
+    "rag_evaluation": {"stores": [ATTACK], "rerank": ATTACK},
     "evaluate_prompts": {"subjects": ["replies"], "limit": 1, "conn_id": ATTACK, "judge_conn_id": ATTACK},
     "batch_inference_at_scale": {"input": ATTACK},
     "batch_api_inference": {"input": ATTACK},
