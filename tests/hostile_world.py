@@ -262,6 +262,18 @@ def spend_report(world: World) -> Conf:
     return {"day": now.date().isoformat()}
 
 
+def canary_report(world: World) -> Conf:
+    extra = {"model": "openai-chat:usual", "canary": {"conn_id": ATTACK, "share": 1}}
+    world.patch.setenv("AIRFLOW_CONN_USUAL", json.dumps({"conn_type": "pydanticai", "extra": extra}))
+    spend_report(world)
+    line = Line(kind="chat", conn_id="usual", model=ATTACK, prompt=ATTACK, calls=1)
+    where = {"dag_id": ATTACK, "run_id": f"{ATTACK}2", "task_id": ATTACK, "map_index": -1, "try_number": 1}
+    now = datetime.now(UTC)
+    record = Record(id="two", logical_date=None, started=now, updated=now, state="success", lines=[line], **where)
+    write_artifact(storage_path(*record.file), record.model_dump_json())
+    return {}
+
+
 def refund_agent(world: World) -> Conf:
     world.llm.call_tool("refund", {"amount_eur": 1, "reason": ATTACK})
     world.llm.call_tool("write_to_customer", {"text": ATTACK})
@@ -302,13 +314,15 @@ ATTACKS: list[Callable[[World], Conf]] = [
     asset_or_time,
     asset_producer,
     spend_report,
+    canary_report,
     evaluate_prompts,
     evaluator_optimizer,
     forget_answers,
 ]
 # Params whose attack ends the run before anything else is attacked.
 BAD_PARAMS: dict[str, Conf] = {
-    "rag_evaluation": {"stores": [ATTACK]},
+    "rag_pipeline": {"rerank": ATTACK},
+    "rag_evaluation": {"stores": [ATTACK], "rerank": ATTACK},
     "evaluate_prompts": {"subjects": ["replies"], "limit": 1, "conn_id": ATTACK, "judge_conn_id": ATTACK},
     "batch_inference_at_scale": {"input": ATTACK},
     "batch_api_inference": {"input": ATTACK},

@@ -47,6 +47,7 @@ MODELS_AND_MAPPING: dict[str, tuple[dict[str, Any], str, str]] = {
     "fine_tuning": ({"margin": 0, "evaluation_size": 4}, "compare", "score on 4 examples: "),
     "human_review": ({"tickets": ["Where is my van?"]}, "report", r"1 sent \(0 edited\), 0 rejected"),
     "evaluate_prompts": ({}, "report", "no DAG of a subject is in this project"),
+    "canary_report": ({}, "compare", "no connection states a canary"),
     "evaluator_optimizer": ({}, "report", r"(not )?passed in"),
     "forget_answers": ({"dag_id": "no_such_dag"}, "delete", "0 stored answers deleted"),
     "spend_report": (

@@ -22,6 +22,7 @@ from include.rag.evaluation import (
     record_scores,
     regressions,
     score_retrieval,
+    search_name,
     spread_sample,
     write_report,
 )
@@ -61,6 +62,13 @@ from include.sample.data import evaluation_questions
             title="Search",
             description="The mode that the recall threshold holds for, and that passages for answers come from.",
         ),
+        "rerank": Param(
+            None,
+            type=["null", "string"],
+            **limits(maxLength=200),
+            title="Re-ranking",
+            description="The connection to a model that orders the passages anew, measured beside the mode without.",
+        ),
         "min_recall": Param(
             0.8,
             type="number",
@@ -91,7 +99,7 @@ def rag_evaluation():
         scores = []
         for conn_id in params["stores"]:
             refresh_index(conn_id)
-            scores += score_retrieval(evaluation_questions(), params["k"], conn_id)
+            scores += score_retrieval(evaluation_questions(), params["k"], conn_id, params["mode"], params["rerank"])
         return scores
 
     @task(pool=LLM_POOL)
@@ -99,7 +107,7 @@ def rag_evaluation():
         params = get_current_context()["params"]
         sample = spread_sample(evaluation_questions(), params["answers"])
         queries = [SearchQuery(each["question"], params["k"], params["mode"]) for each in sample]
-        found = search(queries, conn_id=params["stores"][0])
+        found = search(queries, conn_id=params["stores"][0], rerank_conn_id=params["rerank"])
         return [{**each, "passages": [asdict(hit) for hit in hits]} for each, hits in zip(sample, found, strict=True)]
 
     @task.llm(**llm_kwargs(), system_prompt=ANSWER_PROMPT, output_type=Answer, map_index_template="{{ number }}")
@@ -117,7 +125,7 @@ def rag_evaluation():
         }
         params = context["params"]
         folder = write_report(params["k"], scores, grounded)
-        record_scores(params["k"], scores, grounded, params["mode"])
+        record_scores(params["k"], scores, grounded, search_name(params["mode"], params["rerank"]))
         recalls = ", ".join(f"{score['mode']} {score['recall']:.2f}" for score in scores)
         return {
             "artifacts": folder,
@@ -128,7 +136,8 @@ def rag_evaluation():
     @task
     def check_thresholds(scores: list[dict], reported: dict):
         params = get_current_context()["params"]
-        found = regressions(scores, params["mode"], params["min_recall"], reported["grounded"], params["min_grounded"])
+        used = search_name(params["mode"], params["rerank"])
+        found = regressions(scores, used, params["min_recall"], reported["grounded"], params["min_grounded"])
         if found:
             raise AirflowFailException(f"Worse than allowed: {'; '.join(found)}. See {reported['artifacts']}")
 

@@ -64,6 +64,13 @@ FILTER = {"type": "array", "items": {"type": "string", "maxLength": 200}, "maxIt
             title="Passages",
             description="How many to retrieve.",
         ),
+        "rerank": Param(
+            None,
+            type=["null", "string"],
+            **limits(maxLength=200),
+            title="Re-ranking",
+            description="The connection to a model that orders the passages anew; empty: none. One more call.",
+        ),
         "min_score": Param(
             0.2,
             type="number",
@@ -105,7 +112,7 @@ def rag_pipeline():
     def retrieve():
         params = get_current_context()["params"]
         query = SearchQuery(params["query"], params["k"], params["mode"], params["filters"])
-        (hits,) = search([query], params["min_score"])
+        (hits,) = search([query], params["min_score"], rerank_conn_id=params["rerank"])
         return [asdict(hit) for hit in hits]
 
     @task.llm(**llm_kwargs(), system_prompt=ANSWER_PROMPT, output_type=Answer)

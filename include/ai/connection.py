@@ -32,7 +32,8 @@ except ImportError:  # a copied pattern may lack it
 if TYPE_CHECKING:
     from include.ai.rate_limit import RateLimit
 
-LAYER_KEYS = ("budgets", "fallback_conn_ids", "requests_per_minute", "tokens_per_minute", "usd_per_million_tokens")
+PER_MINUTE = ("requests_per_minute", "tokens_per_minute")
+LAYER_KEYS = ("budgets", "canary", "fallback_conn_ids", *PER_MINUTE, "usd_per_million_tokens")
 # What providers call the base URL.
 URL_ARGUMENTS = ("base_url", "azure_endpoint", "api_base")
 # Arguments of providers that no connection can hold, and a key of the Vertex form that means nothing any more.

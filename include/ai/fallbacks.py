@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
@@ -19,6 +18,11 @@ from pydantic_ai.models.fallback import FallbackModel
 
 from include.ai.connection import ModelSource
 from include.ai.model import ConnectionModel, RequestRefused
+
+try:
+    from include.ai import canary
+except ImportError:  # a copied pattern may lack it
+    canary = None  # type: ignore[assignment]
 
 # With a connection to fall back to: long enough for a limit per minute to reset.
 LONGEST_WAIT_BEFORE_FALLBACK_S = 60.0
@@ -59,22 +63,42 @@ def read_fallbacks(source: ModelSource) -> list[str]:
 class ConnectionChain(ConnectionModel):
     """The model of a connection, and those of its fallbacks.
 
-    :param conn_id: the first connection.
+    :param conn_id: the first connection, unless its canary has a run ask another one before.
     :param make: makes the model of one connection.
     """
 
     def __init__(self, conn_id: str, make: Callable[[str], ConnectionModel]) -> None:
         super().__init__(conn_id)
         self._make = make
+        self._chains: dict[str | None, tuple[list[ConnectionModel], Model]] = {}  # by the canary's candidate
 
-    @cached_property
+    @property
     def models(self) -> list[ConnectionModel]:
         """The models, in order.
 
         :raises AirflowFailException: one of them cannot be built: better known now than in an outage.
         """
-        models = [self._make(conn_id) for conn_id in (self.conn_id, *read_fallbacks(self.source))]
-        for model in models[1:]:
+        return self._chain()[0]
+
+    @property
+    def wrapped(self) -> Model:  # type: ignore[override]
+        """The one model, or all of them."""
+        return self._chain()[1]
+
+    def _chain(self) -> tuple[list[ConnectionModel], Model]:
+        candidate = canary.candidate(self.source) if canary else None
+        if candidate not in self._chains:
+            models = self._build(candidate)
+            several = FallbackModel(*models, fallback_on=falls_back) if len(models) > 1 else models[0]
+            self._chains[candidate] = (models, several)
+        return self._chains[candidate]
+
+    def _build(self, candidate: str | None) -> list[ConnectionModel]:
+        ids = [*([candidate] if candidate else []), self.conn_id, *read_fallbacks(self.source)]
+        models = [self._make(conn_id) for conn_id in dict.fromkeys(ids)]
+        for model in models:
+            if model.conn_id == self.conn_id:
+                continue
             if read_fallbacks(model.source):
                 raise AirflowFailException(
                     f"Connection {model.conn_id!r} has fallback_conn_ids of its own, which nobody follows: list all "
@@ -84,11 +108,6 @@ class ConnectionChain(ConnectionModel):
         for model in models[:-1]:
             model.longest_wait_s = LONGEST_WAIT_BEFORE_FALLBACK_S
         return models
-
-    @cached_property
-    def wrapped(self) -> Model:  # type: ignore[override]
-        """The one model, or all of them."""
-        return FallbackModel(*self.models, fallback_on=falls_back) if len(self.models) > 1 else self.models[0]
 
     async def request(self, *args: Any, **kwargs: Any) -> ModelResponse:
         """Ask one model after the other.

@@ -7,5 +7,6 @@ scorers      how good an answer is; judge: a model that judges
 results      what was measured, and what was accepted before
 statistics   intervals, an exact paired test, how many cases it takes
 verdicts     better, worse, no significant difference, or too few cases to tell
+canary       both arms of a canary, from the ledger
 accepting    a person decides on what is accepted
 """

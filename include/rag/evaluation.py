@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from statistics import mean
-from typing import Any, TypedDict, get_args
+from typing import Any, NotRequired, TypedDict, get_args
 
 from include.ai import LLM_CONN_ID
 from include.ai.connection import read_model_source
@@ -19,7 +19,7 @@ from include.common.markdown import as_markdown_line, table
 from include.common.results import publish, report, run_folder
 from include.rag.answers import ANSWER_PROMPT, Answer, published_answer
 from include.rag.search import search
-from include.rag.stores.base import SearchMode, SearchQuery
+from include.rag.stores.base import Hit, SearchMode, SearchQuery
 
 try:
     from include.spend import scores as score_book
@@ -34,6 +34,7 @@ class Score(TypedDict):
     """Retrieval in one store and mode. `recall`: the share of questions whose document is among the first k passages.
 
     `mrr`: the mean of 1 / rank of the document's first passage, 0 where it is not among them. `questions`: how many.
+    `higher` and `lower`: of how many of them re-ranking moved the document so.
     """
 
     store: str
@@ -42,30 +43,64 @@ class Score(TypedDict):
     recall: float
     mrr: float
     missed: list[str]
+    higher: NotRequired[int]
+    lower: NotRequired[int]
 
 
-def score_retrieval(questions: Sequence[Mapping[str, Any]], k: int, conn_id: str) -> list[Score]:
+def search_name(mode: str, rerank_conn_id: str | None) -> str:
+    """Return what scores and reports call a search."""
+    return f"{mode}, re-ranked" if rerank_conn_id else mode
+
+
+def score_retrieval(
+    questions: Sequence[Mapping[str, Any]],
+    k: int,
+    conn_id: str,
+    rerank_mode: SearchMode | None = None,
+    rerank_conn_id: str | None = None,
+) -> list[Score]:
     """Score each search mode in the store `conn_id`, on the questions that have a document.
 
+    :param rerank_mode: the mode to score with re-ranking, too, by the model of `rerank_conn_id`, if that is given.
     :raises AirflowFailException: the store has no index, or one of another embedding model.
     """
     asked = [each for each in questions if each["document"]]
     modes: tuple[SearchMode, ...] = get_args(SearchMode)
     hits = iter(search([SearchQuery(each["question"], k, mode) for mode in modes for each in asked], conn_id=conn_id))
-    scores = []
-    for mode in modes:
-        ranks = {each["question"]: _rank(each["document"], [hit.source for hit in next(hits)]) for each in asked}
-        scores.append(
-            Score(
-                store=conn_id,
-                mode=mode,
-                questions=len(asked),
-                recall=mean(rank > 0 for rank in ranks.values()),
-                mrr=mean(1 / rank if rank else 0 for rank in ranks.values()),
-                missed=[question for question, rank in ranks.items() if not rank],
-            )
-        )
+    ranks = {mode: _ranks(asked, [next(hits) for _ in asked]) for mode in modes}
+    scores = [_score(conn_id, mode, of_mode) for mode, of_mode in ranks.items()]
+    if rerank_mode and rerank_conn_id:
+        queries = [SearchQuery(each["question"], k, rerank_mode) for each in asked]
+        reranked = _ranks(asked, search(queries, conn_id=conn_id, rerank_conn_id=rerank_conn_id))
+        # Reciprocal, so that a document that is not among the first k is below all that are.
+        moved = [_reciprocal(rank) - _reciprocal(ranks[rerank_mode][question]) for question, rank in reranked.items()]
+        score = _score(conn_id, search_name(rerank_mode, rerank_conn_id), reranked)
+        scores.append({**score, "higher": sum(each > 0 for each in moved), "lower": sum(each < 0 for each in moved)})
     return scores
+
+
+def _score(store: str, mode: str, ranks: Mapping[str, int]) -> Score:
+    return Score(
+        store=store,
+        mode=mode,
+        questions=len(ranks),
+        recall=mean(rank > 0 for rank in ranks.values()),
+        mrr=mean(_reciprocal(rank) for rank in ranks.values()),
+        missed=[question for question, rank in ranks.items() if not rank],
+    )
+
+
+def _ranks(asked: Sequence[Mapping[str, Any]], found: Sequence[Sequence[Hit]]) -> dict[str, int]:
+    """Find the place of each question's document among its hits, from 1; 0 if it is not there."""
+    ranks = {}
+    for each, hits in zip(asked, found, strict=True):
+        sources = [hit.source for hit in hits]
+        ranks[each["question"]] = sources.index(each["document"]) + 1 if each["document"] in sources else 0
+    return ranks
+
+
+def _reciprocal(rank: int) -> float:
+    return 1 / rank if rank else 0.0
 
 
 def spread_sample(questions: Sequence[Mapping[str, Any]], size: int) -> list[Mapping[str, Any]]:
@@ -97,11 +132,13 @@ def write_report(k: int, scores: Sequence[Score], grounded: Mapping[str, bool]) 
     :param grounded: by question whether its answer is.
     """
     rows = [[s["store"], s["mode"], f"{s['recall']:.2f}", f"{s['mrr']:.2f}"] for s in scores]
-    lines = [
-        table(["store", "mode", f"recall@{k}", "MRR"], rows),
-        f"Grounded answers: {sum(grounded.values())} of {len(grounded)}",
-        "",
+    lines = [table(["store", "mode", f"recall@{k}", "MRR"], rows)]
+    lines += [
+        f"\nOf {s['questions']} questions, re-ranking moved the document of {s['higher']} up, and of {s['lower']} down."
+        for s in scores
+        if "higher" in s
     ]
+    lines += ["", f"Grounded answers: {sum(grounded.values())} of {len(grounded)}", ""]
     lines += [
         f"- {'grounded' if good else 'not grounded'}: {as_markdown_line(question)}"
         for question, good in grounded.items()
@@ -156,8 +193,3 @@ def regressions(
     if grounded and (share := mean(grounded.values())) < min_grounded:
         found.append(f"the share of grounded answers is {share:.2f}, below {min_grounded:.2f}")
     return found
-
-
-def _rank(document: str, sources: Sequence[str]) -> int:
-    """Find the place of the document among the sources, from 1; 0 if it is not there."""
-    return sources.index(document) + 1 if document in sources else 0

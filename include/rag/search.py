@@ -15,6 +15,11 @@ from include.common.spans import span
 from include.rag.stores.base import Hit, SearchQuery, VectorCollection
 from include.rag.stores.open import VECTOR_STORE_CONN_ID, open_vector_store
 
+try:
+    from include.rag import rerank as reranking
+except ImportError:  # a copied pattern may lack it
+    reranking = None  # type: ignore[assignment]
+
 # The alias of the collection that searches use. The names of all its collections begin so.
 INDEX = "KnowledgeBase"
 
@@ -39,14 +44,24 @@ def indexed_documents() -> dict[str, str]:
 
 
 def search(
-    queries: Sequence[SearchQuery], min_score: float = -1.0, conn_id: str = VECTOR_STORE_CONN_ID
+    queries: Sequence[SearchQuery],
+    min_score: float = -1.0,
+    conn_id: str = VECTOR_STORE_CONN_ID,
+    rerank_conn_id: str | None = None,
 ) -> list[list[Hit]]:
     """Find for each query the best chunks of at least `min_score` (cosine), best first, without near-duplicates.
 
     A text that several queries share is embedded once.
 
+    :param rerank_conn_id: the connection to a model that orders more hits anew, of which the first are returned.
     :raises AirflowFailException: there is no index yet, or it is of another embedding model than the current one.
     """
+    if rerank_conn_id:
+        if reranking is None:
+            raise AirflowFailException("Re-ranking needs the layer rerank: copy include/rag/rerank.py as well.")
+        wider = [replace(query, limit=reranking.hits_to_read(query.limit)) for query in queries]
+        found = reranking.rerank(rerank_conn_id, [query.text for query in queries], search(wider, min_score, conn_id))
+        return [hits[: query.limit] for query, hits in zip(queries, found, strict=True)]
     embedder = Embedder()
     with open_vector_store(conn_id) as store:
         active = store.active(INDEX)

@@ -35,9 +35,17 @@ CONNECTION = re.compile(r"[a-z_]+_default")
 SETTING = re.compile(r"GENAI_[A-Z_]+")
 # What a pattern does without, and may be copied along: by name, the files that it begins with.
 LAYERS = {
+    "canary": [
+        Path("include/ai/canary.py"),
+        Path("include/ai/fallbacks.py"),
+        Path("include/ai/usage.py"),
+        Path("include/ai/spending.py"),
+        Path("dags/operations/canary_report.py"),
+    ],
     "fallbacks": [Path("include/ai/fallbacks.py")],
     "limits": [Path("include/ai/account.py")],
     "prices": [Path("include/ai/usage.py"), Path("include/common/prices.py")],
+    "rerank": [Path("include/rag/rerank.py")],
     "reuse": [
         Path("include/ai/reuse.py"),
         Path("include/ai/effects.py"),

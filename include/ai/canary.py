@@ -1,0 +1,62 @@
+"""Canary: in a share of the runs of a DAG, a candidate connection is asked first.
+
+`{"canary": {"conn_id": "candidate", "share": 0.1}}` in a connection's extra. A hash of connection, DAG and run decides
+which runs these are: it is the same for all tasks and tries of a run. Where the candidate gives no answer, the
+connection itself is asked, and then its fallbacks. A canary of a candidate or of a fallback is not followed.
+"""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from typing import Annotated
+
+from airflow.providers.common.compat.sdk import AirflowFailException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from include.ai.connection import ModelSource
+from include.spend.ledger import task_context
+
+KEY = "canary"
+
+
+class Canary(BaseModel):
+    """The candidate `conn_id`, and the share of runs that ask it: 0 for none, 1 for all."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    conn_id: Annotated[str, Field(min_length=1)]
+    share: Annotated[float, Field(ge=0, le=1)]
+
+    def takes(self, conn_id: str, dag_id: str, run_id: str) -> bool:
+        """Return whether a run asks the candidate instead of `conn_id`. A larger share has all runs of a smaller."""
+        digest = sha256(json.dumps([conn_id, dag_id, run_id]).encode()).digest()
+        return int.from_bytes(digest[:8]) < self.share * 2**64
+
+
+def read_canary(source: ModelSource) -> Canary | None:
+    """Read a connection's canary; None if it has none.
+
+    :raises AirflowFailException: what it states is not one.
+    """
+    if source.layer_args.get(KEY) is None:
+        return None
+    try:
+        canary = Canary.model_validate(source.layer_args[KEY])
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, (KEY, *each['loc'])))}: {each['msg']}" for each in error.errors()]
+        raise AirflowFailException(f"Connection {source.conn_id!r}, extra: {'; '.join(problems)}.") from None
+    if canary.conn_id == source.conn_id:
+        raise AirflowFailException(f"Connection {source.conn_id!r}, extra: canary.conn_id: it is to be another one.")
+    return canary
+
+
+def candidate(source: ModelSource) -> str | None:
+    """Return the connection that the run that is at work asks first; None for the connection itself.
+
+    :raises AirflowFailException: the connection's canary is not valid.
+    """
+    canary, context = read_canary(source), task_context()
+    if canary and context and canary.takes(source.conn_id, context["ti"].dag_id, context["ti"].run_id):
+        return canary.conn_id
+    return None
