@@ -2,7 +2,7 @@
 
     python -m local.evaluate --subjects severity,teams --model openai-chat:gpt-6-luna --summary summary.md
 
-No Airflow needs to run. The status is 0 if every subject passed, 1 if one got worse or nothing could be evaluated, 2 if
+No Airflow needs to run. The status is 0 if every subject passed, 1 if one got worse or nothing could be evaluated, 3 if
 one is neither: there are too few cases, a metric is missing, or nothing was accepted yet. `--accept` makes the results
 the accepted ones.
 """
@@ -37,7 +37,7 @@ from local.processes import ProcessGroup, StackError, free_ports
 if TYPE_CHECKING:
     from include.evaluation.run import EvaluationRun
 
-PASSED, WORSE, NEITHER = 0, 1, 2
+PASSED, WORSE, NEITHER = 0, 1, 3
 START_TIMEOUT_S = 60.0
 # The connection to the model that `--model` names.
 MODEL_CONN_ID = "evaluated_model"

@@ -169,6 +169,9 @@ class _Evaluation:
             trial.error = "refused"
         except UnexpectedModelBehavior:
             trial.error = "invalid answer"
+        except Exception:
+            self.spent_usd += float(used.cost or 0)  # of the calls before the one that failed
+            raise
         trial.seconds = round(trial.seconds or time.monotonic() - started, 3)
         trial.input_tokens, trial.output_tokens = used.input_tokens, used.output_tokens
         trial.cost_usd = None if used.requests and used.cost is None else float(used.cost or 0)
