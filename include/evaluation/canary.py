@@ -14,10 +14,10 @@ from include.ai.canary import Canary, read_canary
 from include.ai.connection import read_model_source
 from include.ai.fallbacks import read_fallbacks
 from include.ai.model import DEFAULT_MODEL
+from include.common.markdown import as_markdown_cell, table
 from include.common.prices import shown_usd
 from include.common.results import publish, report, run_folder
 from include.evaluation.statistics import Interval, wilson
-from include.evaluation.tables import cell, table
 from include.spend.reading import only, read_days
 from include.spend.scores import Score, read_scores
 
@@ -137,19 +137,18 @@ def _compare(conn_id: str, canary: Canary, rows: pa.Table, first: date, last: da
     for (dag_id, _), (name, of_run) in sorted(runs.items()):
         dags.setdefault(dag_id, {name: Arm() for name in ARMS})[name].add(of_run)
     verdicts = {dag_id: verdict(*(arms[name] for name in ARMS)) for dag_id, arms in dags.items()}
-    named = f"{cell(conn_id)} (usual), {cell(canary.conn_id)} (candidate, {100 * canary.share:g} % of runs)"
-    lines = [f"## {named}", ""]
-    lines += _arms(dags, verdicts) if dags else ["No run has asked the candidate yet."]
+    named = f"{as_markdown_cell(conn_id)} (usual), {as_markdown_cell(canary.conn_id)} (candidate, {100 * canary.share:g} % of runs)"
+    lines = [f"## {named}", "", _arms(dags, verdicts) if dags else "No run has asked the candidate yet."]
     if others:
         lines += ["", f"{others} runs are in neither arm: the share was another one then, or something else asked."]
     scores = read_scores(first, last, dags.keys()).scores
     if of_scores := _scores(scores, {run: name for run, (name, _) in runs.items()}):
-        lines += ["", *table(["score", *ARMS], of_scores)]
+        lines += ["", table(["score", *ARMS], of_scores)]
     line = ", ".join(f"{dag_id}: {words}" for dag_id, words in verdicts.items()) or "no run has asked it yet"
     return "\n".join(lines), f"{canary.conn_id} instead of {conn_id}: {line}"
 
 
-def _arms(dags: Mapping[str, Mapping[str, Arm]], verdicts: Mapping[str, str]) -> list[str]:
+def _arms(dags: Mapping[str, Mapping[str, Arm]], verdicts: Mapping[str, str]) -> str:
     head = ["DAG", "arm", "runs", "with a failure", "calls", "failed", "USD per run", "s per call", "verdict"]
     rows = []
     for dag_id, arms in dags.items():
@@ -159,7 +158,7 @@ def _arms(dags: Mapping[str, Mapping[str, Arm]], verdicts: Mapping[str, str]) ->
             cost = ("?" if arm.unpriced else shown_usd(arm.cost_usd / arm.runs)) if arm.runs else ""
             seconds = f"{arm.seconds / arm.calls:.2f}" if arm.calls else ""
             numbers = [f"{arm.runs:,}", share, f"{arm.calls:,}", f"{arm.failed_calls:,}", cost, seconds]
-            rows.append([cell(dag_id), name, *numbers, verdicts[dag_id] if name == ARMS[1] else ""])
+            rows.append([as_markdown_cell(dag_id), name, *numbers, verdicts[dag_id] if name == ARMS[1] else ""])
     return table(head, rows)
 
 
@@ -178,7 +177,7 @@ def _scores(scores: Sequence[Score], arms: Mapping[Run, str]) -> list[list[str]]
             pooled.append(
                 f"{shown(wilson(sum(s.value * s.cases for s in each) / cases, cases))} of {cases}" if each else ""
             )
-        lines.append([cell(", ".join(name)), *pooled])
+        lines.append([as_markdown_cell(", ".join(name)), *pooled])
     return lines
 
 
