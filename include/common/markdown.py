@@ -29,7 +29,7 @@ def as_markdown_line(text: object) -> str:
 
 def as_markdown_quote(text: object) -> str:
     """Do as `as_markdown_text` with a text that is shown as a quotation."""
-    return "\n".join(f"> {line}" for line in as_markdown_text(text).splitlines())
+    return "\n".join(f"> {line}" for line in as_markdown_text(text).split("\n"))
 
 
 def as_markdown_cell(text: object) -> str:

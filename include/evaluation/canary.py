@@ -137,7 +137,8 @@ def _compare(conn_id: str, canary: Canary, rows: pa.Table, first: date, last: da
     for (dag_id, _), (name, of_run) in sorted(runs.items()):
         dags.setdefault(dag_id, {name: Arm() for name in ARMS})[name].add(of_run)
     verdicts = {dag_id: verdict(*(arms[name] for name in ARMS)) for dag_id, arms in dags.items()}
-    named = f"{as_markdown_cell(conn_id)} (usual), {as_markdown_cell(canary.conn_id)} (candidate, {100 * canary.share:g} % of runs)"
+    usual, candidate = as_markdown_cell(conn_id), as_markdown_cell(canary.conn_id)
+    named = f"{usual} (usual), {candidate} (candidate, {100 * canary.share:g} % of runs)"
     lines = [f"## {named}", "", _arms(dags, verdicts) if dags else "No run has asked the candidate yet."]
     if others:
         lines += ["", f"{others} runs are in neither arm: the share was another one then, or something else asked."]
