@@ -56,7 +56,7 @@ def is_stranger(client: tuple[str, int], server: tuple[str, int]) -> bool:
     """Return whether the other end of a connection on 127.0.0.1 is another user's, as far as Linux says."""
     if not TCP_TABLE.exists():
         return False
-    rows = [line.split() for line in TCP_TABLE.read_text().splitlines()[1:]]
+    rows = [line.split() for line in TCP_TABLE.read_text().strip().split("\n")[1:]]
     if all(row[1] != _in_table(server) for row in rows):
         return False  # not the table of this network
     ends = [_in_table(client), _in_table(server)]
