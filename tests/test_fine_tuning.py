@@ -224,4 +224,4 @@ def test_a_hostile_answer_stays_in_its_cell():
 
     example = Example.model_validate(conversation(1))
     (row,) = comparison_table([example], {"m": ["| a |\n# x <script> `rm`"]}).splitlines()[2:]
-    assert row == "| Question 1? | Answer 1 | \\| a \\| # x &lt;script> \\`rm\\` |"
+    assert row == "| Question 1? | Answer 1 | \\| a \\| # x &lt;script&gt; \\`rm\\` |"

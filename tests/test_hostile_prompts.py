@@ -173,7 +173,8 @@ def prompts() -> Iterator[tuple[str, str]]:
     yield "ANSWER_PROMPT", ANSWER_PROMPT
     for path in dag_files():
         module = runpy.run_path(str(path))
-        yield from ((f"{path.stem}.{name}", value) for name, value in module.items() if name.endswith("PROMPT"))
+        texts = {name: value for name, value in module.items() if name.endswith("PROMPT") and isinstance(value, str)}
+        yield from ((f"{path.stem}.{name}", value) for name, value in texts.items())
 
 
 def test_every_prompt_says_that_the_text_it_comes_with_is_data(airflow_db):
