@@ -20,6 +20,7 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 from llmock.scenarios import Match, Reply, ToolCall
 from llmock.simulation import build_mock_embedding as vector_of
 
+from include.common.markdown import as_markdown_line, as_markdown_quote
 from include.common.stored_files import stored_file
 from include.rag import documents, ingestion
 from include.rag import search as search_module
@@ -537,9 +538,9 @@ def test_the_answer_is_published_with_the_chunks_and_documents_it_cites(run_dag,
     (report,) = storage.glob("rag_pipeline/*/answer.md")
     text = report.read_text()
     assert text.startswith(f"# {ANYTHING['query']}\n")
-    assert f"**{cited['source']}**" in text
-    assert all(f"> {line}" in text for line in cited["text"].splitlines())
-    assert passages[0]["text"].splitlines()[-1] not in text, "it is not cited"
+    assert f"**{as_markdown_line(cited['source'])}**" in text
+    assert as_markdown_quote(cited["text"]) in text
+    assert as_markdown_quote(passages[0]["text"]) not in text, "it is not cited"
     prompt = json.dumps(chat_requests(llm)[0]["messages"][-1]["content"])
     for number, passage in enumerate(passages, 1):
         assert json.dumps(f'<passage number="{number}">\n{passage["text"]}\n</passage>')[1:-1] in prompt
