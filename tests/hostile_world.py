@@ -245,8 +245,10 @@ def evaluate_prompts(world: World) -> Conf:
 
 
 def evaluator_optimizer(world: World) -> Conf:
-    for _ in range(3):
-        world.answers({"reply": f"Dear customer, {ATTACK}"}, {"reason": ATTACK, "passed": False})
+    for number in range(3):  # no two alike, so that no two requests are
+        world.answers(
+            {"reply": f"Dear customer {number}, {ATTACK}"}, {"reason": f"{number}: {ATTACK}", "passed": False}
+        )
     person = {"responded_by_user": {"id": ATTACK, "name": ATTACK}, "responded_at": ATTACK}
     decision = {"chosen_options": ["Approve"], "params_input": {"reply": f"Edited. {ATTACK}"}, **person}
     world.patch.setattr(HITLOperator, "execute", lambda self, context: [self.subject, self.body] and decision)
