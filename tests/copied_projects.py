@@ -53,12 +53,19 @@ EVENT_TIMEOUT_S = 30.0
 # What most DAGs import when they run. (Not lancedb: it starts a thread, and threads cannot be forked.)
 SLOW_IMPORTS = ["openai", "pyarrow.parquet", "pydantic_ai.embeddings", "pydantic_ai.models.openai"]
 
+# Models that are not to answer as the others, which call a tool as often as they are given one.
+MODELS = {"refund_agent": "openai-chat:answers-at-once"}
+
 
 def run_in(folder: Path, dag_id: str, conf: dict[str, Any], connections: list[str]) -> None:
     """Run the DAG without a retry, and write `left.json`: the run's state, and the XComs by task."""
     for name in [name for name in os.environ if name.startswith("AIRFLOW_CONN_")]:
         if name.removeprefix("AIRFLOW_CONN_").lower() not in connections:
             del os.environ[name]
+    if dag_id in MODELS:
+        connection = json.loads(os.environ["AIRFLOW_CONN_PYDANTICAI_DEFAULT"])
+        connection["extra"]["model"] = MODELS[dag_id]
+        os.environ["AIRFLOW_CONN_PYDANTICAI_DEFAULT"] = json.dumps(connection)
     log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT)
     os.dup2(log, 1)
     os.dup2(log, 2)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from llmock.scenarios import Match, Reply, ToolCall
 
 from include.messages.contract import EVENT_REQUESTS, REPLIES, STREAM_REQUESTS, new_request
 from local.copy.put import copy
@@ -103,6 +104,8 @@ def broker(llm: Any, sqs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv("AIRFLOW_CONN_KAFKA_DEFAULT", broker_connection(broker.bootstrap))
         message = new_request("My invoice is wrong.").model_dump_json().encode()
         other = new_request("The app does not start.").model_dump_json().encode()
+        outcome = ToolCall("final_result", {"summary": "Nothing was done.", "needs_a_person": True})
+        llm.add(Reply(tool_calls=(outcome,), times=None, match=Match(model="answers-at-once")))
         broker.send(EVENT_REQUESTS, [message])
         broker.send(STREAM_REQUESTS, [message, b"hello", other])
         for each in (message, b"hello"):
