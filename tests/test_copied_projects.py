@@ -161,7 +161,7 @@ def test_each_dag_runs_in_an_empty_project_to_which_it_was_copied(tmp_path, airf
     assert spent | ({"routing"} if rolled_up else set()) == {"routing"} & runs.keys(), "the others have no ledger"
     replies = {"event_driven_inference": 1, "stream_inference": 2}
     assert len(broker.read(REPLIES)) == sum(replies.get(dag_id, 0) for dag_id in runs)
-    state = {"batches", "jobs", "knowledge_base", "ledger"}
+    state = {"batches", "jobs", "knowledge_base", "ledger", "stored_answers"}
     assert {path.name for path in storage.iterdir()} - state <= runs.keys(), "folders are named as the DAG"
 
 
