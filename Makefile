@@ -81,8 +81,9 @@ copy: $(READY)  ## copy a DAG and all it needs into your Astro project: make cop
 	@$(BIN)/python -m local.copy "$(PATTERN)" "$(TO)" --with "$(WITH)"
 
 evaluate: $(READY)  ## evaluate prompts on labelled cases: make evaluate SUBJECT=severity (MODEL=openai-chat:..., LIMIT=12, ACCEPT=1)
-	@$(BIN)/python -m local.evaluate --subjects "$(SUBJECT)" --model "$(MODEL)" --home $(DATA) $(if $(LIMIT),--limit $(LIMIT)) \
-		$(if $(BUDGET),--budget $(BUDGET)) $(if $(ACCEPT),--accept) $(if $(SUMMARY),--summary "$(SUMMARY)")
+	@$(BIN)/python -m local.evaluate --subjects "$(SUBJECT)" --model "$(MODEL)" --home $(DATA) $(if $(LIMIT),--limit "$(LIMIT)") \
+		$(if $(BUDGET),--budget "$(BUDGET)") $(if $(JUDGE),--judge "$(JUDGE)") $(if $(TRIALS),--trials "$(TRIALS)") \
+		$(if $(FRESH),--fresh) $(if $(ACCEPT),--accept) $(if $(SUMMARY),--summary "$(SUMMARY)")
 
 test: $(READY)  ## run the tests (DATABASE=postgres: on PostgreSQL; SCALE=1: on a fleet; FILES=tests/test_x.py: some)
 ifdef SCALE

@@ -55,6 +55,7 @@ def subjects(cases: Path) -> list[Subject]:
             ask=_ask_reply,
             scorer=Scored(),
             rubric=REPLY_RUBRIC,
+            labelled=cases / "replies.jsonl",
         ),
         Subject(
             "severity",

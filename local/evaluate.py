@@ -3,8 +3,9 @@
     python -m local.evaluate --subjects severity,teams --model openai-chat:gpt-6-luna --summary summary.md
 
 No Airflow needs to run. The status is 0 if every subject passed, 1 if one got worse or nothing could be evaluated, 3 if
-one is neither: there are too few cases, a metric is missing, or nothing was accepted yet. `--accept` makes the results
-the accepted ones.
+one is neither: there are too few cases, a metric is missing, it could not be evaluated, or nothing was accepted yet.
+`--accept` makes the results the accepted ones: 0 if all of them are, 1 if one is not as it got worse, 3 if one is not
+for another reason. 2 is a wrong option.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,26 +34,40 @@ from local.environment import (
     user_environment,
     uses_embedded_model,
 )
-from local.processes import ProcessGroup, StackError, free_ports
+from local.processes import ProcessGroup, StackError, free_ports, require_free_port
 
 if TYPE_CHECKING:
+    from include.evaluation.report import Compared
     from include.evaluation.run import EvaluationRun
 
 PASSED, WORSE, NEITHER = 0, 1, 3
 START_TIMEOUT_S = 60.0
 # The connection to the model that `--model` names.
 MODEL_CONN_ID = "evaluated_model"
+# The embedded model's, if it is free: an answer is only reused for a call of the same URL.
+MODEL_PORT = 8136
+REUSE_DAYS = 7.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Evaluate, print the report, and return the status."""
+    """Evaluate, print the report, and return the status.
+
+    :raises StackError: what is given cannot be evaluated.
+    """
     given = parsed(arguments)
     enter(given.home)
     store = json.dumps({"conn_type": "lancedb", "host": str(given.home / "lancedb")})
     os.environ.setdefault("AIRFLOW_CONN_VECTOR_STORE_DEFAULT", store)
-    given.home.mkdir(parents=True, exist_ok=True)
-    with embedded_models(given.home) if uses_embedded_model(user_environment()) else nullcontext():
-        return evaluate(given)
+    from airflow.providers.common.compat.sdk import AirflowException  # it reads its settings when it is imported
+
+    try:
+        given.home.mkdir(parents=True, exist_ok=True)
+        if given.summary:
+            given.summary.open("a").close()
+        with embedded_models(given.home) if uses_embedded_model(user_environment()) else nullcontext():
+            return evaluate(given)
+    except (AirflowException, OSError) as error:
+        raise StackError(str(error)) from None
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -62,24 +78,34 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--model", default="", help="<provider>:<name>, or the id of a connection; empty: the tasks' own"
     )
     parser.add_argument("--judge", default="pydanticai_default", help="the id of the connection to the judge")
-    parser.add_argument("--limit", type=int, default=None, help="only so many cases of each subject")
-    parser.add_argument("--trials", type=int, default=1, help="how often each case is asked")
-    parser.add_argument("--budget", type=float, default=None, help="US dollars, shared among the subjects")
-    parser.add_argument("--alarms", type=float, default=0.05, help="the rate of false alarms")
-    parser.add_argument("--run", default="", help="a name: the same one again goes on, and pays nothing twice")
+    count, amount = number(int, 1, 100_000), number(float, 0, 100_000)
+    parser.add_argument("--limit", type=count, default=None, help="only so many cases of each subject")
+    parser.add_argument("--trials", type=number(int, 1, 20), default=1, help="how often each case is asked")
+    parser.add_argument("--budget", type=amount, default=None, help="US dollars for new answers, shared")
+    parser.add_argument("--alarms", type=number(float, 0.0001, 0.5), default=0.05, help="the rate of false alarms")
+    parser.add_argument("--fresh", action="store_true", help="ask anew: reuse no answer of an earlier evaluation")
     parser.add_argument("--accept", action="store_true", help="make the results the accepted ones")
     parser.add_argument("--summary", type=Path, default=None, help="append the report to this Markdown file")
     parser.add_argument("--home", type=Path, default=DEFAULT_HOME, help="where data is, unless GENAI_STORAGE says so")
     return parser.parse_args(arguments)
 
 
+def number(kind: Callable[[str], float], least: float, most: float) -> Callable[[str], float]:
+    """Return what reads such a number from the command line."""
+
+    def read(text: str) -> float:
+        with suppress(ValueError):
+            if least <= (value := kind(text)) <= most:
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least} to {most}.")
+
+    return read
+
+
 def evaluate(given: argparse.Namespace) -> int:
     """Evaluate the subjects one after the other."""
-    from airflow.providers.common.compat.sdk import AirflowException
-
-    from include.common.storage import artifact_path, read_artifact
-    from include.evaluation.accepting import accept_result
-    from include.evaluation.run import FOLDER, EvaluationRun
+    from include.evaluation.report import markdown
+    from include.evaluation.run import EvaluationRun
     from include.evaluation.verdicts import PASSED as PASSED_OUTCOMES
     from include.evaluation.verdicts import Outcome
     from include.sample.evaluation import CASES
@@ -87,35 +113,54 @@ def evaluate(given: argparse.Namespace) -> int:
 
     now = datetime.now(UTC)
     params: dict[str, Any] = {
-        "subjects": [name for name in given.subjects.split(",") if name] or None,
+        "subjects": [name.strip() for name in given.subjects.split(",") if name.strip()] or None,
         "conn_id": connection_of(given.model) if given.model else None,
         "judge_conn_id": given.judge,
         "limit": given.limit,
         "trials": given.trials,
         "budget_usd": given.budget,
+        "reuse_days": None if given.fresh else REUSE_DAYS,
         "alarm_rate": given.alarms,
     }
-    run = EvaluationRun(given.run or f"shell {now:%Y-%m-%dT%H:%M:%S}", params, subjects(CASES), PROJECT / "dags")
-    try:
-        names = run.choose()
-    except AirflowException as error:
-        sys.exit(str(error))
-    done = [name for name in names if evaluated(run, name, len(names))]
-    found = run.compare(names, done)
-    report = read_artifact(artifact_path(FOLDER, run.run_id, "report.md")).decode()
+    run = EvaluationRun(f"shell {now:%Y-%m-%dT%H:%M:%S.%f}", params, subjects(CASES), PROJECT / "dags")
+    names = run.choose()
+    if not names:
+        raise StackError("No DAG of a subject is in this project: see include/subjects.py.")
+    compared = run.compare(names, [name for name in names if evaluated(run, name, len(names))])
+    done = [each for each in compared.values() if each]
+    if not done:
+        return WORSE
+    report = f"# Evaluation\n\n`{now:%Y-%m-%d}` · `{run.run_id}`\n\n{markdown(done, given.alarms)}"
     print(report)
     if given.summary:
         with given.summary.open("a", encoding="utf-8") as file:
             file.write(report)
     if given.accept:
-        for each in found:
-            if each["subject"] in done:
-                accept_result(run.run_id, each["subject"], "the shell", now, each["before"])
-        return PASSED if done == names else NEITHER
-    outcomes = {Outcome(each["outcome"]) for each in found}
+        return accept(run.run_id, compared, now)
+    outcomes = {each.verdict.outcome for each in done}
     if Outcome.WORSE in outcomes:
         return WORSE
-    return PASSED if names and outcomes <= set(PASSED_OUTCOMES) else NEITHER
+    return PASSED if len(done) == len(names) and outcomes <= set(PASSED_OUTCOMES) else NEITHER
+
+
+def accept(run_id: str, compared: Mapping[str, Compared | None], now: datetime) -> int:
+    """Make the results the accepted ones, but for those that are worse or do not show that they are not."""
+    from include.evaluation.accepting import accept_result, why_not
+    from include.evaluation.verdicts import Outcome
+
+    status = PASSED if all(compared.values()) else NEITHER
+    for each in filter(None, compared.values()):
+        if reason := why_not(each):
+            print(f"Not accepted: {reason}", file=sys.stderr)
+            if each.verdict.outcome is Outcome.WORSE:
+                status = WORSE
+            elif status == PASSED:
+                status = NEITHER
+        else:
+            before = each.accepted.at.isoformat() if each.accepted else None
+            accept_result(run_id, each.result.subject, "the shell", now, before)
+            print(f"Accepted: {each.line()}", file=sys.stderr)
+    return status
 
 
 def evaluated(run: EvaluationRun, name: str, share: int) -> bool:
@@ -131,7 +176,12 @@ def evaluated(run: EvaluationRun, name: str, share: int) -> bool:
 
 
 def connection_of(model: str) -> str:
-    """Return the id of a connection to this model: at the provider of `pydanticai_default`, if there is one."""
+    """Return the id of a connection to this model: at the provider of `pydanticai_default`, if there is one.
+
+    :raises StackError: it is neither a model nor the id of a connection.
+    """
+    if not re.fullmatch(r"[\w.-]+(:\S+)?", model):
+        raise StackError(f"{model!r} is not <provider>:<name>, such as openai-chat:gpt-6-luna, nor a connection's id.")
     if ":" not in model:
         return model
     from airflow.providers.common.compat.sdk import AirflowNotFoundException
@@ -155,7 +205,11 @@ def connection_of(model: str) -> str:
 @contextmanager
 def embedded_models(home: Path) -> Iterator[None]:
     """Run the embedded models while this is open, behind the project's connections."""
-    (port,) = free_ports(1)
+    port = MODEL_PORT
+    try:
+        require_free_port(port)
+    except StackError:
+        (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
     print("No model is set, so the embedded one answers (SmolLM2-135M): its answers are not wise.", file=sys.stderr)
     os.environ["AIRFLOW_CONN_PYDANTICAI_DEFAULT"] = model_connection(f"{url}/v1", f"openai-chat:{CHAT_MODEL}")
@@ -183,3 +237,5 @@ if __name__ == "__main__":
         sys.exit(main())
     except StackError as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("Stopped. What was answered is kept: the same command goes on.")

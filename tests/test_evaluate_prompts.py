@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +15,15 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowSkipException
 from airflow.providers.standard.operators.hitl import HITLOperator
 
-from include.evaluation.accepting import accept, pass_gate
+from include.evaluation.accepting import accept, pass_gate, why_not
+from include.evaluation.agreement import Agreement, measure_agreement
 from include.evaluation.answering import AT_ONCE, Settings, evaluate
 from include.evaluation.cases import read_cases
-from include.evaluation.results import read_accepted, result_path, write_result
-from include.evaluation.scorers import Asked
+from include.evaluation.report import Compared, markdown
+from include.evaluation.results import Result, Trial, accepted_path, read_accepted, result_path, write_result
+from include.evaluation.scorers import Asked, Scored
 from include.evaluation.subjects import Subject, load_task, plain
+from include.evaluation.verdicts import judge_change
 from include.sample.evaluation import CASES
 from include.subjects import subjects
 from tests.conftest import PROJECT, dag_file, template_dags
@@ -198,8 +204,8 @@ def test_a_change_of_prompt_or_form_is_another_version(old, new, tmp_path, airfl
     assert versions[0] != versions[1]
 
 
-def ask(name: str, **settings: Any) -> Any:
-    return asyncio.run(evaluate(SUBJECTS[name], DAGS, "a run", Settings(**settings)))
+def ask(name: str, run_id: str = "a run", **settings: Any) -> Any:
+    return asyncio.run(evaluate(SUBJECTS[name], DAGS, run_id, Settings(**settings)))
 
 
 @pytest.mark.needs_dags("batch_inference")
@@ -215,17 +221,79 @@ def test_a_retry_pays_for_no_answer_twice(labelled):
     result = ask("sentiment", limit=20)
     assert not before.keys() & labelled.answered().keys()
     assert before.keys() | labelled.answered().keys() == labels.keys()
-    assert result.cost_usd == pytest.approx(20 * CALL_USD)
+    assert result.cost_usd == result.paid_usd == pytest.approx(20 * CALL_USD), "the tries of a run have one budget"
+    assert (result.answers, result.reused) == (20, 0)
 
 
 @pytest.mark.needs_dags("batch_inference")
 def test_a_budget_is_kept_and_what_was_answered_within_it_is_kept_too(labelled):
+    budget = {"limit": 60, "budget_usd": 10 * CALL_USD}
     with pytest.raises(AirflowFailException, match="budget is used up"):
-        ask("sentiment", limit=60, budget_usd=10 * CALL_USD)
+        ask("sentiment", **budget)
     answered = labelled.answered().total()
     assert 10 <= answered <= 10 + AT_ONCE
-    assert len(ask("sentiment", limit=60).trials) == 60
+    with pytest.raises(AirflowFailException, match="budget is used up"):
+        ask("sentiment", **budget)
+    assert labelled.answered().total() <= answered + AT_ONCE, "a retry has no budget of its own"
+    answered = labelled.answered().total()
+    with pytest.raises(AirflowFailException, match="budget is used up"):
+        ask("sentiment", run_id="the next run", **budget)
+    assert labelled.answered().total() >= answered + 10, "what was paid before counts for nothing in another run"
+    result = ask("sentiment", run_id="the last run", limit=60)
     assert labelled.answered().total() == 60
+    assert result.reused > 20
+    assert result.paid_usd == pytest.approx((60 - result.reused) * CALL_USD)
+    assert result.cost_usd == pytest.approx(60 * CALL_USD)
+
+
+@pytest.mark.needs_dags("batch_inference")
+def test_what_another_run_has_paid_is_reused_unless_it_is_to_be_asked_anew(labelled):
+    first = ask("sentiment", limit=12)
+    again = ask("sentiment", run_id="another run", limit=12)
+    assert labelled.answered().total() == 12
+    assert (again.answers, again.reused, again.paid_usd) == (12, 12, 0)
+    assert again.cost_usd == pytest.approx(12 * CALL_USD), "what the answers are worth"
+    assert again.trials == first.trials, "the seconds are those of the call"
+    more = ask("sentiment", run_id="another run", limit=14)
+    assert more.answers - more.reused == labelled.answered().total() - 12
+    fresh = ask("sentiment", run_id="a fresh run", limit=12, reuse_days=None)
+    assert fresh.reused == 0
+    asked = labelled.answered().total()
+    assert ask("sentiment", run_id="a fresh run", limit=12, reuse_days=None).paid_usd == fresh.paid_usd
+    assert labelled.answered().total() == asked, "its retry pays nothing twice"
+    ask("sentiment", run_id="a later run", limit=12, reuse_days=1e-9)
+    assert labelled.answered().total() == asked + 12, "older answers are not reused"
+
+
+@pytest.mark.needs_dags("batch_inference")
+def test_each_trial_of_a_case_is_an_answer_of_its_own_also_where_answers_are_reused(labelled):
+    ask("sentiment", limit=4)
+    assert set(labelled.answered().values()) == {1}
+    three = ask("sentiment", run_id="another run", limit=4, trials=3)
+    assert set(labelled.answered().values()) == {3}
+    assert (three.answers, three.reused) == (12, 4)
+    again = ask("sentiment", run_id="a third run", limit=4, trials=3)
+    assert (again.answers, again.reused) == (12, 12)
+    assert again.trials == three.trials
+
+
+@pytest.mark.needs_dags("batch_inference")
+def test_another_scorer_costs_nothing(labelled, monkeypatch):
+    ask("sentiment", limit=4)
+    monkeypatch.setitem(SUBJECTS, "sentiment", replace(SUBJECTS["sentiment"], scorer=Scored()))
+    result = ask("sentiment", run_id="another run", limit=4)
+    assert result.metrics == {"answered": 1.0}
+    assert labelled.answered().total() == 4
+
+
+@pytest.mark.needs_dags("batch_inference")
+def test_a_budget_is_refused_before_anything_is_paid_if_no_price_is_known(labelled, monkeypatch):
+    connection = json.loads(os.environ["AIRFLOW_CONN_PYDANTICAI_DEFAULT"])
+    extra = {"model": "openai-chat:made-up"}
+    monkeypatch.setenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT", json.dumps({**connection, "extra": extra}))
+    with pytest.raises(AirflowFailException, match="The price of 'openai-chat:made-up' is not known"):
+        ask("sentiment", limit=2, budget_usd=1)
+    assert not labelled.answered()
 
 
 @pytest.mark.needs_dags("batch_inference")
@@ -264,12 +332,17 @@ def test_branches_are_scored_by_the_tasks_that_they_lead_to(llm):
 def test_a_judge_that_gives_no_judgement_is_a_missing_metric_and_not_the_answers_fault(llm):
     reply = {"message": "We look into it at once, sorry.", "next_steps": ["We call you."]}
     llm.call_tool("final_result", reply)
-    llm.call_tool("final_result", {"reason": "All points are met.", "passed": True})
-    (trial,) = ask("replies", limit=1).all_trials
+    for _ in range(2):  # the second about a labelled reply
+        llm.call_tool("final_result", {"reason": "All points are met.", "passed": True})
+    result = ask("replies", limit=1)
+    (trial,) = result.all_trials
     assert trial.metrics == {"answered": 1.0, "judged": 1.0}
+    assert (result.agreement.cases, result.answers) == (1, 3)
+    compared = Compared(result, None, judge_change(result, None, 0.05, 0.1), [])
+    assert f"agrees with {result.agreement.agreed} of 1 labels" in markdown([compared], 0.05)
     llm.call_tool("final_result", reply)
     llm.reply("I will not judge.", times=None)
-    (trial,) = asyncio.run(evaluate(SUBJECTS["replies"], DAGS, "another run", Settings(limit=1))).all_trials
+    (trial,) = ask("replies", run_id="another run", limit=1, reuse_days=None).all_trials
     assert (trial.error, trial.metrics) == ("", {"answered": 1.0})
 
 
@@ -283,8 +356,6 @@ def test_a_judge_that_gives_no_judgement_is_a_missing_metric_and_not_the_answers
 )
 @pytest.mark.needs_dags("batch_inference")
 def test_a_subject_that_is_not_there_is_named(subject, says, model):
-    from dataclasses import replace
-
     with pytest.raises(AirflowFailException, match=says):
         asyncio.run(evaluate(replace(SUBJECTS["sentiment"], **subject), DAGS, "a run", Settings()))
 
@@ -300,11 +371,98 @@ def test_the_shell_says_by_its_status_what_the_gate_says(labelled, prompt, tmp_p
     given = [*options, "--limit", "60"]
     assert main(given) == NEITHER, "nothing was accepted yet"
     assert main([*given, "--accept"]) == PASSED
+    asked = labelled.answered().total()
     assert main(given) == PASSED
+    assert labelled.answered().total() == asked, "nothing has changed, so nothing is paid"
+    assert "| $0 | 60 of 60 |" in capsys.readouterr().out
+    assert main([*given, "--fresh"]) == PASSED
+    assert labelled.answered().total() == asked + 60
     prompt(" WORSE")
     assert main(given) == WORSE
     assert "| **worse** |" in summary.read_text()
     assert "**worse**" in capsys.readouterr().out
+    accepted = read_accepted("sentiment")
+    assert main([*given, "--accept"]) == WORSE
+    said = capsys.readouterr().err
+    assert "Not accepted: sentiment is worse than the accepted result of " in said
+    assert f"delete the files in {accepted_path('sentiment')} first" in said
+    assert main([*options, "--limit", "12", "--accept"]) == NEITHER
+    assert "Not accepted: sentiment has too few cases to compare with" in capsys.readouterr().err
+    assert read_accepted("sentiment") == accepted
+    prompt(" BETTER")
+    assert main([*given, "--accept"]) == PASSED
+    assert "Accepted: sentiment: better" in capsys.readouterr().err
+
+
+def test_an_incomplete_result_is_not_accepted_and_its_missing_metric_is_named():
+    trials = {"one": [Trial(metrics={"a": 1.0, "b": 1.0})], "two": [Trial(metrics={"a": 1.0})]}
+    now = datetime(2026, 11, 26, tzinfo=UTC)
+    result = Result(subject="replies", version="prompt", model="model", run_id="run", at=now, trials=trials)
+    compared = Compared(result, None, judge_change(result, None, 0.05, 0.1), [])
+    assert why_not(compared) == "replies is incomplete: answers lack the metric b. Evaluate it again."
+
+
+def test_a_judges_agreement_is_that_of_its_judgements_with_the_labels():
+    cases = read_cases(CASES / "replies.jsonl")
+    labels = {case.input["reply"]: case.expected["passed"] for case in cases}
+
+    async def judge(ticket: str, reply: str) -> bool | None:
+        return None if reply == cases[0].input["reply"] else labels[reply]
+
+    assert asyncio.run(measure_agreement("judge", cases, judge)) == Agreement(
+        model="judge", cases=40, agreed=39, most=20
+    )
+
+
+@pytest.mark.parametrize(("agreed", "is_enough"), [(40, True), (33, True), (27, False), (20, False)])
+def test_a_judge_that_is_not_shown_to_be_better_than_one_that_always_says_the_same_is_named(agreed, is_enough):
+    line = Agreement(model="judge", cases=40, agreed=agreed, most=21).line()
+    assert f"agrees with {agreed} of 40 labels: {100 * agreed / 40:.0f} % [" in line
+    assert ("Too few labels, or too little agreement" in line) != is_enough
+
+
+WRONG_INPUTS = [
+    (["--subjects", "nothing"], "There is no subject 'nothing'. There are: ticket_analysis, replies, "),
+    (["--model", "candidat"], "There is no connection 'candidat'."),
+    (["--model", "openai-chat:"], "'openai-chat:' is not <provider>:<name>"),
+    (["--model", "gpt 6"], "'gpt 6' is not <provider>:<name>, such as openai-chat:gpt-6-luna, nor a connection's id."),
+    (["--judge", "nobody"], "There is no connection 'nobody'."),
+    (["--summary", "."], "Is a directory"),
+]
+
+
+@pytest.mark.needs_dags("batch_inference")
+@pytest.mark.parametrize(("options", "says"), WRONG_INPUTS, ids=lambda value: "")
+def test_a_wrong_input_of_the_shell_is_one_line_before_anything_is_paid(options, says, labelled, tmp_path, monkeypatch):
+    from local.evaluate import main
+    from local.processes import StackError
+
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-none")  # which would be asked instead of a connection that is not there
+    with pytest.raises(StackError) as caught:
+        main(["--subjects", "sentiment", "--limit", "2", "--home", str(tmp_path), *options])
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not labelled.answered()
+
+
+@pytest.mark.needs_dags("batch_inference")
+def test_a_model_that_cannot_be_built_is_one_line(labelled, tmp_path, capsys, monkeypatch):
+    from local.evaluate import MODEL_CONN_ID, WORSE, main
+
+    given = ["--subjects", "sentiment", "--limit", "2", "--home", str(tmp_path), "--model", "nobody:gpt-6"]
+    monkeypatch.setenv(f"AIRFLOW_CONN_{MODEL_CONN_ID.upper()}", "{}")
+    assert main(given) == WORSE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("sentiment was not evaluated: Connection 'evaluated_model' names the model 'nobody:gpt-6'")
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "x", "1.5", "100001"])
+def test_a_limit_that_is_none_is_refused_and_not_taken_for_all_cases(value, capsys):
+    from local.evaluate import parsed
+
+    with pytest.raises(SystemExit, match="2"):
+        parsed([f"--limit={value}"])
+    assert f"argument --limit: {value!r} is not a number from 1 to 100000." in capsys.readouterr().err
 
 
 @pytest.mark.needs_dags("batch_inference")

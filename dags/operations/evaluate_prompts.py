@@ -7,7 +7,8 @@ passed nor failed, and the report says so. A new prompt or model that is not wor
 rejects it with the comparison in front of them; no answer in time rejects it. What was accepted is an event of the
 asset *accepted_prompt*.
 
-A retry pays no answer twice. What a run may cost is bounded by *budget_usd*.
+No answer is paid twice: a retry takes those that arrived, and another run those that are not older than *reuse_days*.
+What a run may cost is bounded by *budget_usd*.
 """
 
 from pathlib import Path
@@ -78,7 +79,14 @@ SUBJECTS = subjects(CASES)
             type=["null", "number"],
             **limits(exclusiveMinimum=0, maximum=100_000),
             title="Budget",
-            description="What the answers may cost in US dollars, shared among the subjects. Empty: no limit.",
+            description="What new answers may cost in US dollars, shared among the subjects. Empty: no limit.",
+        ),
+        "reuse_days": Param(
+            7,
+            type=["null", "number"],
+            **limits(exclusiveMinimum=0, maximum=36_500),
+            title="Reuse",
+            description="An answer of another run is reused for so many days. Empty: every case is asked anew.",
         ),
         "alarm_rate": Param(
             0.05,
@@ -109,11 +117,12 @@ def evaluate_prompts():
     @task(trigger_rule="all_done")
     def compare(chosen: list[str]):
         results = mapped_results("evaluate", chosen)
-        return run().compare(chosen, [name for name, result in zip(chosen, results, strict=True) if result])
+        evaluated = [name for name, result in zip(chosen, results, strict=True) if result]
+        return run().publish(run().compare(chosen, evaluated))
 
     @task
     def report(found: list[dict]):
-        return summarize(get_current_context()["run_id"], found)
+        return summarize(found)
 
     @task_group
     def change(found: dict):

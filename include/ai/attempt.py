@@ -37,31 +37,23 @@ keep_answer: ContextVar[Callable[[ModelSource, ModelResponse], Awaitable[None]] 
 _attempt: TaskAttempt | None = None
 
 
-class TaskAttempt:
-    """An attempt of a task, given its context.
+class Attempt:
+    """Who asks, and where on the storage it finds answers.
 
+    :param asked_by: `dag_id`, `run_id`, and what else says who it is.
+    :param task: what its own folder in that of the run is called.
     :raises Exception: the storage cannot be opened. This is done here, in the task's own thread, as Airflow answers one
         at a time who asks for a connection.
     """
 
-    def __init__(self, context: Any) -> None:
-        ti, started = context["ti"], context["dag_run"].start_date
-        map_index = -1 if ti.map_index is None else ti.map_index
-        self.id = str(ti.id)
-        self.is_first = ti.try_number == 1  # so that there is nothing to find, but of a run that `dag.test()` repeats
-        self.asked_by = {
-            "dag_id": ti.dag_id,
-            "run_id": ti.run_id,
-            "task_id": ti.task_id,
-            "map_index": map_index,
-            "try_number": ti.try_number,
-        }
-        self.task = [ti.dag_id, ti.run_id, ti.task_id, map_index]
+    is_first = False
+
+    def __init__(self, asked_by: dict[str, str | int], task: str) -> None:
+        run = run_folder(str(asked_by["dag_id"]), str(asked_by["run_id"]))
+        self.asked_by = asked_by
         self.shared = storage_path(FOLDER, SHARED)
-        self.of_run = run_folder(ti.dag_id, ti.run_id) / "all_tasks"
-        self.of_task = run_folder(ti.dag_id, ti.run_id) / name_on_storage(
-            f"{ti.task_id}.{map_index}.{ti.max_tries}.{int(started.timestamp() * 1000) if started else 0}"
-        )
+        self.of_run = run / "all_tasks"
+        self.of_task = run / name_on_storage(task)
         self.last_answers: deque[tuple[ObjectStoragePath, bool]] = deque(maxlen=LAST_ANSWERS)
         self._seen: Counter[str] = Counter()
 
@@ -78,6 +70,20 @@ class TaskAttempt:
                 file.fs.rm_file(file.path)
             if not is_repeated:
                 return
+
+
+class TaskAttempt(Attempt):
+    """An attempt of a task, given its context."""
+
+    def __init__(self, context: Any) -> None:
+        ti, started = context["ti"], context["dag_run"].start_date
+        map_index = -1 if ti.map_index is None else ti.map_index
+        where = {"dag_id": ti.dag_id, "run_id": ti.run_id, "task_id": ti.task_id, "map_index": map_index}
+        start_ms = int(started.timestamp() * 1000) if started else 0
+        super().__init__({**where, "try_number": ti.try_number}, f"{ti.task_id}.{map_index}.{ti.max_tries}.{start_ms}")
+        self.id = str(ti.id)
+        self.is_first = ti.try_number == 1  # so that there is nothing to find, but of a run that `dag.test()` repeats
+        self.task = list(where.values())
 
 
 async def keep(source: ModelSource, response: ModelResponse) -> None:

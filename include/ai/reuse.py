@@ -26,7 +26,7 @@ from pydantic_ai.messages import ModelMessage, ModelResponse
 from pydantic_ai.models import Model, ModelRequestParameters
 from pydantic_ai.settings import ModelSettings
 
-from include.ai.attempt import TaskAttempt, begun_attempt, keep_answer, this_attempt
+from include.ai.attempt import Attempt, TaskAttempt, begun_attempt, keep_answer, this_attempt
 from include.ai.model import ConnectionModel
 from include.ai.same_call import what_decides
 from include.common.shown import shown_text
@@ -79,13 +79,15 @@ class ReusingModel(ConnectionModel):
     """The model of a connection and its fallbacks, which is asked only what is not answered yet.
 
     :param reuse: for whom the answers are: see the module.
+    :param attempt: who asks, if it is not the task that runs.
     """
 
-    def __init__(self, model: ConnectionModel, reuse: str | timedelta) -> None:
+    def __init__(self, model: ConnectionModel, reuse: str | timedelta, attempt: Attempt | None = None) -> None:
         check_reuse(reuse)
         super().__init__(model.conn_id)
         self._model = model
         self._reuse = reuse
+        self._given_attempt = attempt
 
     @property
     def models(self) -> list[ConnectionModel]:
@@ -114,7 +116,7 @@ class ReusingModel(ConnectionModel):
         :raises AirflowException: a later try may succeed.
         """
         asked = (messages, model_settings, model_request_parameters)
-        attempt = _attempt_or_warn() if self._reuse != TRY else None
+        attempt = self._given_attempt or (_attempt_or_warn() if self._reuse != TRY else None)
         if attempt is None:
             return await self._model.request(*asked)
         call = Call(attempt, self._reuse, [model.source for model in self.models], *asked)
@@ -144,7 +146,7 @@ class Call:
 
     def __init__(
         self,
-        attempt: TaskAttempt,
+        attempt: Attempt,
         reuse: str | timedelta,
         sources: Sequence[ModelSource],
         messages: list[ModelMessage],

@@ -77,12 +77,13 @@ def push_usage(ti: Any, usage: LLMUsage | None) -> None:
 
 
 def read_usage(source: ModelSource, response: ModelResponse, seconds: float) -> LLMUsage:
-    """Read what one call used; its cost is noted in the response, too.
+    """Read what one call used; cost and seconds are noted in the response, too.
 
     :raises AirflowFailException: the price that the connection states is not one.
     """
     cost_usd = _cost(source, response)
     response.usage.cost = None if cost_usd is None else Decimal(str(cost_usd))
+    response.metadata = {**(response.metadata or {}), "seconds": round(seconds, 3)}
     return {
         "model": shown_text(response.model_name or "unknown", longest=LONGEST_NAME),
         "requests": 1,

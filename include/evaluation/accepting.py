@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 from airflow.providers.standard.operators.hitl import HITLOperator
@@ -12,6 +12,9 @@ from airflow.sdk.definitions.param import ParamsDict
 
 from include.evaluation.results import accepted_path, read_accepted, read_result, result_path, write_result
 from include.evaluation.verdicts import Outcome
+
+if TYPE_CHECKING:
+    from include.evaluation.report import Compared
 
 ACCEPT = "Accept"
 REJECT = "Reject"
@@ -70,6 +73,23 @@ def accept(run_id: str, found: Mapping[str, Any], decision: Mapping[str, Any]) -
         raise AirflowSkipException(f"{found['subject']}: rejected.")
     person, at = decision["responded_by_user"], datetime.fromisoformat(str(decision["responded_at"]))
     return accept_result(run_id, found["subject"], person and person["name"], at, found["before"])
+
+
+def why_not(found: Compared) -> str:
+    """Say why a result is not to be accepted without a person; empty if it may be.
+
+    The first result of a subject may be, whatever it is: only then is there something to compare with.
+    """
+    subject, verdict, accepted = found.result.subject, found.verdict, found.accepted
+    if verdict.outcome is Outcome.INCOMPLETE:
+        return f"{subject} is incomplete: {verdict.reason}. Evaluate it again."
+    if accepted is None or verdict.outcome not in (Outcome.WORSE, Outcome.TOO_FEW):
+        return ""
+    before = f"the accepted result of {accepted.at:%Y-%m-%d %H:%M} (UTC; model {accepted.model}, {accepted.version})"
+    anyway = f"To accept it all the same, delete the files in {accepted_path(subject)} first."
+    if verdict.outcome is Outcome.WORSE:
+        return f"{subject} is worse than {before}: {verdict.reason}. Change the prompt or the model. {anyway}"
+    return f"{subject} has too few cases to compare with {before}: {verdict.reason}. Evaluate more cases. {anyway}"
 
 
 def accept_result(run_id: str, subject: str, person: str | None, at: datetime, compared: str | None) -> dict[str, Any]:

@@ -1,39 +1,39 @@
 """Ask a subject's task about its cases: many at once, each answer paid once, within a budget.
 
-An answer is on the project's storage before it counts. So a retry of the task goes on with what is missing.
+An answer is stored as that of any task is (see `include.ai.reuse`), for each trial of a case by itself. So a run, a
+retry and a later run go on with what is missing, and another label or scorer costs nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import time
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
-from pydantic import ValidationError
 from pydantic_ai import Agent
 from pydantic_ai.exceptions import ContentFilterError, UnexpectedModelBehavior, UsageLimitExceeded
 from pydantic_ai.messages import ModelMessage, ModelResponse, ToolCallPart
-from pydantic_ai.usage import RunUsage, UsageLimits
+from pydantic_ai.usage import UsageLimits
 
 from include.ai import LLM_CONN_ID
 from include.ai.limited_model import TaskUsage
 from include.ai.model import ConnectionModel, RequestRefused, TextTooLong
 from include.ai.output import output_to_json
-from include.common.prices import shown_usd
-from include.common.storage import name_on_storage, read_artifact, storage_path, write_artifact
-from include.evaluation.cases import Case
+from include.ai.usage import stated_price
+from include.common.prices import listed_cost, shown_usd
+from include.evaluation.agreement import FIELDS, Agreement, measure_agreement
+from include.evaluation.cases import Case, read_cases, some
 from include.evaluation.judge import JUDGE_PROMPT, Judgement, judge_prompt
-from include.evaluation.results import FOLDER, Result, Trial
-from include.evaluation.scorers import Asked, Given, Metrics
+from include.evaluation.results import Result, Trial
+from include.evaluation.scorers import Asked, Given
 from include.evaluation.subjects import LLMTask, Subject, load_task, plain
+from include.evaluation.trial_models import DAG_ID, BoundedModel, TrialAttempt, TrialModel, reuse_of
 
 # Cases that are asked about at the same time. The account's limits are the connection's.
 AT_ONCE = 4
@@ -49,7 +49,9 @@ class Settings:
     :param judge_conn_id: that to the judge.
     :param limit: ask about so many cases, evenly from the whole file; None for all.
     :param trials: how often each case is asked.
-    :param budget_usd: what the subject may cost, over all tries of a run; None for no limit.
+    :param budget_usd: what the subject may cost, over all tries of a run; None for no limit. What another run paid is
+        free.
+    :param reuse_days: how old an answer of another run may be to be reused; None to ask anew.
     """
 
     conn_id: str | None = None
@@ -57,13 +59,14 @@ class Settings:
     limit: int | None = None
     trials: int = 1
     budget_usd: float | None = None
+    reuse_days: float | None = 7
 
 
 async def evaluate(subject: Subject, dags: Path, run_id: str, settings: Settings) -> Result:
     """Ask about the subject's cases and score the answers.
 
     :param dags: the folder with the DAG's file, at any depth.
-    :param run_id: answers of the same run are paid once.
+    :param run_id: answers of the same run are paid once, whatever `reuse_days` is.
     :raises AirflowFailException: a case, the DAG or the connection is at fault, or the budget is used up.
     :raises AirflowException: the provider fails now; a retry goes on.
     """
@@ -74,7 +77,7 @@ async def evaluate(subject: Subject, dags: Path, run_id: str, settings: Settings
     task = load_task(file, subject.dag_id, subject.task_id)
     asked = subject.ask([case.input for case in cases])
     prompts = [task.prompt(each) for each in asked]
-    evaluation = _Evaluation(subject, task, settings, await task.version(prompts[0]), run_id)
+    evaluation = _Evaluation(subject, task, settings, run_id)
     turn = asyncio.Semaphore(AT_ONCE)
 
     async def trial(number: int, case: Case, given: Asked, prompt: Any) -> Trial:
@@ -84,8 +87,11 @@ async def evaluate(subject: Subject, dags: Path, run_id: str, settings: Settings
     work = [
         trial(number, *each) for each in zip(cases, asked, prompts, strict=True) for number in range(settings.trials)
     ]
+    agreement = None
     try:
         done = await asyncio.gather(*work, return_exceptions=True)
+        if not evaluation.stopped:
+            agreement = await evaluation.agreement(turn)
     finally:
         evaluation.usage.publish()
     for failure in done:
@@ -96,71 +102,74 @@ async def evaluate(subject: Subject, dags: Path, run_id: str, settings: Settings
         trials.setdefault(cases[number // settings.trials].key, []).append(each)  # type: ignore[arg-type]
     return Result(
         subject=subject.name,
-        version=evaluation.version,
-        model=evaluation.model_id,
+        version=await task.version(prompts[0]),
+        model=evaluation.model.source.model_id,
         run_id=run_id,
         at=datetime.now(UTC),
         trials=trials,
+        answers=evaluation.answers,
+        reused=evaluation.reused,
+        paid_usd=evaluation.paid_usd,
+        agreement=agreement,
     )
 
 
-@dataclass
 class _Evaluation:
-    """The work on one subject."""
+    """The work on one subject, and what its answers cost: those of the run, not the `reused` ones of others."""
 
-    subject: Subject
-    task: LLMTask
-    settings: Settings
-    version: str
-    run_id: str
-    usage: TaskUsage = field(default_factory=TaskUsage)
-    spent_usd: float = 0.0
-    stopped: Exception | None = None
-
-    def __post_init__(self) -> None:
+    def __init__(self, subject: Subject, task: LLMTask, settings: Settings, run_id: str) -> None:
+        self.subject, self.task, self.settings, self.run_id = subject, task, settings, run_id
+        self.usage = TaskUsage()
+        self.answers = self.reused = 0
+        self.paid_usd: float | None = 0.0
+        self.stopped: Exception | None = None
+        self.reuse = reuse_of(settings.reuse_days)
+        self.attempts = [TrialAttempt(run_id, number + 1) for number in range(settings.trials)]
         # Not a connection's fallbacks: what they answer would be counted as this model's.
-        self.model = ConnectionModel(self.settings.conn_id or self.task.conn_id, self.usage)
-        self.model_id = self.model.source.model_id
-        self.judge: Agent[None, Judgement] | None = None
-        self.judge_id = ""
-        if self.subject.rubric:
-            judge = ConnectionModel(self.settings.judge_conn_id, self.usage)
-            self.judge = Agent(judge, system_prompt=JUDGE_PROMPT, output_type=Judgement)
-            self.judge_id = judge.source.model_id
+        self.model = self._model(settings.conn_id or task.conn_id)
+        self.judge_model = self._model(settings.judge_conn_id) if subject.rubric else None
+        self.judge: Agent[None, Judgement] = Agent(system_prompt=JUDGE_PROMPT, output_type=Judgement)
+
+    def _model(self, conn_id: str) -> ConnectionModel:
+        model = BoundedModel(conn_id, self.usage, self._check)
+        source = model.source
+        is_priced = stated_price(source) or listed_cost(source.model_id.partition(":")[2], 1, 1) is not None
+        if self.settings.budget_usd is not None and not is_priced:
+            raise _unpriced(source.model_id)
+        return model
 
     async def trial(self, number: int, case: Case, asked: Asked, prompt: Any) -> Trial:
-        """Return the stored trial, or ask."""
-        identity = [self.version, self.model_id, self.judge_id, self.subject.rubric, plain(prompt), number]
-        name = hashlib.sha256(json.dumps([*identity, case.expected]).encode()).hexdigest()[:32]
-        folder = storage_path(FOLDER, "answers", name_on_storage(self.run_id), name_on_storage(self.subject.name))
-        path = folder / f"{name}.json"
-        trial = None
-        with suppress(FileNotFoundError, ValidationError):  # one that cannot be read is asked again
-            trial = Trial.model_validate_json(await asyncio.to_thread(read_artifact, path))
+        """Ask about a case for the n-th time, from 0, or take the answer that is stored, and score it."""
         try:
-            if trial is None:
-                self._check_budget()
-                trial = await self._ask(case, asked, prompt)
-                await asyncio.to_thread(write_artifact, path, trial.model_dump_json())
-            self._spend(trial.cost_usd)
+            return await self._trial(number, case, asked, prompt)
         except Exception as error:
             self.stopped = self.stopped or error
             raise
-        return trial
 
-    async def _ask(self, case: Case, asked: Asked, prompt: Any) -> Trial:
-        used, started = RunUsage(), time.monotonic()
+    async def _trial(self, number: int, case: Case, asked: Asked, prompt: Any) -> Trial:
+        trial, started = Trial(), time.monotonic()
+
+        def count(response: ModelResponse) -> None:
+            self._count(trial, response)
+
+        def count_own(response: ModelResponse) -> None:
+            trial.seconds += (response.metadata or {}).get("seconds", 0.0)
+            count(response)
+
+        model = TrialModel(self.model, self.reuse, self.attempts[number], count_own)
         limits = UsageLimits(request_limit=MOST_REQUESTS)
-        trial = Trial()
         try:
-            run = await self.task.agent.run(prompt, model=self.model, usage=used, usage_limits=limits)
+            run = await self.task.agent.run(prompt, model=model, usage_limits=limits)
             trial.output = output_to_json(run.output)
-            trial.seconds = time.monotonic() - started
             tools = {tool for toolset in self.task.agent.toolsets for tool in getattr(toolset, "tools", ())}
             given = Given(trial.output, _calls(run.all_messages(), tools))
             trial.metrics = self.subject.scorer(case.expected, given, asked)
-            if self.judge:
-                trial.metrics |= await self._judge(self.judge, plain(prompt), trial.output, used)
+            if self.judge_model:
+                judge = TrialModel(self.judge_model, self.reuse, self.attempts[number], count)
+                output = trial.output
+                answer = output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
+                if (passed := await self._judge(judge, plain(prompt), answer)) is not None:
+                    trial.metrics["judged"] = float(passed)
         except UsageLimitExceeded:
             trial.error = "does not end"
         except TextTooLong:
@@ -169,39 +178,68 @@ class _Evaluation:
             trial.error = "refused"
         except UnexpectedModelBehavior:
             trial.error = "invalid answer"
-        except Exception:
-            self.spent_usd += float(used.cost or 0)  # of the calls before the one that failed
-            raise
         trial.seconds = round(trial.seconds or time.monotonic() - started, 3)
-        trial.input_tokens, trial.output_tokens = used.input_tokens, used.output_tokens
-        trial.cost_usd = None if used.requests and used.cost is None else float(used.cost or 0)
         return trial
 
-    async def _judge(self, judge: Agent[None, Judgement], question: str, output: Any, used: RunUsage) -> Metrics:
+    async def agreement(self, turn: asyncio.Semaphore) -> Agreement | None:
+        """Measure how far the judge agrees with people; None if there is no judge, or nothing that they labelled."""
+        if not (self.judge_model and self.subject.labelled):
+            return None
+        cases = some(read_cases(self.subject.labelled, FIELDS), self.settings.limit)
+        model = TrialModel(
+            self.judge_model, self.reuse, self.attempts[0], lambda response: self._count(Trial(), response)
+        )
+
+        async def judge(ticket: str, reply: str) -> bool | None:
+            async with turn:
+                return await self._judge(model, ticket, reply)
+
+        return await measure_agreement(self.judge_model.source.model_id, cases, judge)
+
+    async def _judge(self, model: TrialModel, question: str, answer: str) -> bool | None:
         """Ask the judge. Where it gives no judgement, the metric is missing: that is not the answer's fault."""
-        answer = output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
         try:
-            judged = await judge.run(judge_prompt(question, answer, self.subject.rubric), usage=used)
+            judged = await self.judge.run(judge_prompt(question, answer, self.subject.rubric), model=model)
         except (RequestRefused, UnexpectedModelBehavior):
-            return {}
-        return {"judged": float(judged.output.passed)}
+            return None
+        return judged.output.passed
 
-    def _spend(self, cost_usd: float | None) -> None:
-        if cost_usd is None and self.settings.budget_usd is not None:
-            raise AirflowFailException(
-                f"The price of {self.model_id!r} is not known, so the budget cannot be kept. Set its connection's "
-                'extra "usd_per_million_tokens", or no budget.'
-            )
-        self.spent_usd += cost_usd or 0.0
+    def _count(self, trial: Trial, response: ModelResponse) -> None:
+        usage, reused_from = response.usage, (response.metadata or {}).get("reused_from")
+        cost = None if usage.cost is None else float(usage.cost)
+        trial.input_tokens += usage.input_tokens
+        trial.output_tokens += usage.output_tokens
+        trial.cost_usd = _sum(trial.cost_usd, cost)
+        self.answers += 1
+        if reused_from and (reused_from["dag_id"], reused_from["run_id"]) != (DAG_ID, self.run_id):
+            self.reused += 1
+        else:  # an earlier try of the run spent of the same budget
+            self.paid_usd = _sum(self.paid_usd, cost)
 
-    def _check_budget(self) -> None:
+    def _check(self) -> None:
+        """Raise what forbids another call."""
         if self.stopped:  # what was not asked yet is not paid for nothing
             raise self.stopped
-        if self.settings.budget_usd is not None and self.spent_usd >= self.settings.budget_usd:
+        if (budget := self.settings.budget_usd) is None:
+            return
+        if self.paid_usd is None:
+            raise _unpriced(self.model.source.model_id)
+        if self.paid_usd >= budget:
             raise AirflowFailException(
-                f"Subject {self.subject.name!r}: its budget is used up: {shown_usd(self.spent_usd)} of "
-                f"{shown_usd(self.settings.budget_usd)}. What was answered is kept: with a higher one, a retry goes on."
+                f"Subject {self.subject.name!r}: its budget is used up: {shown_usd(self.paid_usd)} of "
+                f"{shown_usd(budget)}. What was answered is kept: another run, or a retry with a higher one, goes on."
             )
+
+
+def _sum(before: float | None, cost: float | None) -> float | None:
+    return None if before is None or cost is None else before + cost
+
+
+def _unpriced(model_id: str) -> AirflowFailException:
+    return AirflowFailException(
+        f"The price of {model_id!r} is not known, so the budget cannot be kept. Set its connection's extra "
+        '"usd_per_million_tokens", or no budget.'
+    )
 
 
 def _calls(messages: Sequence[ModelMessage], tools: set[str]) -> list[dict[str, Any]]:

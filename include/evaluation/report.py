@@ -5,18 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from include.common.charts import bar_chart
 from include.common.markdown import as_markdown_cell, table
 from include.common.prices import shown_usd
-from include.common.storage import write_artifact
 from include.evaluation.cases import Case
 from include.evaluation.results import Result, Trial, passed_share
 from include.evaluation.verdicts import Verdict
-
-if TYPE_CHECKING:
-    from airflow.sdk import ObjectStoragePath
 
 MOST_CASES = 10
 
@@ -39,20 +35,17 @@ class Compared:
         )
 
 
-def write_report(folder: ObjectStoragePath, compared: Sequence[Compared], alarm_rate: float) -> None:
-    """Write `report.md` and, where there is something to show, `passed.svg`."""
-    write_artifact(folder / "report.md", markdown(compared, alarm_rate))
+def chart(compared: Sequence[Compared]) -> bytes:
+    """Draw the shares of passed cases."""
     bars = {"now": {each.result.subject: each.result.passed.value for each in compared}}
     if accepted := {each.result.subject: each.accepted.passed.value for each in compared if each.accepted}:
         bars["accepted"] = accepted
-    if compared:
-        write_artifact(folder / "passed.svg", bar_chart("Passed cases", "share, 0 to 1", bars))
+    return bar_chart("Passed cases", "share, 0 to 1", bars)
 
 
 def markdown(compared: Sequence[Compared], alarm_rate: float) -> str:
-    """Return a report: a table of all subjects, and a part on each."""
-    runs = dict.fromkeys(f"`{each.result.at:%Y-%m-%d}` · `{each.result.run_id}`" for each in compared)
-    lines = ["# Evaluation", "", *runs, "", summary(compared)]
+    """Return what a report says: a table of all subjects, and a part on each."""
+    lines = [summary(compared)]
     lines += [
         f"Without a change, each of these verdicts is *worse* in at most {100 * alarm_rate:.3g} % of all evaluations. "
         "The brackets are 95 % intervals.",
@@ -69,7 +62,6 @@ def summary(compared: Sequence[Compared]) -> str:
     for each in compared:
         result, (value, low, high) = each.result, each.result.passed
         before = _percent(each.accepted.passed.value) if each.accepted else ""
-        cost = result.cost_usd
         rows.append(
             [
                 result.subject,
@@ -77,11 +69,15 @@ def summary(compared: Sequence[Compared]) -> str:
                 f"{_percent(value)} [{_percent(low)}, {_percent(high)}]",
                 before,
                 str(len(result.trials)),
-                f"{result.tokens:,} tokens" if cost is None else shown_usd(cost),
+                _cost(result.cost_usd, result),
+                _cost(result.paid_usd, result) if result.reused < result.answers else "$0",
+                f"{result.reused:,} of {result.answers:,}",
                 f"{result.seconds:.2f}",
             ]
         )
-    return table(["subject", "verdict", "passed", "accepted", "cases", "cost", "median s"], rows)
+    return table(
+        ["subject", "verdict", "passed", "accepted", "cases", "cost", "newly paid", "reused answers", "median s"], rows
+    )
 
 
 def _details(compared: Compared) -> list[str]:
@@ -94,6 +90,8 @@ def _details(compared: Compared) -> list[str]:
         lines.append(
             f"Difference {100 * value:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}], p = {verdict.chance:.3g}."
         )
+    if result.agreement:
+        lines += ["", result.agreement.line()]
     of_accepted = accepted.metrics if accepted else {}
     metrics = [[name, f"{value:.2f}", _number(of_accepted.get(name))] for name, value in result.metrics.items()]
     lines += ["", table(["metric", "now", "accepted"], metrics)]
@@ -140,6 +138,10 @@ def _answer(trials: Sequence[Trial]) -> str:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _cost(usd: float | None, result: Result) -> str:
+    return f"{result.tokens:,} tokens" if usd is None else shown_usd(usd)
 
 
 def _percent(share: float) -> str:

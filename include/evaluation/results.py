@@ -11,6 +11,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from pydantic import BaseModel, ValidationError
 
 from include.common.storage import name_on_storage, read_artifact, storage_path, write_artifact
+from include.evaluation.agreement import Agreement
 from include.evaluation.statistics import Interval, wilson
 
 if TYPE_CHECKING:
@@ -45,6 +46,10 @@ class Result(BaseModel):
     """All trials of a subject's cases, by the key of the case.
 
     :param version: the fingerprint of prompt, form of the answer, and tools.
+    :param answers: of the model, and of the judge.
+    :param reused: of these, those that another run paid.
+    :param paid_usd: what the others cost; None if the price of one is unknown.
+    :param agreement: that of the judge with people, if one was asked.
     """
 
     subject: str
@@ -53,6 +58,10 @@ class Result(BaseModel):
     run_id: str
     at: datetime
     trials: dict[str, list[Trial]]
+    answers: int = 0
+    reused: int = 0
+    paid_usd: float | None = 0.0
+    agreement: Agreement | None = None
 
     @property
     def all_trials(self) -> list[Trial]:

@@ -29,7 +29,7 @@ from include.ai import COMMON_AI, LLM_CONN_ID, active_sdk
 from include.ai.output import check_output
 from include.ai.prompts import prompt_of
 from include.common.shown import shown_text
-from include.evaluation.cases import Case, read_cases
+from include.evaluation.cases import Case, read_cases, some
 from include.evaluation.scorers import Asked, Scorer
 
 
@@ -60,6 +60,7 @@ class Subject:
     :param ask: given the inputs of cases, returns what the task is given for each.
     :param scorer: scores an answer.
     :param rubric: what a judge checks besides; empty for none.
+    :param labelled: replies that people labelled by the rubric, to measure the judge: see `agreement`.
     :param loss: the loss of passed cases that the gate is to find: 0.1 for 10 points. It sets how many cases it takes.
     """
 
@@ -70,6 +71,7 @@ class Subject:
     ask: Callable[[Sequence[Any]], list[Asked]]
     scorer: Scorer
     rubric: str = ""
+    labelled: Path | None = None
     loss: float = 0.1
 
     def read_cases(self, limit: int | None = None) -> list[Case]:
@@ -77,9 +79,7 @@ class Subject:
 
         :raises AirflowFailException: see `include.evaluation.cases.read_cases`.
         """
-        cases = read_cases(self.cases, self.scorer.fields)
-        size = min(limit or len(cases), len(cases))
-        return [cases[(2 * n + 1) * len(cases) // (2 * size)] for n in range(size)]
+        return some(read_cases(self.cases, self.scorer.fields), limit)
 
     def file(self, folder: Path) -> Path | None:
         """Find the DAG's file below the folder; None if it is not there."""
