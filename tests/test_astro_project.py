@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,48 @@ def test_a_workflow_runs_actions_of_one_commit_and_may_write_nothing(file: Path)
         assert job["timeout-minutes"]
         for step in job["steps"]:
             assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", step.get("uses", f"a/b@{'0' * 40}")), step
+
+
+@pytest.mark.one_stack
+def test_what_a_workflow_runs_is_there() -> None:
+    runs = [
+        step["run"]
+        for file in (ROOT / ".github" / "workflows").glob("*.yml")
+        for job in yaml.safe_load(file.read_text())["jobs"].values()
+        for step in job["steps"]
+        if "run" in step
+    ]
+    said = "\n".join(runs)
+    targets = re.findall(r"^ *make (\S+)", said, re.MULTILINE)
+    modules = re.findall(r"-m ((?:local|tests)[\w.]*)", said)
+    scripts = re.findall(r"^ *bash (\S+)", said, re.MULTILINE)
+    assert targets
+    assert modules
+    assert scripts
+    for target in targets:
+        planned = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True)
+        assert planned.returncode == 0, planned.stderr
+    for path in [*(f"{module.replace('.', '/')}.py" for module in modules), *scripts]:
+        assert (ROOT / path).exists(), path
+
+
+@pytest.mark.one_stack
+def test_the_evaluation_of_a_pull_request_gives_options_and_subjects_that_there_are() -> None:
+    from include.sample.evaluation import CASES
+    from include.subjects import subjects
+    from local.evaluate import parsed
+
+    job = read_yaml(".github/workflows/evaluate.yml")["jobs"]["evaluate"]
+    said = "\n".join(step.get("run", "") for step in job["steps"])
+    commands = re.findall(r"-m local\.evaluate (.*?)(?: \\| \|\||$)", said, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        given = command.replace('"$SUBJECTS"', job["env"]["SUBJECTS"]).replace(
+            '"$BUDGET_USD"', job["env"]["BUDGET_USD"]
+        )
+        options = parsed(given.split())
+        assert set(options.subjects.split(",")) <= {subject.name for subject in subjects(CASES)}
+        assert options.budget == 1
 
 
 def test_the_packages_of_both_locks_are_looked_up_for_vulnerabilities_each_week() -> None:
