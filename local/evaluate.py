@@ -194,8 +194,9 @@ def connection_of(model: str) -> str:
     try:
         conn = Connection.get(LLM_CONN_ID)
     except AirflowNotFoundException:  # a key in the environment is enough
-        pass
-    else:
+        conn = None
+    # The embedded model's server answers under any name.
+    if conn and conn.extra_dejson.get("model") != f"openai-chat:{CHAT_MODEL}":
         extra = {key: value for key, value in conn.extra_dejson.items() if key != PRICE_KEY}
         made |= {"host": conn.host, "password": conn.password, "extra": {**extra, "model": model}}
     os.environ[f"AIRFLOW_CONN_{MODEL_CONN_ID.upper()}"] = json.dumps(made)

@@ -456,6 +456,17 @@ def test_a_model_that_cannot_be_built_is_one_line(labelled, tmp_path, capsys, mo
     assert line.startswith("sentiment was not evaluated: Connection 'evaluated_model' names the model 'nobody:gpt-6'")
 
 
+def test_the_embedded_model_does_not_answer_in_the_name_of_another(airflow_db, monkeypatch):
+    from local.environment import CHAT_MODEL, model_connection
+    from local.evaluate import MODEL_CONN_ID, connection_of
+
+    embedded = model_connection("http://127.0.0.1:1/v1", f"openai-chat:{CHAT_MODEL}")
+    monkeypatch.setenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT", embedded)
+    monkeypatch.setenv(f"AIRFLOW_CONN_{MODEL_CONN_ID.upper()}", "{}")
+    assert connection_of("openai-chat:gpt-6-luna") == MODEL_CONN_ID
+    assert "host" not in json.loads(os.environ[f"AIRFLOW_CONN_{MODEL_CONN_ID.upper()}"])
+
+
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "x", "1.5", "100001"])
 def test_a_limit_that_is_none_is_refused_and_not_taken_for_all_cases(value, capsys):
     from local.evaluate import parsed
