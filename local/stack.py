@@ -31,8 +31,8 @@ DEFAULT_PORT = 8080
 START_TIMEOUT_S = 180.0
 ANSWER_TIMEOUT_S = 60.0
 
-# What tasks ask. The API server builds it at the first request, which takes Airflow 3.3 half a minute on a busy machine,
-# and answers nobody meanwhile.
+# What tasks ask. The API server builds this part at the first request, which takes Airflow 3.3 half a minute on a busy
+# machine, and answers nobody meanwhile.
 FIRST_PATH = "/execution/health"
 # Airflow takes % and $ in a setting for a variable; ? ends the path in a database's URL, and : in PYTHONPATH.
 UNUSABLE_IN_SETTINGS = frozenset("%$?:")
