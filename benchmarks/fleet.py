@@ -28,7 +28,7 @@ def runs_a_minute(fleet: Fleet, model: ScriptedServer, workers: int) -> float:
     number = RUNS * workers
     runs = [fleet.begin("on_demand_inference", {"message": f"Question {each}"}) for each in range(number)]
     for run_id in runs:
-        assert fleet.api.wait_for("on_demand_inference", run_id, 1800) == "success"
+        fleet.api.succeeds("on_demand_inference", run_id, 1800)
     return _a_minute(model, TASKS * workers)
 
 
@@ -43,7 +43,7 @@ def answers_a_minute(fleet: Fleet, model: ScriptedServer, workers: int) -> float
         fleet.s3().put_object(Bucket=BUCKET, Key=f"genai/{name}", Body="\n".join(lines).encode())
         runs.append(fleet.begin("batch_inference_at_scale", {"input": f"s3://aws_default@{BUCKET}/genai/{name}"}))
     for run_id in runs:
-        assert fleet.api.wait_for("batch_inference_at_scale", run_id, 1800) == "success"
+        fleet.api.succeeds("batch_inference_at_scale", run_id, 1800)
     assert model.answered().total() == ROWS * workers
     return _a_minute(model, 0)
 

@@ -99,10 +99,23 @@ class RunningAirflow(AirflowAPI):
         """The state in which the run ended."""
         return wait_until(lambda: {self.run(dag_id, run_id)["state"]} & {"success", "failed"}, timeout, LOOK_S).pop()
 
+    def succeeds(self, dag_id: str, run_id: str, timeout: float = 600) -> None:
+        """Wait until the run has ended, and fail with the end of its tasks' logs if it has not succeeded."""
+        if self.wait_for(dag_id, run_id, timeout) != "success":
+            failed = [task for task in self.task_instances(dag_id, run_id) if task["state"] == "failed"]
+            logs = [
+                [
+                    task["task_id"],
+                    *self.log(dag_id, run_id, task["task_id"], task["try_number"], task["map_index"])[-20:],
+                ]
+                for task in failed
+            ]
+            raise AssertionError("\n".join([f"{dag_id} has failed.", *(line for log in logs for line in log)]))
+
     def finish(self, dag_id: str, conf: dict[str, Any] | None = None) -> str:
         """Start a run, wait for its success and return its id."""
         run_id = self.trigger(dag_id, conf)
-        assert self.wait_for(dag_id, run_id) == "success"
+        self.succeeds(dag_id, run_id)
         return run_id
 
     def wait_for_run_by_asset(self, dag_id: str, since: str, count: int = 1) -> list[str]:
@@ -110,7 +123,7 @@ class RunningAirflow(AirflowAPI):
         wait_until(lambda: len(self.runs_by_assets(dag_id, since)) >= count, pause=LOOK_S)
         runs = self.runs_by_assets(dag_id, since)
         for run_id in runs:
-            assert self.wait_for(dag_id, run_id) == "success"
+            self.succeeds(dag_id, run_id)
         return runs
 
     def states(self, dag_id: str, run_id: str) -> dict[str, str]:

@@ -111,7 +111,7 @@ def test_the_command_says_that_no_stack_is_running(tmp_path):
 def test_a_backlog_larger_than_the_time_budget_is_answered_by_the_successor(airflow, queue):
     ids = ask(queue, STREAM_REQUESTS, [f"Question {number}" for number in range(6)])
     run_id = airflow.trigger("stream_inference", {"budget_s": 1})
-    assert airflow.wait_for("stream_inference", run_id) == "success"
+    airflow.succeeds("stream_inference", run_id)
     wait_until(lambda: len(replies(queue, ids)) == 6)
 
 

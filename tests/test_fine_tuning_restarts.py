@@ -96,7 +96,7 @@ def test_worker_triggerer_and_provider_are_killed_and_there_is_one_job_and_its_m
     (job,) = jobs_of(provider, run_id)
     assert job["status"] == "running", "a restart has cancelled the job"
     provider.set_job(job["id"], "succeeded")
-    assert airflow.wait_for(DAG, run_id) == "success"
+    airflow.succeeds(DAG, run_id)
     (job,) = jobs_of(provider, run_id)
     model = airflow.xcom(DAG, run_id, "fine_tune", "return_value")
     assert model == job["fine_tuned_model"]

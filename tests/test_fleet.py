@@ -85,7 +85,7 @@ def test_a_batch_whose_worker_dies_loses_no_row_and_pays_twice_only_what_was_in_
     in_flight = max(each["in_flight"] for each in scripted.seen())
     fleet.kill(victim)
 
-    assert fleet.api.wait_for("batch_inference_at_scale", run_id, 1200) == "success"
+    fleet.api.succeeds("batch_inference_at_scale", run_id, 1200)
     report = fleet.api.xcom("batch_inference_at_scale", run_id, "report", "return_value")
     assert report["result"].startswith(f"{rows} rows: {rows} answered"), report
     answered = scripted.answered()
@@ -127,7 +127,7 @@ def test_fine_tuning_whose_worker_dies_trains_one_model(fleet):
         fleet.kill(victim)
         fleet.revive(victim)
 
-    assert fleet.api.wait_for("fine_tuning", run_id, 1200) == "success"
+    fleet.api.succeeds("fine_tuning", run_id, 1200)
     assert len(emulator.jobs()) == before + 1
 
 
@@ -137,7 +137,7 @@ def test_an_ingestion_whose_worker_dies_leaves_each_chunk_once(fleet):
     victims = wait_until(lambda: fleet.at_work("rag_pipeline", run_id, "index_documents"))
     fleet.kill(victims[0])
 
-    assert fleet.api.wait_for("rag_pipeline", run_id, 1200) == "success"
+    fleet.api.succeeds("rag_pipeline", run_id, 1200)
     chunks = fleet.chunks()
     assert Counter(chunks).most_common(1)[0][1] == 1
     documents = {source for source, _ in chunks}

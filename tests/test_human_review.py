@@ -159,6 +159,6 @@ def test_on_a_real_airflow_drafts_are_approved_edited_rejected_and_rejected_by_t
     report = airflow.xcom("human_review", run_id, "report", "return_value")
     assert report["result"] == "2 sent (1 edited), 2 rejected (0 as nobody answered in time)"
 
-    assert airflow.wait_for("human_review", late) == "success"
+    airflow.succeeds("human_review", late)
     report = airflow.xcom("human_review", late, "report", "return_value")
     assert report["result"] == "0 sent (0 edited), 1 rejected (1 as nobody answered in time)"
