@@ -30,6 +30,9 @@ READY := $(VENV)/installed-from-lock
 OURS := $(shell test -e $(READY) && test ! $(VENV)/pyvenv.cfg -nt $(READY) && "$(BIN)/python" -c "" 2>/dev/null && echo yes)
 EMBED_BIN := .venv-sentence-transformers/bin
 
+# Set in many images. Without bytecode each of a stack's processes, and each task, would compile include/ anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo start stop send observe forget price copy evaluate test embed lint bench lock clean
 

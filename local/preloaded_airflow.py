@@ -12,16 +12,15 @@ from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
-import pydantic_ai.models.openai  # noqa: F401
 import uvicorn
 from airflow.__main__ import main
 from airflow.sdk.execution_time.supervisor import WatchedSubprocess
 from airflow.utils.serve_logs import core as log_server
 
-import include.ai  # noqa: F401
 from local.guard import HOST, Guard
 from local.one_writer import OneWriter
 
+SLOW_IMPORTS_OF_DAGS = ("pydantic_ai.models.openai", "include.ai")
 # About a second each: the first two are what LanceDB imports.
 SLOW_IMPORTS_OF_TASKS = ("lance_namespace", "pandas", "matplotlib.figure")
 
@@ -57,9 +56,13 @@ if __name__ == "__main__":
 
         app.add_middleware(OneWriter)
         app.add_middleware(Guard)
+    slow_imports: tuple[str, ...] = ()
+    if "dag-processor" in sys.argv:
+        slow_imports = SLOW_IMPORTS_OF_DAGS
     if "scheduler" in sys.argv:
         notice_ends_soon()
-        for module in SLOW_IMPORTS_OF_TASKS:
-            import_module(module)
+        slow_imports = SLOW_IMPORTS_OF_DAGS + SLOW_IMPORTS_OF_TASKS
+    for module in slow_imports:
+        import_module(module)
     sys.argv[0] = "airflow"
     main()  # type: ignore[no-untyped-call]

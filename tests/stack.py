@@ -18,6 +18,9 @@ from tests.conftest import PROJECT
 
 Found = TypeVar("Found")
 
+# A look at a run costs the stack 0.02 s of CPU, which the run itself then lacks.
+LOOK_S = 0.3
+
 
 def command(module: str, *arguments: str, home: Path, port: int | None = None) -> list[str]:
     where = ["--home", str(home)] + (["--port", str(port)] if port else [])
@@ -48,12 +51,12 @@ def processes_of(home: Path) -> list[psutil.Process]:
     return found
 
 
-def wait_until(condition: Callable[[], Found], timeout: float = 300) -> Found:
+def wait_until(condition: Callable[[], Found], timeout: float = 300, pause: float = 0.1) -> Found:
     """What the condition returns, as soon as it is true."""
     deadline = time.monotonic() + timeout
     while not (found := condition()):
         assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.1)
+        time.sleep(pause)
     return found
 
 
@@ -94,7 +97,7 @@ class RunningAirflow(AirflowAPI):
 
     def wait_for(self, dag_id: str, run_id: str, timeout: float = 600) -> str:
         """The state in which the run ended."""
-        return wait_until(lambda: {self.run(dag_id, run_id)["state"]} & {"success", "failed"}, timeout).pop()
+        return wait_until(lambda: {self.run(dag_id, run_id)["state"]} & {"success", "failed"}, timeout, LOOK_S).pop()
 
     def succeeds(self, dag_id: str, run_id: str, timeout: float = 600) -> None:
         """Wait until the run has ended, and fail with the end of its tasks' logs if it has not succeeded."""
@@ -117,7 +120,7 @@ class RunningAirflow(AirflowAPI):
 
     def wait_for_run_by_asset(self, dag_id: str, since: str, count: int = 1) -> list[str]:
         """The ids of the runs that assets have started since then, once there are `count` and all have succeeded."""
-        wait_until(lambda: len(self.runs_by_assets(dag_id, since)) >= count)
+        wait_until(lambda: len(self.runs_by_assets(dag_id, since)) >= count, pause=LOOK_S)
         runs = self.runs_by_assets(dag_id, since)
         for run_id in runs:
             self.succeeds(dag_id, run_id)

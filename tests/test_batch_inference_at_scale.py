@@ -87,6 +87,7 @@ def test_progress_is_in_the_names_of_the_tasks_and_usage_in_their_xcoms(batch):
     assert run.xcom("answer", "llm_usage", map_index=0)["requests"] == 10
 
 
+@pytest.mark.one_stack  # reading and writing files of rows
 @pytest.mark.parametrize("form", ["csv", "jsonl", "parquet"])
 @on_storage("s3")
 def test_csv_json_lines_and_parquet_give_the_same_results(batch, storage, form, tmp_path):
@@ -121,6 +122,7 @@ def test_the_xcoms_stay_small_however_many_rows_there_are(batch):
     assert len(json.dumps(run.xcom("report"))) < 1000
 
 
+@pytest.mark.one_stack  # reading and writing files of rows
 @on_storage("disk", "s3")
 def test_a_character_that_ends_lines_elsewhere_is_an_ordinary_one_in_a_row(batch, model, storage):
     odd = [f"one line{sign}of a row 1" for sign in "\u2028\u2029\x85\v\f\x1c\r"]
@@ -183,6 +185,7 @@ def test_more_failures_than_are_allowed_fail_the_run_and_keep_the_results(batch,
     assert len(results(storage)) == 10
 
 
+@pytest.mark.one_stack  # reading and writing files of rows
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
@@ -217,6 +220,7 @@ def test_a_file_that_is_not_as_it_should_be_is_named_before_anything_is_paid(
     assert model.seen() == []
 
 
+@pytest.mark.one_stack  # reading and writing files of rows
 def test_a_file_elsewhere_or_nowhere_is_refused(batch, run_dag, model, storage, logged):
     run = run_dag(DAG, {"input": "file:///etc/passwd"})
     assert run.state == "failed"
@@ -256,6 +260,7 @@ def test_a_budget_ends_the_run_before_it_costs_more_and_a_second_run_goes_on(bat
     assert len(model.seen()) == 200
 
 
+@pytest.mark.one_stack  # reading and writing files of rows
 def test_a_budget_without_a_known_price_is_refused_before_anything_is_paid(batch, model, monkeypatch, logged):
     monkeypatch.setenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT", model.connection(usd_per_million_tokens=None))
     run = batch(texts(3), budget_usd=1.0)
