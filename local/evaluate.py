@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from local.arguments import number, whole_number
 from local.environment import (
     CHAT_MODEL,
     DEFAULT_HOME,
@@ -62,10 +63,10 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--model", default="", help="<provider>:<name>, or the id of a connection; empty: the tasks' own"
     )
     parser.add_argument("--judge", default="pydanticai_default", help="the id of the connection to the judge")
-    parser.add_argument("--limit", type=int, default=None, help="only so many cases of each subject")
-    parser.add_argument("--trials", type=int, default=1, help="how often each case is asked")
-    parser.add_argument("--budget", type=float, default=None, help="US dollars, shared among the subjects")
-    parser.add_argument("--alarms", type=float, default=0.05, help="the rate of false alarms")
+    parser.add_argument("--limit", type=whole_number("LIMIT", 1, 100_000), help="only so many cases of each subject")
+    parser.add_argument("--trials", type=whole_number("TRIALS", 1, 20), default=1, help="how often each case is asked")
+    parser.add_argument("--budget", type=number("BUDGET", 0, 100_000), help="US dollars, shared among the subjects")
+    parser.add_argument("--alarms", type=number("ALARMS", 0.0001, 0.5), default=0.05, help="the rate of false alarms")
     parser.add_argument("--run", default="", help="a name: the same one again goes on, and pays nothing twice")
     parser.add_argument("--accept", action="store_true", help="make the results the accepted ones")
     parser.add_argument("--summary", type=Path, default=None, help="append the report to this Markdown file")

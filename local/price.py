@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 
+from local.arguments import day
 from local.dags import wanted_dags
 from local.environment import DEFAULT_HOME, enter
 from local.processes import StackError
@@ -87,8 +88,10 @@ def price_of_file(file: Path, dag_id: str, rows_file: str, batch: str, columns: 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make price", description=__doc__.partition("\n")[0])
     parser.add_argument("--home", type=Path, default=DEFAULT_HOME)
-    for name in ("dag", "first", "last", "file", "batch", "text", "id"):
+    for name in ("dag", "file", "batch", "text", "id"):
         parser.add_argument(f"--{name}", default="")
+    parser.add_argument("--first", type=day("FROM"))
+    parser.add_argument("--last", type=day("TO"))
     arguments = parser.parse_args()
     home = arguments.home.absolute()
     enter(home)
@@ -101,9 +104,10 @@ def main() -> None:
         if arguments.file:
             columns = (arguments.text or "review", arguments.id or None)
             print(price_of_file(file, dag_id, arguments.file, arguments.batch, columns))
+        elif arguments.first and arguments.last:
+            print(price_of_runs(Stack(home), dag_id, arguments.first, arguments.last))
         else:
-            first, last = (date.fromisoformat(day) for day in (arguments.first, arguments.last))
-            print(price_of_runs(Stack(home), dag_id, first, last))
+            raise ValueError("Say FROM=... and TO=..., or FILE=...")
     except (ValueError, OSError, StackError, AirflowException) as error:
         sys.exit(f"{error} Such as: make price DAG=feedback_intake FROM=2026-11-01 TO=2026-11-30")
 
