@@ -289,6 +289,10 @@ def forget_answers(world: World) -> Conf:
     return {"dag_id": ATTACK, "run_id": ATTACK, "key": ATTACK}
 
 
+def price_of_backfill(world: World) -> Conf:
+    return {"input": world.file("rows.jsonl", {"review": ATTACK, "review_id": ATTACK}), "batch": ATTACK}
+
+
 ATTACKS: list[Callable[[World], Conf]] = [
     prompt_chaining,
     routing,
@@ -320,6 +324,7 @@ ATTACKS: list[Callable[[World], Conf]] = [
     evaluate_prompts,
     evaluator_optimizer,
     forget_answers,
+    price_of_backfill,
 ]
 # Params whose attack ends the run before anything else is attacked.
 BAD_PARAMS: dict[str, Conf] = {
