@@ -87,8 +87,10 @@ def price_of_runs(dag_id: str, runs: int, first: date, last: date) -> str:
 def _scheduled_dag(dag_id: str) -> Any:
     """Load a DAG as Airflow's scheduler has it, which knows the dates of its schedule."""
     try:
-        from airflow.dag_processing.dagbag import DagBag
-        from airflow.serialization.serialized_objects import DagSerialization as Serialized
+        from airflow.dag_processing.dagbag import DagBag  # type: ignore[import-not-found,unused-ignore]
+        from airflow.serialization.serialized_objects import (
+            DagSerialization as Serialized,  # type: ignore[attr-defined,unused-ignore]
+        )
     except ImportError:  # Airflow 3.1
         from airflow.models.dagbag import DagBag  # type: ignore[no-redef,unused-ignore]
         from airflow.serialization.serialized_objects import SerializedDAG as Serialized
