@@ -71,10 +71,10 @@ observe: $(READY)  ## start Phoenix, a tool that shows traces, beside the stack 
 		PHOENIX_WORKING_DIR="$(abspath $(DATA))/phoenix" PHOENIX_TELEMETRY_ENABLED=false exec $(PHOENIX)/bin/phoenix serve > $(DATA)/phoenix/log 2>&1
 
 forget: $(READY)  ## delete stored answers of models (some of: DAG=routing, RUN=..., KEY=..., DAYS=7)
-	@$(BIN)/python -m local.forget --home $(DATA) --dag="$(DAG)" --run="$(RUN)" --key="$(KEY)" $(if $(DAYS),--days="$(DAYS)")
+	@AIRFLOW__LOGGING__LOGGING_LEVEL=WARNING $(BIN)/python -W ignore -m local.forget --home $(DATA) --dag="$(DAG)" --run="$(RUN)" --key="$(KEY)" $(if $(DAYS),--days="$(DAYS)")
 
 price: $(READY)  ## say what a backfill would cost: make price DAG=... FROM=2026-11-01 TO=2026-11-30 (or FILE=rows.csv)
-	@$(BIN)/python -m local.price --home $(DATA) --dag="$(DAG)" $(if $(FROM),--first="$(FROM)") $(if $(TO),--last="$(TO)") --file="$(FILE)" \
+	@AIRFLOW__LOGGING__LOGGING_LEVEL=WARNING $(BIN)/python -W ignore -m local.price --home $(DATA) --dag="$(DAG)" $(if $(FROM),--first="$(FROM)") $(if $(TO),--last="$(TO)") --file="$(FILE)" \
 		--batch="$(BATCH)" --text="$(TEXT)" --id="$(ID)"
 
 copy: $(READY)  ## copy a DAG and all it needs into your Astro project: make copy PATTERN=rag_pipeline TO=path (WITH=spend)

@@ -7,6 +7,7 @@ make price DAG=batch_inference_at_scale FILE=rows.csv           its rows that ar
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from datetime import date
 from pathlib import Path
@@ -15,9 +16,18 @@ import httpx
 
 from local.arguments import day
 from local.dags import wanted_dags
-from local.environment import DEFAULT_HOME, enter
+from local.environment import (
+    CHAT_MODEL,
+    DEFAULT_HOME,
+    enter,
+    model_connection,
+    user_environment,
+    uses_embedded_model,
+)
 from local.processes import StackError
 from local.stack import Stack
+
+NOWHERE = "http://127.0.0.1:1/v1"
 
 
 def price_of_dates(stack: Stack, dag_id: str, first: date, last: date) -> str:
@@ -61,6 +71,8 @@ def main() -> None:
     arguments = parser.parse_args()
     home = arguments.home.absolute()
     enter(home)
+    if uses_embedded_model(user_environment()):  # it is not asked, and need not run
+        os.environ["AIRFLOW_CONN_PYDANTICAI_DEFAULT"] = model_connection(NOWHERE, f"openai-chat:{CHAT_MODEL}")
     from airflow.providers.common.compat.sdk import AirflowException  # it reads its settings when it is imported
 
     try:
