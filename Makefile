@@ -75,7 +75,7 @@ forget: $(READY)  ## delete stored answers of models (some of: DAG=routing, RUN=
 
 price: $(READY)  ## say what a backfill would cost: make price DAG=... FROM=2026-11-01 TO=2026-11-30 (or FILE=rows.csv)
 	@AIRFLOW__LOGGING__LOGGING_LEVEL=WARNING $(BIN)/python -W ignore -m local.price --home $(DATA) --dag="$(DAG)" $(if $(FROM),--first="$(FROM)") $(if $(TO),--last="$(TO)") --file="$(FILE)" \
-		--batch="$(BATCH)" --text="$(TEXT)" --id="$(ID)"
+		--batch="$(BATCH)" $(if $(TEXT),--text="$(TEXT)") $(if $(filter undefined,$(origin ID)),,--id="$(ID)")
 
 copy: $(READY)  ## copy a DAG and all it needs into your Astro project: make copy PATTERN=rag_pipeline TO=path (WITH=spend)
 	@test -n "$(PATTERN)" && test -n "$(TO)" || { echo "Say which DAG, and where to: make copy PATTERN=rag_pipeline TO=path/of/an/astro/project"; exit 1; }

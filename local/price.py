@@ -1,6 +1,6 @@
 """Say what a backfill or a file of rows would cost, before anything is asked.
 
-make price DAG=feedback_intake FROM=2026-11-01 TO=2026-11-30    the mean of its runs so far, times the runs to come
+make price DAG=asset_producer FROM=2026-11-01 TO=2026-11-30    the mean of its runs so far, times the runs to come
 make price DAG=batch_inference_at_scale FILE=rows.csv           its rows that are not answered yet (in BATCH=...)
 """
 
@@ -64,8 +64,9 @@ def price_of_file(file: Path, rows_file: str, batch: str, columns: tuple[str, st
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make price", description=__doc__.partition("\n")[0])
     parser.add_argument("--home", type=Path, default=DEFAULT_HOME)
-    for name in ("dag", "file", "batch", "text", "id"):
-        parser.add_argument(f"--{name}", default="")
+    # The columns are those that the params of batch_inference_at_scale name.
+    for name, default in (("dag", ""), ("file", ""), ("batch", ""), ("text", "review"), ("id", "review_id")):
+        parser.add_argument(f"--{name}", default=default)
     parser.add_argument("--first", type=day("FROM"))
     parser.add_argument("--last", type=day("TO"))
     arguments = parser.parse_args()
@@ -80,14 +81,14 @@ def main() -> None:
             raise ValueError("Say which DAG.")
         ((dag_id, file),) = wanted_dags(arguments.dag, home / "airflow").items()
         if arguments.file:
-            columns = (arguments.text or "review", arguments.id or None)
+            columns = (arguments.text, arguments.id or None)
             print(price_of_file(file, arguments.file, arguments.batch, columns))
         elif arguments.first and arguments.last:
             print(price_of_dates(Stack(home), dag_id, arguments.first, arguments.last))
         else:
             raise ValueError("Say FROM=... and TO=..., or FILE=...")
     except (ValueError, OSError, StackError, AirflowException) as error:
-        sys.exit(f"{error} Such as: make price DAG=feedback_intake FROM=2026-11-01 TO=2026-11-30")
+        sys.exit(f"{error} Such as: make price DAG=asset_producer FROM=2026-11-01 TO=2026-11-30")
 
 
 if __name__ == "__main__":

@@ -86,17 +86,17 @@ def price_of_runs(dag_id: str, runs: int, first: date, last: date) -> str:
 
 def _scheduled_dag(dag_id: str) -> Any:
     """Load a DAG as Airflow's scheduler has it, which knows the dates of its schedule."""
+    from airflow.serialization import serialized_objects
+
     try:
         from airflow.dag_processing.dagbag import DagBag  # type: ignore[import-not-found,unused-ignore]
-        from airflow.serialization.serialized_objects import (
-            DagSerialization as Serialized,  # type: ignore[attr-defined,unused-ignore]
-        )
     except ImportError:  # Airflow 3.1
         from airflow.models.dagbag import DagBag  # type: ignore[no-redef,unused-ignore]
-        from airflow.serialization.serialized_objects import SerializedDAG as Serialized
+    found = getattr(serialized_objects, "DagSerialization", None)
+    serialized: Any = found or serialized_objects.SerializedDAG  # that of Airflow 3.1
 
     bag = DagBag(str(dag_file(dag_id)))
     if dag_id not in bag.dags:
         errors = [error.strip().rpartition("\n")[2] for error in bag.import_errors.values()]
         raise AirflowFailException(f"Its file has no DAG {dag_id!r}. {shown_text(' '.join(errors))}")
-    return Serialized.from_dict(Serialized.to_dict(bag.dags[dag_id]))
+    return serialized.from_dict(serialized.to_dict(bag.dags[dag_id]))
