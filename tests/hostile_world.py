@@ -290,7 +290,8 @@ def forget_answers(world: World) -> Conf:
 
 
 def price_of_backfill(world: World) -> Conf:
-    return {"input": world.file("rows.jsonl", {"review": ATTACK, "review_id": ATTACK}), "batch": ATTACK}
+    rows = world.file("rows.jsonl", {ATTACK: ATTACK})
+    return {"input": rows, "text_column": ATTACK, "id_column": ATTACK, "batch": ATTACK}
 
 
 ATTACKS: list[Callable[[World], Conf]] = [
@@ -328,6 +329,7 @@ ATTACKS: list[Callable[[World], Conf]] = [
 ]
 # Params whose attack ends the run before anything else is attacked.
 BAD_PARAMS: dict[str, Conf] = {
+    "price_of_backfill": {"dag_id": ATTACK, "input": ATTACK},
     "rag_pipeline": {"rerank": ATTACK},
     "rag_evaluation": {"stores": [ATTACK], "rerank": ATTACK},
     "evaluate_prompts": {"subjects": ["replies"], "limit": 1, "conn_id": ATTACK, "judge_conn_id": ATTACK},
