@@ -59,7 +59,7 @@ done; rm -f $(DATA)/processes.json
 endef
 
 send: $(READY)  ## send messages to a DAG that waits for them, and show the replies (N=20, DAG=stream_inference)
-	@$(BIN)/python -m local.send --home $(DATA) --number $(or $(N),20) --dag $(or $(DAG),stream_inference)
+	@$(BIN)/python -m local.send --home $(DATA) --number="$(or $(N),20)" --dag="$(or $(DAG),stream_inference)"
 
 PHOENIX := .venv-phoenix
 OBSERVE_PORT ?= 6006
@@ -74,18 +74,19 @@ observe: $(READY)  ## start Phoenix, a tool that shows traces, beside the stack 
 		PHOENIX_WORKING_DIR="$(abspath $(DATA))/phoenix" PHOENIX_TELEMETRY_ENABLED=false exec $(PHOENIX)/bin/phoenix serve > $(DATA)/phoenix/log 2>&1
 
 forget: $(READY)  ## delete stored answers of models (some of: DAG=routing, RUN=..., KEY=..., DAYS=7)
-	@$(BIN)/python -m local.forget --home $(DATA) --dag "$(DAG)" --run "$(RUN)" --key "$(KEY)" --days "$(DAYS)"
+	@AIRFLOW__LOGGING__LOGGING_LEVEL=WARNING $(BIN)/python -W ignore -m local.forget --home $(DATA) --dag="$(DAG)" --run="$(RUN)" --key="$(KEY)" $(if $(DAYS),--days="$(DAYS)")
 
 price: $(READY)  ## say what a backfill would cost: make price DAG=... FROM=2026-11-01 TO=2026-11-30 (or FILE=rows.csv)
-	@$(BIN)/python -m local.price --home $(DATA) --dag "$(DAG)" --first "$(FROM)" --last "$(TO)" --file "$(FILE)" --batch "$(BATCH)" --text "$(TEXT)" --id "$(ID)"
+	@AIRFLOW__LOGGING__LOGGING_LEVEL=WARNING $(BIN)/python -W ignore -m local.price --home $(DATA) --dag="$(DAG)" $(if $(FROM),--first="$(FROM)") $(if $(TO),--last="$(TO)") --file="$(FILE)" \
+		--batch="$(BATCH)" $(if $(TEXT),--text="$(TEXT)") $(if $(filter undefined,$(origin ID)),,--id="$(ID)")
 
 copy: $(READY)  ## copy a DAG and all it needs into your Astro project: make copy PATTERN=rag_pipeline TO=path (WITH=spend)
 	@test -n "$(PATTERN)" && test -n "$(TO)" || { echo "Say which DAG, and where to: make copy PATTERN=rag_pipeline TO=path/of/an/astro/project"; exit 1; }
 	@$(BIN)/python -m local.copy "$(PATTERN)" "$(TO)" --with "$(WITH)"
 
 evaluate: $(READY)  ## evaluate prompts on labelled cases: make evaluate SUBJECT=severity (MODEL=openai-chat:..., LIMIT=12, ACCEPT=1)
-	@$(BIN)/python -m local.evaluate --subjects "$(SUBJECT)" --model "$(MODEL)" --home $(DATA) $(if $(LIMIT),--limit "$(LIMIT)") \
-		$(if $(BUDGET),--budget "$(BUDGET)") $(if $(JUDGE),--judge "$(JUDGE)") $(if $(TRIALS),--trials "$(TRIALS)") \
+	@$(BIN)/python -m local.evaluate --subjects "$(SUBJECT)" --model "$(MODEL)" --home $(DATA) $(if $(LIMIT),--limit="$(LIMIT)") \
+		$(if $(BUDGET),--budget="$(BUDGET)") $(if $(JUDGE),--judge "$(JUDGE)") $(if $(TRIALS),--trials="$(TRIALS)") \
 		$(if $(FRESH),--fresh) $(if $(ACCEPT),--accept) $(if $(SUMMARY),--summary "$(SUMMARY)")
 
 test: $(READY)  ## run the tests (DATABASE=postgres: on PostgreSQL; SCALE=1: on a fleet; FILES=tests/test_x.py: some)

@@ -16,14 +16,15 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from local.arguments import number, whole_number
 from local.environment import (
     CHAT_MODEL,
     DEFAULT_HOME,
@@ -78,28 +79,15 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--model", default="", help="<provider>:<name>, or the id of a connection; empty: the tasks' own"
     )
     parser.add_argument("--judge", default="pydanticai_default", help="the id of the connection to the judge")
-    count, amount = number(int, 1, 100_000), number(float, 0, 100_000)
-    parser.add_argument("--limit", type=count, default=None, help="only so many cases of each subject")
-    parser.add_argument("--trials", type=number(int, 1, 20), default=1, help="how often each case is asked")
-    parser.add_argument("--budget", type=amount, default=None, help="US dollars for new answers, shared")
-    parser.add_argument("--alarms", type=number(float, 0.0001, 0.5), default=0.05, help="the rate of false alarms")
+    parser.add_argument("--limit", type=whole_number("LIMIT", 1, 100_000), help="only so many cases of each subject")
+    parser.add_argument("--trials", type=whole_number("TRIALS", 1, 20), default=1, help="how often each case is asked")
+    parser.add_argument("--budget", type=number("BUDGET", 0, 100_000), help="US dollars for new answers, shared")
+    parser.add_argument("--alarms", type=number("ALARMS", 0.0001, 0.5), default=0.05, help="the rate of false alarms")
     parser.add_argument("--fresh", action="store_true", help="ask anew: reuse no answer of an earlier evaluation")
     parser.add_argument("--accept", action="store_true", help="make the results the accepted ones")
     parser.add_argument("--summary", type=Path, default=None, help="append the report to this Markdown file")
     parser.add_argument("--home", type=Path, default=DEFAULT_HOME, help="where data is, unless GENAI_STORAGE says so")
     return parser.parse_args(arguments)
-
-
-def number(kind: Callable[[str], float], least: float, most: float) -> Callable[[str], float]:
-    """Return what reads such a number from the command line."""
-
-    def read(text: str) -> float:
-        with suppress(ValueError):
-            if least <= (value := kind(text)) <= most:
-                return value
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least} to {most}.")
-
-    return read
 
 
 def evaluate(given: argparse.Namespace) -> int:

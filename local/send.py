@@ -21,6 +21,7 @@ from confluent_kafka import OFFSET_END, Consumer, KafkaException, Producer, Topi
 
 from include.messages.contract import EVENT_REQUESTS, REPLIES, STREAM_REQUESTS, Request, new_request
 from include.sample.data import tickets
+from local.arguments import number, whole_number
 from local.environment import DEFAULT_HOME, user_environment, uses_embedded_queue
 from local.kafka_broker import broker_connection
 from local.processes import StackError
@@ -30,6 +31,7 @@ from local.stack import Stack
 SQS_DAG = "sqs_inference"
 TOPICS = {"stream_inference": STREAM_REQUESTS, "event_driven_inference": EVENT_REQUESTS}
 TIMEOUT_S = 20.0
+MOST_MESSAGES = 100_000
 NOT_A_REQUEST = b'{"text": "I forgot the other fields."}'
 
 
@@ -148,11 +150,15 @@ def show_replies(replies: Replies, send_them: Callable[[], list[str]], timeout: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m local.send", description=__doc__)
-    parser.add_argument("--number", type=int, default=20, help="how many (default: %(default)s)")
+    how_many = whole_number("N", 1, MOST_MESSAGES)
+    parser.add_argument("--number", type=how_many, default=20, help="how many (default: %(default)s)")
     parser.add_argument(
         "--dag", choices=[*TOPICS, SQS_DAG], default="stream_inference", help="to which (default: %(default)s)"
     )
-    parser.add_argument("--timeout", type=float, default=300, help="seconds to wait for replies (default: %(default)s)")
+    seconds = number("TIMEOUT", 0, 86_400)
+    parser.add_argument(
+        "--timeout", type=seconds, default=300, help="seconds to wait for replies (default: %(default)s)"
+    )
     parser.add_argument("--home", type=Path, default=DEFAULT_HOME, help="folder of the stack (default: .local)")
     arguments = parser.parse_args()
     stack = Stack(arguments.home)

@@ -16,6 +16,7 @@ import httpx
 import yaml
 
 from local.airflow_api import AirflowAPI
+from local.arguments import whole_number
 from local.environment import (
     DEFAULT_HOME,
     PROJECT,
@@ -200,15 +201,14 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _port(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port: choose a number from 1 to 65535")
-    return int(text)
-
-
 def stack_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that say which stack is meant."""
-    parser.add_argument("--port", type=_port, default=DEFAULT_PORT, help="port of the UI (default: %(default)s)")
+    parser.add_argument(
+        "--port",
+        type=whole_number("PORT", 1, 65535),
+        default=DEFAULT_PORT,
+        help="port of the UI (default: %(default)s)",
+    )
     parser.add_argument("--home", type=Path, default=DEFAULT_HOME, help="folder of its data (default: .local)")
 
 

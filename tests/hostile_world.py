@@ -289,6 +289,11 @@ def forget_answers(world: World) -> Conf:
     return {"dag_id": ATTACK, "run_id": ATTACK, "key": ATTACK}
 
 
+def price_of_backfill(world: World) -> Conf:
+    rows = world.file("rows.jsonl", {ATTACK: ATTACK})
+    return {"input": rows, "text_column": ATTACK, "id_column": ATTACK, "batch": ATTACK}
+
+
 ATTACKS: list[Callable[[World], Conf]] = [
     prompt_chaining,
     routing,
@@ -320,9 +325,11 @@ ATTACKS: list[Callable[[World], Conf]] = [
     evaluate_prompts,
     evaluator_optimizer,
     forget_answers,
+    price_of_backfill,
 ]
 # Params whose attack ends the run before anything else is attacked.
 BAD_PARAMS: dict[str, Conf] = {
+    "price_of_backfill": {"dag_id": ATTACK, "input": ATTACK},
     "rag_pipeline": {"rerank": ATTACK},
     "rag_evaluation": {"stores": [ATTACK], "rerank": ATTACK},
     "evaluate_prompts": {"subjects": ["replies"], "limit": 1, "conn_id": ATTACK, "judge_conn_id": ATTACK},

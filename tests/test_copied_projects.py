@@ -51,6 +51,7 @@ MODELS_AND_MAPPING: dict[str, tuple[dict[str, Any], str, str]] = {
     "canary_report": ({}, "compare", "no connection states a canary"),
     "evaluator_optimizer": ({}, "report", r"(not )?passed in"),
     "forget_answers": ({"dag_id": "no_such_dag"}, "delete", "0 stored answers deleted"),
+    "price_of_backfill": ({}, "price", "batch_inference_at_scale: .* rows, 0 of them need no call"),
     "spend_report": (
         {"day": datetime.now(UTC).date().isoformat()},
         "report",

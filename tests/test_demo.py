@@ -190,7 +190,7 @@ def test_a_port_that_is_none_is_answered_with_what_to_do(module, port, tmp_path)
     command = [sys.executable, "-m", f"local.{module}", *action, "--port", port, "--home", str(tmp_path)]
     ended = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 2
-    assert ended.stderr.endswith(f"argument --port: {port!r} is not a port: choose a number from 1 to 65535\n")
+    assert ended.stderr.endswith(f"PORT={port!r}: it must be a whole number from 1 to 65535\n")
 
 
 def test_the_table_says_in_full_why_a_dag_did_not_run():

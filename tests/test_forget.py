@@ -7,10 +7,14 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import Any
 
 import pytest
 
+from include.ai import forget as forgetting
+from include.ai.attempt import run_folder
 from include.ai.forget import forget
 from include.common.storage import storage_path, write_artifact
 from tests.conftest import PROJECT
@@ -63,9 +67,57 @@ def test_those_of_a_key(answers):
 @on_storage("disk", "s3", "memory")
 def test_those_that_are_old_and_no_younger_ones(answers):
     assert forget(days=1) == 0
-    assert forget(days=-1, key="dd44-1.json") == 1
-    assert forget(days=-1) == 6
+    assert forget(days=0, key="dd44-1.json") == 1
+    assert forget(days=0) == 6
     assert left(answers) == set()
+
+
+@pytest.mark.parametrize("days", [-1, 1e9, float("nan"), float("inf")])
+def test_days_that_make_no_sense_are_refused_and_nothing_is_deleted(answers, days):
+    with pytest.raises(ValueError, match=r"days=.*: it must be a number from 0 to 36500"):
+        forget(days=days)
+    assert gone(answers) == set()
+
+
+HOSTILE = ["*", "a*", "a", "ab", "[ab]", "a?", "../runs", "a/b", "A", "a.json", "", "\x00", "\ud800", "a" * 250]
+
+
+@on_storage("disk", "s3", "memory")
+def test_of_dags_and_runs_with_hostile_ids_exactly_the_meant_ones_are_deleted(storage):
+    pairs = [(dag_id, "a") for dag_id in HOSTILE] + [("a*", run_id) for run_id in HOSTILE if run_id != "a"]
+    files = {pair: run_folder(*pair) / "task.-1.3.0" / "aa11-1.json" for pair in pairs}
+    for file in files.values():
+        write_artifact(file, "{}")
+    for dag_id, run_id in pairs:
+        assert forget(dag_id=dag_id, run_id=run_id) == 1
+        assert not files.pop((dag_id, run_id)).exists()
+        assert len(files) == len(storage_path().fs.find(storage_path("stored_answers").path))
+
+
+@on_storage("disk", "s3", "memory")
+@pytest.mark.parametrize("name", ["a*", "a?", "[ab]", "a[!b]", "{a,b}"])
+def test_a_file_that_is_named_like_a_pattern_is_deleted_and_no_other(storage, name):
+    folder = run_folder("dag", "run") / "task.-1.3.0"
+    for each in (f"{name}-1.json", "a-1.json", "ab-1.json", "ac-1.json", "b-1.json"):
+        write_artifact(folder / each, "{}")
+    assert forget(key=f"{name}-1") == 1
+    assert sorted(path.rsplit("/", 1)[-1] for path in folder.fs.find(folder.path)) == [
+        "a-1.json",
+        "ab-1.json",
+        "ac-1.json",
+        "b-1.json",
+    ]
+
+
+@on_storage("disk", "memory")
+def test_two_at_once_delete_each_answer_once(storage, monkeypatch):
+    for number in range(40):
+        write_artifact(run_folder("dag", "run") / f"{number}.json", "{}")
+    both_have_listed = Barrier(2)
+    delete = forgetting.delete_files
+    monkeypatch.setattr(forgetting, "delete_files", lambda *args: both_have_listed.wait(60) >= 0 and delete(*args))
+    with ThreadPoolExecutor(2) as threads:
+        assert sum(threads.map(lambda _: forget(dag_id="dag"), range(2))) == 40
 
 
 def test_a_disk_keeps_no_empty_folders_and_old_is_by_the_time_of_the_file(answers):
@@ -104,6 +156,15 @@ def test_the_dag_deletes_old_answers_by_itself_and_others_when_it_is_told(run_da
     assert run_dag("forget_answers", {"run_id": "run_2"}).xcom("delete") == {"result": "2 stored answers deleted"}
 
 
+@pytest.mark.needs_dags("forget_answers")
+@pytest.mark.parametrize("days", [-1, 1e9, float("inf"), "7", "x"])
+def test_the_dag_refuses_days_that_make_no_sense(run_dag, days):
+    from airflow.providers.common.compat.sdk import ParamValidationError
+
+    with pytest.raises(ParamValidationError, match="days"):
+        run_dag("forget_answers", {"days": days})
+
+
 def test_make_forget_says_what_it_deleted_or_what_is_missing(answers, storage, tmp_path):
     def run(*arguments: str) -> Any:
         command = [sys.executable, "-W", "ignore", "-m", "local.forget", "--home", str(tmp_path), *arguments]
@@ -114,3 +175,4 @@ def test_make_forget_says_what_it_deleted_or_what_is_missing(answers, storage, t
     refused = run()
     assert refused.returncode
     assert "Say which answers" in refused.stderr
+    assert "DAYS='1e9'" in run("--days", "1e9").stderr

@@ -16,6 +16,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from include.common.storage import name_on_storage, storage_path
+from include.common.task_context import task_context
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -111,12 +112,9 @@ def begun_attempt(ti_id: str) -> TaskAttempt | None:
 
 def this_attempt() -> TaskAttempt | None:
     """Return the attempt that this process works for; None outside a task."""
-    from airflow.sdk import get_current_context
-
     global _attempt
-    try:
-        context: Any = get_current_context()
-    except RuntimeError:
+    context = task_context()
+    if context is None:
         return None
     if _attempt is None or _attempt.id != str(context["ti"].id):
         _attempt = TaskAttempt(context)

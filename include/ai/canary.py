@@ -15,7 +15,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from include.ai.connection import ModelSource
-from include.spend.ledger import task_context
+from include.common.task_context import task_context
 
 KEY = "canary"
 

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from include.ai.attempt import FOLDER, RUNS, SHARED
 from include.common.storage import name_on_storage, storage_path
+from include.common.stored_files import delete_files
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
+LONGEST_DAYS = 36_500  # a date has its limits
 # What storages call the time of a file.
 TIMES = ("LastModified", "last_modified", "mtime", "updated", "created")
 
@@ -30,11 +32,13 @@ def forget(
     :param run_id: its run.
     :param key: what the name of the file begins with, such as the `file` in `reused_from`.
     :param days: they are older.
-    :raises ValueError: nothing is given.
+    :raises ValueError: nothing is given, or a number of days that makes no sense.
     :raises OSError: the storage cannot be read or written.
     """
     if dag_id is None and run_id is None and key is None and days is None:
         raise ValueError("Say which answers: a DAG, a run, a key, or how many days old.")
+    if days is not None and not 0 <= days <= LONGEST_DAYS:
+        raise ValueError(f"days={days!r}: it must be a number from 0 to {LONGEST_DAYS}.")
     before = None if days is None else datetime.now(UTC) - timedelta(days=days)
     count = 0
     for folder, of_dag in _folders():
@@ -49,10 +53,9 @@ def forget(
             and (of_dag is None or run_id is None or _run_of(folder, path) == name_on_storage(run_id))
             and (of_dag is not None or _is_paid_by(folder, path, dag_id, run_id))
         ]
+        count += delete_files(folder, chosen)
         if chosen:
-            folder.fs.rm(chosen)
             _remove_empty(folder)
-        count += len(chosen)
     return count
 
 
@@ -77,6 +80,8 @@ def _is_paid_by(folder: ObjectStoragePath, path: str, dag_id: str | None, run_id
     try:
         paid_by = json.loads(folder.fs.cat_file(path))["asked_by"]
         return dag_id in (None, paid_by["dag_id"]) and run_id in (None, paid_by["run_id"])
+    except FileNotFoundError:  # another process deletes it, too
+        return False
     except (ValueError, KeyError, TypeError):
         return True
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-from airflow.sdk import get_current_context
 from pydantic_ai.messages import ModelResponse
 
 from include.ai.account import account_limit
 from include.ai.model import ConnectionModel
 from include.ai.rate_limit import RateLimit
 from include.ai.usage import LLMUsage, UsageRecorder, push_usage, sum_usage
+from include.common.task_context import task_context
 
 
 class LimitedModel(ConnectionModel):
@@ -51,9 +51,5 @@ class TaskUsage(UsageRecorder):
 
     def publish(self) -> None:
         """Update the XCom `llm_usage`. Outside a task, do nothing."""
-        try:
-            ti = get_current_context()["ti"]
-        except RuntimeError:
-            return
-        if self._total:
-            push_usage(ti, self._total)
+        if self._total and (context := task_context()):
+            push_usage(context["ti"], self._total)

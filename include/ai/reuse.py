@@ -19,7 +19,6 @@ from functools import cache, cached_property
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from airflow.listeners import hookimpl
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 from pydantic_ai.exceptions import AgentRunError
 from pydantic_ai.messages import ModelMessage, ModelResponse
@@ -31,7 +30,7 @@ from include.ai.model import ConnectionModel
 from include.ai.same_call import what_decides
 from include.common.shown import shown_text
 from include.common.storage import name_on_storage, read_artifact, write_artifact
-from include.common.task_ends import add_listener
+from include.common.task_ends import on_task_end
 
 try:
     from include.ai import usage
@@ -242,16 +241,13 @@ def _warn(error: Exception) -> None:
     _has_warned = True
 
 
-class Listener:
-    """Removes the answers that made a task fail, so that its retry does not fail by them again."""
-
-    @hookimpl
-    def on_task_instance_failed(self, task_instance: Any, error: Any) -> None:
-        attempt = begun_attempt(str(task_instance.id))
-        if attempt and isinstance(error, AgentRunError):
-            attempt.forget_last_answers()
+def _forget_what_failed(attempt_id: str, state: str, error: Any) -> None:
+    """Remove the answers that made a task fail, so that its retry does not fail by them again."""
+    attempt = begun_attempt(attempt_id)
+    if attempt and state == "failed" and isinstance(error, AgentRunError):
+        attempt.forget_last_answers()
 
 
 @cache
 def _listen() -> None:
-    add_listener(Listener())
+    on_task_end(_forget_what_failed)

@@ -9,8 +9,9 @@ from pydantic_ai.messages import ModelMessage, ModelResponse
 from include.ai.prompts import prompt_of
 from include.ai.usage import listed_cost, stated_price
 from include.common import prices
+from include.common.task_context import task_context
 from include.spend.budgets import Budgets, Meter, read_budgets
-from include.spend.ledger import Call, record, task_context, the_ledger
+from include.spend.ledger import Call, record, the_ledger
 
 if TYPE_CHECKING:
     from pydantic_ai.embeddings import EmbeddingResult
@@ -57,13 +58,11 @@ def record_chat(
     calls: int = 1,
 ) -> None:
     """Record a call of a chat model: its answer, or `calls` calls without one."""
-    call = Call(
-        "chat", source.conn_id, model, prompt_of(messages, parameters), calls, seconds=seconds, failed=not response
-    )
+    call = _chat(source, model, messages, parameters, response)
+    call = call._replace(calls=calls, seconds=seconds, failed=not response)
     if response:
         usage = response.usage
         call = call._replace(
-            model=response.model_name or model,
             input_tokens=usage.input_tokens,
             cached_tokens=usage.cache_read_tokens,
             output_tokens=usage.output_tokens,
@@ -77,8 +76,8 @@ def record_reused(
 ) -> None:
     """Record a call of a chat model that an earlier answer served."""
     saved = 0.0 if response.usage.cost is None else float(response.usage.cost)
-    model, prompt = response.model_name or source.model_id, prompt_of(messages, parameters)
-    record(Call("chat", source.conn_id, model, prompt, calls=0, cost_usd=0.0, reused=1, saved_usd=saved))
+    call = _chat(source, source.model_id.partition(":")[2], messages, parameters, response)
+    record(call._replace(calls=0, cost_usd=0.0, reused=1, saved_usd=saved))
 
 
 def record_embedding(source: ModelSource, result: EmbeddingResult | None, seconds: float) -> None:
@@ -90,6 +89,18 @@ def record_embedding(source: ModelSource, result: EmbeddingResult | None, second
         cost = price.cost(tokens, 0) if price else listed_cost(result)
         call = call._replace(model=result.model_name, input_tokens=tokens, cost_usd=cost)
     _count(source, call)
+
+
+def _chat(
+    source: ModelSource,
+    model: str,
+    messages: list[ModelMessage],
+    parameters: ModelRequestParameters,
+    response: ModelResponse | None,
+) -> Call:
+    """Return a call without its numbers, under the name that the answer has for its model, else under this one."""
+    name = (response and response.model_name) or model
+    return Call("chat", source.conn_id, name, prompt_of(messages, parameters))
 
 
 def _count(source: ModelSource, call: Call) -> None:

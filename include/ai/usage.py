@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 from pydantic_ai.messages import ModelResponse
 
 from include.common.shown import LONGEST_NAME, shown_text
+from include.common.task_context import task_context
 
 try:
     from include.common import prices
@@ -51,8 +52,6 @@ class UsageRecorder:
 
     def record(self, call: LLMUsage) -> None:
         """Count one answered call. Outside a task it is only logged."""
-        from airflow.sdk import get_current_context
-
         if call.get("reused"):
             log.info("An earlier answer of %(model)s is reused: nothing was asked or paid.", call)
         else:
@@ -61,13 +60,11 @@ class UsageRecorder:
                 "tokens).",
                 call,
             )
-        try:
-            ti = get_current_context()["ti"]
-        except RuntimeError:
-            return
-        # The id is new at every try: a retry starts from zero, as its XComs do.
-        total = self._totals[str(ti.id)] = sum_usage(self._totals.get(str(ti.id)), call)
-        push_usage(ti, total)
+        if context := task_context():
+            ti = context["ti"]
+            # The id is new at every try: a retry starts from zero, as its XComs do.
+            total = self._totals[str(ti.id)] = sum_usage(self._totals.get(str(ti.id)), call)
+            push_usage(ti, total)
 
 
 def push_usage(ti: Any, usage: LLMUsage | None) -> None:

@@ -1,17 +1,23 @@
-"""What a batch would cost, before anything is asked: `make price DAG=batch_inference_at_scale FILE=rows.csv`."""
+"""What a batch would cost, before anything is asked."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import runpy
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.sdk.execution_time.context import set_current_context
 
 from include.ai.model import ConnectionModel, connection_model
 from include.ai.usage import stated_price
 from include.batch.chunks import Chunk, cut
 from include.batch.rows import Result, Row
 from include.batch.run import BatchRun
-from include.common.prices import listed_cost
+from include.common.prices import listed_cost, shown_usd
 
 # Where no row has been answered yet: characters per token, and tokens of an answer.
 CHARACTERS, ANSWER_TOKENS = 4, 50
@@ -32,6 +38,29 @@ class Price:
     output_tokens: int
     cost_usd: float | None
     basis: str
+
+
+def price_of_batch(file: Path, params: Mapping[str, Any], rows: Iterable[Row] | None = None) -> str:
+    """Say what a run of a batch DAG would cost.
+
+    :param file: the DAG's, which has `run` and TASKS, as that of batch_inference_at_scale.
+    :param params: of the run; without `batch` nothing is answered yet.
+    :param rows: the rows, if they are not those of the params.
+    :raises AirflowFailException: it is not such a DAG, or see `price_of_rows`.
+    """
+    module = runpy.run_path(str(file))
+    if "run" not in module or "TASKS" not in module:
+        raise AirflowFailException(f"{file.stem!r} has no rows to price, as a DAG like batch_inference_at_scale has.")
+    context: Any = {"run_id": "price", "params": {"limit": None, "budget_usd": None, **params}}
+    with set_current_context(context):
+        run = module["run"]()
+    price = price_of_rows(run, run.rows() if rows is None else rows, module["TASKS"])
+    cost = "a price that is not known" if price.cost_usd is None else shown_usd(price.cost_usd)
+    return (
+        f"{file.stem}: {price.rows:,} rows, {price.stored:,} of them need no call, {price.to_ask:,} are to be asked.\n"
+        f"They take about {price.input_tokens:,} input and {price.output_tokens:,} output tokens ({price.basis}): "
+        f"{cost}."
+    )
 
 
 def price_of_rows(run: BatchRun, rows: Iterable[Row], tasks: int) -> Price:

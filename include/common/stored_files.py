@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -14,6 +15,9 @@ from include.common.storage import errors_with_name, open_path, storage_path
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
+
+
+DELETED_AT_ONCE = 16
 
 
 class NotOnStorage(AirflowFailException, ValueError):
@@ -47,6 +51,26 @@ def input_file(url: str | None, default: Path | None = None) -> ObjectStoragePat
 def local_file(path: Path) -> ObjectStoragePath:
     """Return a file of this project, to be read like one on its storage."""
     return open_path(f"file://{path}")  # not Path.as_uri(), which escapes: fsspec takes a URL as it stands
+
+
+def delete_files(folder: ObjectStoragePath, paths: Sequence[str]) -> int:
+    """Delete exactly these files below the folder, and return how many there were.
+
+    Not by `fs.rm(paths)`: a name with a bracket or star is a pattern to it, and what S3 refuses to delete is no error.
+
+    :param paths: as the folder's file system lists them.
+    :raises OSError: one of them cannot be deleted; others may be.
+    """
+
+    def delete(path: str) -> bool:
+        try:
+            folder.fs.rm_file(path)
+        except FileNotFoundError:  # another process deletes it, too
+            return False
+        return True
+
+    with errors_with_name(folder), ThreadPoolExecutor(DELETED_AT_ONCE) as threads:
+        return sum(threads.map(delete, paths))
 
 
 @contextmanager

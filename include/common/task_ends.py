@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from airflow.listeners import hookimpl
 
-def add_listener(listener: Any) -> None:
-    """Have Airflow report the end of each task of this process to a listener: see `airflow.listeners`."""
+
+class _Listener:
+    def __init__(self, heard: Callable[[str, str, Any], None], stopping: Callable[[], None]) -> None:
+        self._heard, self._stopping = heard, stopping
+
+    @hookimpl
+    def on_task_instance_success(self, task_instance: Any) -> None:
+        self._heard(str(task_instance.id), "success", None)
+
+    @hookimpl
+    def on_task_instance_failed(self, task_instance: Any, error: Any) -> None:
+        self._heard(str(task_instance.id), "failed", error)
+
+    @hookimpl
+    def on_task_instance_skipped(self, task_instance: Any) -> None:
+        self._heard(str(task_instance.id), "skipped", None)
+
+    @hookimpl
+    def before_stopping(self) -> None:
+        self._stopping()
+
+
+def on_task_end(heard: Callable[[str, str, Any], None], stopping: Callable[[], None] = lambda: None) -> None:
+    """Have Airflow report the end of each task of this process, from now on.
+
+    :param heard: is given the attempt's id, its state (`success`, `failed` or `skipped`), and what it failed with.
+    :param stopping: is called before the process stops, also where the task goes on later, as a deferred one does.
+    """
     try:
         from airflow.sdk.listener import get_listener_manager  # type: ignore[import-not-found,unused-ignore]
     except ImportError:  # Airflow 3.1
         from airflow.listeners.listener import get_listener_manager  # type: ignore[assignment,unused-ignore]
 
     manager: Any = get_listener_manager()
-    manager.add_listener(listener)
+    manager.add_listener(_Listener(heard, stopping))

@@ -25,7 +25,7 @@ from include.common.prices import shown_usd
 from include.common.shared_total import SharedTotal
 from include.common.shown import shown_text
 from include.common.storage import name_on_storage
-from include.spend.ledger import task_context
+from include.common.task_context import task_context
 
 BUDGETS_KEY = "budgets"
 FOLDER = "budgets"

@@ -16,13 +16,13 @@ from functools import cache
 from typing import Annotated, Any, NamedTuple
 from uuid import uuid4
 
-from airflow.listeners import hookimpl
 from pydantic import BaseModel, ConfigDict, Field
 
 from include.common.fingerprint import fingerprint
 from include.common.shown import LONGEST_NAME, shown_text
 from include.common.storage import storage_path, write_artifact
-from include.common.task_ends import add_listener
+from include.common.task_context import task_context
+from include.common.task_ends import on_task_end
 
 FOLDER = ("ledger", "attempts")
 # Between two writes of a process, and how long the end of a task waits for the last one.
@@ -191,7 +191,7 @@ class Ledger:
             with self._counting:
                 self._count(job, record, call)
 
-    def end(self, attempt_id: str, state: str) -> None:
+    def end(self, attempt_id: str, state: str, _error: Any = None) -> None:
         """Note what became of an attempt."""
         with self._counting:
             if record := self._records.pop(attempt_id, None):
@@ -246,50 +246,12 @@ class Ledger:
         self._complained = True
 
 
-def task_context() -> Any:
-    """Return the context of the task that runs; None outside a task."""
-    from airflow.sdk import get_current_context
-
-    try:
-        return get_current_context()
-    except RuntimeError:
-        return None
-
-
-class Listener:
-    """Tells the ledger how a task ends."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-
-    @hookimpl
-    def on_task_instance_success(self, task_instance: Any) -> None:
-        self._ledger.end(str(task_instance.id), "success")
-
-    @hookimpl
-    def on_task_instance_failed(self, task_instance: Any) -> None:
-        self._ledger.end(str(task_instance.id), "failed")
-
-    @hookimpl
-    def on_task_instance_skipped(self, task_instance: Any) -> None:
-        self._ledger.end(str(task_instance.id), "skipped")
-
-    @hookimpl
-    def before_stopping(self) -> None:
-        self._ledger.flush()
-
-
-def listen(ledger: Ledger) -> None:
-    """Have Airflow report the end of each task of this process to the ledger."""
-    add_listener(Listener(ledger))
-    atexit.register(ledger.flush)
-
-
 @cache
 def the_ledger() -> Ledger:
     """Return the ledger of this process."""
     ledger = Ledger()
-    listen(ledger)
+    on_task_end(ledger.end, ledger.flush)
+    atexit.register(ledger.flush)
     return ledger
 
 

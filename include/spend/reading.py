@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import ValidationError
 
 from include.common.storage import open_path, storage_path, write_artifact
+from include.common.stored_files import delete_files
 from include.spend.ledger import FOLDER, Line, Record
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def roll_up(day: date) -> None:
     still_open = _rows(record for name, record in records.items() if name not in ended)
     rows = _replaced(_replaced(rolled_up.get(str(day), _rows([])), still_open, keep=False), _rows(ended.values()))
     write_artifact(file, _as_parquet(rows))
-    folder.fs.rm([(folder / name).path for name in ended])
+    delete_files(folder, [(folder / name).path for name in ended])
 
 
 class _SmallFiles:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from include.common.fingerprint import fingerprint as fingerprint_of
 from include.common.shown import LONGEST_NAME, shown_text
 from include.common.storage import name_on_storage, storage_path, write_artifact
-from include.spend.ledger import task_context
+from include.common.task_context import task_context
 
 FOLDER = "scores"
 # The newest scores are read, up to so many.

@@ -1,0 +1,15 @@
+"""Whether this process works for a task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def task_context() -> Any:
+    """Return the context of the task that runs; None outside a task."""
+    from airflow.sdk import get_current_context
+
+    try:
+        return get_current_context()
+    except RuntimeError:
+        return None
