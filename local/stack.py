@@ -30,6 +30,10 @@ from local.sqs_server import create_queues, queue_url, sqs_command
 DEFAULT_PORT = 8080
 START_TIMEOUT_S = 180.0
 ANSWER_TIMEOUT_S = 60.0
+
+# What tasks ask. The API server builds it at the first request, which takes Airflow 3.3 half a minute on a busy machine,
+# and answers nobody meanwhile.
+FIRST_PATH = "/execution/health"
 # Airflow takes % and $ in a setting for a variable; ? ends the path in a database's URL, and : in PYTHONPATH.
 UNUSABLE_IN_SETTINGS = frozenset("%$?:")
 
@@ -79,7 +83,7 @@ class Stack:
         if not self.processes.attach():
             return False
         self.api = AirflowAPI(f"http://127.0.0.1:{self._port_file.read_text()}")
-        self._wait_for("api-server", f"{self.api.url}/api/v2/version", time.monotonic() + ANSWER_TIMEOUT_S)
+        self._wait_for("api-server", f"{self.api.url}{FIRST_PATH}", time.monotonic() + ANSWER_TIMEOUT_S)
         return True
 
     def start(self, say: Say) -> None:
@@ -126,7 +130,7 @@ class Stack:
             if model_server:
                 self._wait_for("model-server", f"{model_url}/health", deadline)
             self._wait_for("openai-emulator", f"{openai_url}/health", deadline)
-            self._wait_for("api-server", f"{self.api.url}/api/v2/version", deadline)
+            self._wait_for("api-server", f"{self.api.url}{FIRST_PATH}", deadline)
             say("the API server is ready" if not model_server else "model server and API server are ready")
             self.api.log_in()
             self._create_pools()

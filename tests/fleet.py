@@ -27,7 +27,7 @@ from local.dags import template_dags
 from local.environment import PROJECT, airflow_environment
 from local.processes import free_ports
 from local.sqs_server import create_queues, queue_url, sqs_command
-from local.stack import START_TIMEOUT_S, Stack
+from local.stack import FIRST_PATH, START_TIMEOUT_S, Stack
 from tests.kafka import Broker, best_broker
 from tests.postgres import NoPostgres, new_database, postgres
 from tests.stack import RunningAirflow, now, wait_until
@@ -145,7 +145,7 @@ class Fleet(Stack):
         self._wait_for("openai-emulator", f"{self.openai_url.removesuffix('/v1')}/health", deadline)
         if model_server:
             self._wait_for("model-server", f"http://127.0.0.1:{self._model_port}/health", deadline)
-        self._wait_for("api-server", f"{self.api.url}/api/v2/version", deadline)
+        self._wait_for("api-server", f"{self.api.url}{FIRST_PATH}", deadline)
         self.api.log_in()
         self._create_pools()
         self.use_model()
