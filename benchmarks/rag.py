@@ -45,13 +45,15 @@ def task_per_document():
 
     @task
     def embed(name: str):
-        from include.rag.documents import read_document, split_document
+        from include.rag.chunks import split_document
+        from include.rag.documents import read_document
         from include.ai.embeddings import Embedder
         return Embedder().embed_documents([chunk.text for chunk in split_document(read_document(name))])
 
     @task
     def load(names: list[str], vectors: list):
-        from include.rag.documents import read_document, split_document
+        from include.rag.chunks import split_document
+        from include.rag.documents import read_document
         from include.rag.stores.open import open_vector_store
         with open_vector_store() as store:
             collection = store.collection("TaskPerDocument")

@@ -68,7 +68,7 @@ def main() -> None:
         environment, workers = json.loads(line)
         os.environ |= environment
         infer: Any = infer_embedding_model if "embedding" in workers[0] else infer_model
-        connection_model(CONN_ID).source.build(infer)  # imports for all of them
+        connection_model(CONN_ID).source.build(infer, {})  # imports for all of them
         storage_path()
         children = {}
         for worker in workers:

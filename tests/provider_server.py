@@ -133,7 +133,7 @@ class ProviderServer:
         self.seen = seen
         self.asked: list[str] = []
 
-    def client(self, *hooks: Any, **kwargs: Any) -> AsyncClient:
+    def client(self, hooks: Any, **kwargs: Any) -> AsyncClient:
         """An HTTP client that sends every request here, whatever its host is, over real HTTP."""
         server = self
 
@@ -144,7 +144,7 @@ class ProviderServer:
                 request.url = request.url.copy_with(scheme="http", host=here.host, port=here.port)
                 return await super().handle_async_request(request)
 
-        return ProviderClient(*hooks, **kwargs, transport=Rerouting())
+        return ProviderClient(hooks, **kwargs, transport=Rerouting())
 
 
 @contextmanager

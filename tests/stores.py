@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from include.rag.documents import Chunk, Document, document_names, read_document
+from include.rag.chunks import Chunk
+from include.rag.documents import Document, document_names, read_document
 
 SKIPPED = (
     "NOT RUN ON WEAVIATE: set WEAVIATE_URL and WEAVIATE_API_KEY (`astro dev start` has one at http://127.0.0.1:8081, "

@@ -193,9 +193,3 @@ def test_a_limit_that_makes_no_sense_is_named(model, storage, monkeypatch):
     monkeypatch.setenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT", model.connection(requests_per_minute=-1))
     with pytest.raises(AirflowFailException, match=r"extra: requests_per_minute: .*greater than 0"):
         Agent(connection_model("pydanticai_default")).run_sync("hello")
-
-
-def test_pool_slots_of_an_earlier_version_are_named_with_what_to_do(model, storage, monkeypatch, caplog):
-    monkeypatch.setenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT", model.connection(requests_per_minute=6000, pool_slots=8))
-    Agent(connection_model("pydanticai_default"), output_type=bool).run_sync("review 1")
-    assert "'pydanticai_default': take pool_slots out of its extra" in caplog.text

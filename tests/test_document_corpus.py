@@ -13,7 +13,8 @@ from typing import NamedTuple
 import pytest
 
 from include.rag.bounded import UnreadableDocument
-from include.rag.documents import read_document, split_document
+from include.rag.chunks import split_document
+from include.rag.documents import read_document
 from tests.document_files import docx, pdf, pptx, xlsx
 
 pytestmark = pytest.mark.one_stack

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 
 from include.rag import documents
 from include.rag import formats as document_formats
+from include.rag.chunks import split_document
 from include.rag.documents import (
     CHUNK_CHARACTERS,
     Document,
     document_names,
     file_checksum,
     read_document,
-    split_document,
 )
 from include.rag.formats import UnreadableDocument
 from tests.document_files import pdf, pdf_that_means

@@ -473,7 +473,7 @@ def test_a_limit_that_is_none_is_refused_and_not_taken_for_all_cases(value, caps
 
     with pytest.raises(SystemExit, match="2"):
         parsed([f"--limit={value}"])
-    assert f"argument --limit: {value!r} is not a number from 1 to 100000." in capsys.readouterr().err
+    assert f"LIMIT={value!r}: it must be a whole number from 1 to 100000" in capsys.readouterr().err
 
 
 @pytest.mark.needs_dags("batch_inference")

@@ -181,7 +181,7 @@ def test_waiting_for_the_accounts_turn_is_no_part_of_a_calls_time():
 
     async def call() -> int:
         transport = httpx2.MockTransport(lambda _: httpx2.Response(200))
-        async with ProviderClient([wait], [], timeout=0.1, transport=transport) as client:
+        async with ProviderClient({"request": [wait]}, timeout=0.1, transport=transport) as client:
             return (await client.get("http://provider")).status_code
 
     assert asyncio.run(call()) == 200

@@ -22,6 +22,7 @@ from llmock.simulation import build_mock_embedding as vector_of
 
 from include.common.markdown import as_markdown_line, as_markdown_quote
 from include.common.stored_files import stored_file
+from include.rag import chunks as chunking
 from include.rag import documents, ingestion
 from include.rag import search as search_module
 from include.rag.answers import DONT_KNOW
@@ -79,7 +80,7 @@ def stored(index: str) -> tuple[str | None, dict[str, str], int]:
 def in_step(index: str) -> bool:
     """Whether the index holds the documents of the knowledge base, each whole and once, and nothing else."""
     found = read_documents()
-    chunks = [chunk for document in found for chunk in documents.split_document(document)]
+    chunks = [chunk for document in found for chunk in chunking.split_document(document)]
     _, stored_documents, count = stored(index)
     return stored_documents == {d.source: d.checksum for d in found} and count == len(chunks)
 
@@ -157,7 +158,7 @@ def test_a_run_that_dies_half_way_is_finished_by_the_next(index, llm, knowledge_
 
     refresh_index()
 
-    chunks = [c for d in read_documents() for c in documents.split_document(d)]
+    chunks = [c for d in read_documents() for c in chunking.split_document(d)]
     assert paid > 0
     assert len(embedded(llm, requests)) == len(chunks)
     assert in_step(index)
@@ -167,7 +168,7 @@ def test_a_document_of_which_only_a_part_was_stored_is_completed(index, llm, kno
     refresh_index()
     active, _, count = stored(index)
     requests = len(embedding_requests(llm))
-    first, *_ = documents.split_document(documents.read_document("geofences.md"))
+    first, *_ = chunking.split_document(documents.read_document("geofences.md"))
     with open_vector_store() as store:
         collection = store.collection(active)
         vectors = collection.known_vectors([first.checksum])

@@ -11,7 +11,7 @@ A task per item is right where each is slow or costs money of its own, for tens 
 
 from airflow.sdk import Param, dag, get_current_context, task
 
-from include.ai.embeddings import Embedder
+from include.ai.nearest import nearest_labels
 from include.common.mapping import chunked, failures, mappable, mapped_results
 from include.common.params import limits
 from include.common.task_defaults import DEFAULT_ARGS, LLM_POOL
@@ -63,7 +63,7 @@ def map_chunks():
         get_current_context()["rows"] = name_of(chunk)
         sample = tickets()
         rows = [sample[n % len(sample)] for n in range(*chunk)]
-        found = Embedder().nearest_label([row["text"] for row in rows], CATEGORIES)
+        found = nearest_labels([row["text"] for row in rows], CATEGORIES)
         right = sum(category == row["category"] for category, row in zip(found, rows, strict=True))
         return {"rows": len(rows), "right": right}
 

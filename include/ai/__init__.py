@@ -34,25 +34,13 @@ def active_sdk() -> str:
     :raises ImportError: neither is installed, both are, or another package has registered it.
     """
     registered_by = getattr(getattr(task, "llm", None), "__module__", "")
-    if all(_is_installed(package) for package in (AIRFLOW_AI_SDK, COMMON_AI)):
-        raise ImportError(
-            "Two AI SDKs: airflow-ai-sdk and apache-airflow-providers-common-ai are both installed and register "
-            f"the same decorators (@task.llm is {registered_by}'s). Uninstall one of them."
-        )
-    for package in (AIRFLOW_AI_SDK, COMMON_AI):
-        if registered_by.startswith(f"{package}."):
-            return package
+    installed = [package for package in (AIRFLOW_AI_SDK, COMMON_AI) if find_spec(package)]
+    if len(installed) == 1 and registered_by.startswith(f"{installed[0]}."):
+        return installed[0]
     raise ImportError(
-        f"No AI SDK: {registered_by or 'nothing'} has registered @task.llm. Install airflow-ai-sdk (Airflow 3.1) or "
-        "apache-airflow-providers-common-ai (Airflow 3.2 and later)."
+        "One AI SDK is needed: airflow-ai-sdk (Airflow 3.1) or apache-airflow-providers-common-ai (Airflow 3.2 and "
+        f"later). Installed: {' and '.join(installed) or 'none'}. @task.llm is of: {registered_by or 'none'}."
     )
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        return find_spec(package) is not None
-    except ModuleNotFoundError:  # not even its parent package
-        return False
 
 
 if active_sdk() == COMMON_AI:
@@ -68,10 +56,6 @@ class BaseModel(pydantic.BaseModel):
     """
 
     model_config = pydantic.ConfigDict(hide_input_in_errors=True)
-
-    def model_dump(self, *, mode: str = "json", **kwargs: Any) -> dict[str, Any]:
-        """As pydantic's, but JSON by default: enums and dates become what XCom can hold."""
-        return super().model_dump(mode=mode, **kwargs)
 
     def check(self, metadata: Any) -> None:
         """Check more than the answer's form, in a subclass that overrides this.

@@ -19,10 +19,11 @@ from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from airflow.providers.common.compat.sdk import AirflowFailException
-from pydantic import BaseModel, PositiveFloat, ValidationError
+from pydantic import PositiveFloat
 
+from include.ai.connection import PER_MINUTE
 from include.ai.rate_limit import Free, RateLimit
+from include.common.connection_extra import read_setting
 from include.common.exclusive import create_file
 from include.common.storage import storage_path
 
@@ -39,38 +40,19 @@ MOST_ENTRIES, KEPT_ENTRIES = 300, 100
 T = TypeVar("T")
 
 
-class AccountLimits(BaseModel):
-    """What a connection's extra says of the account's limits; None: no limit."""
-
-    requests_per_minute: PositiveFloat | None = None
-    tokens_per_minute: PositiveFloat | None = None
-
-
-def read_limits(source: ModelSource) -> AccountLimits:
-    """Read the account's limits.
-
-    :raises AirflowFailException: they make no sense.
-    """
-    try:
-        return AccountLimits.model_validate(source.layer_args)
-    except ValidationError as error:
-        problems = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
-        raise AirflowFailException(f"Connection {source.conn_id!r}, extra: {'; '.join(problems)}.") from None
-
-
 def account_limit(source: ModelSource, at_once: int = 1_000) -> RateLimit | None:
     """Return the limit for a client of this connection; None if the connection states no limits.
 
     :param at_once: the most calls in flight.
     :raises AirflowFailException: the connection's limits make no sense.
     """
-    limits = read_limits(source)
-    per_minute = limits.requests_per_minute, limits.tokens_per_minute
-    if not any(per_minute):
+    stated = source.layer_args
+    requests, tokens = (read_setting(source.conn_id, stated, key, PositiveFloat) for key in PER_MINUTE)
+    if not requests and not tokens:
         return None
     account = json.dumps([source.model_id, source.provider_args], sort_keys=True, default=str)
     log = AccountLog(hashlib.sha256(account.encode()).hexdigest()[:32])
-    return RateLimit(*per_minute, at_once=at_once, account=log)
+    return RateLimit(requests, tokens, at_once=at_once, account=log)
 
 
 class Entry(NamedTuple):

@@ -11,10 +11,10 @@ import json
 from hashlib import sha256
 from typing import Annotated
 
-from airflow.providers.common.compat.sdk import AirflowFailException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from include.ai.connection import ModelSource
+from include.common.connection_extra import read_setting, setting_error
 from include.common.task_context import task_context
 
 KEY = "canary"
@@ -39,15 +39,9 @@ def read_canary(source: ModelSource) -> Canary | None:
 
     :raises AirflowFailException: what it states is not one.
     """
-    if source.layer_args.get(KEY) is None:
-        return None
-    try:
-        canary = Canary.model_validate(source.layer_args[KEY])
-    except ValidationError as error:
-        problems = [f"{'.'.join(map(str, (KEY, *each['loc'])))}: {each['msg']}" for each in error.errors()]
-        raise AirflowFailException(f"Connection {source.conn_id!r}, extra: {'; '.join(problems)}.") from None
-    if canary.conn_id == source.conn_id:
-        raise AirflowFailException(f"Connection {source.conn_id!r}, extra: canary.conn_id: it is to be another one.")
+    canary: Canary | None = read_setting(source.conn_id, source.layer_args, KEY, Canary)
+    if canary and canary.conn_id == source.conn_id:
+        raise setting_error(source.conn_id, "canary.conn_id: it is to be another one")
     return canary
 
 

@@ -11,10 +11,9 @@ Azure), as those of the connections of apache-airflow-providers-common-ai do.
 from __future__ import annotations
 
 import inspect
-import logging
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowNotFoundException
 from httpx2 import AsyncClient, Limits, Timeout
@@ -24,14 +23,6 @@ from pydantic_ai.providers import Provider, infer_provider, infer_provider_class
 from include.common.provider_http import ProviderClient, check_host
 from include.common.shown import quiet_http_clients, shown_text, url_secrets
 
-try:
-    from include.ai.account import account_limit
-except ImportError:  # a copied pattern may lack it
-    account_limit = None  # type: ignore[assignment]
-
-if TYPE_CHECKING:
-    from include.ai.rate_limit import RateLimit
-
 PER_MINUTE = ("requests_per_minute", "tokens_per_minute")
 LAYER_KEYS = ("budgets", "canary", "fallback_conn_ids", *PER_MINUTE, "usd_per_million_tokens")
 # What providers call the base URL.
@@ -39,8 +30,6 @@ URL_ARGUMENTS = ("base_url", "azure_endpoint", "api_base")
 # Arguments of providers that no connection can hold, and a key of the Vertex form that means nothing any more.
 NOT_FROM_AN_EXTRA = ("http_client", "client", "openai_client", "anthropic_client", "bedrock_client", "retry_options")
 WITHOUT_MEANING = "vertexai"
-# Shared the limits per minute out among the slots of the pool, in extras that were written for an earlier version.
-UNUSED = "pool_slots"
 
 # Seconds for one call, and for its connection to be made.
 CALL_TIMEOUT_S = 90.0
@@ -49,8 +38,6 @@ MOST_CONNECTIONS = 1_000
 KEPT_CONNECTIONS = 100
 
 T = TypeVar("T")
-
-log = logging.getLogger(__name__)
 
 
 class ModelSource(NamedTuple):
@@ -61,20 +48,16 @@ class ModelSource(NamedTuple):
     provider_args: dict[str, Any]
     layer_args: dict[str, Any]
 
-    def build(self, infer: Callable[..., T], limit: RateLimit | None = None) -> T:
-        """Build the model, whose HTTP client keeps the account's limits.
+    def build(self, infer: Callable[..., T], hooks: Mapping[str, list[Any]]) -> T:
+        """Build the model.
 
         :param infer: pydantic-ai's `infer_model` or `infer_embedding_model`.
-        :param limit: keeps them; if not given, one is made where the connection states limits.
-        :raises AirflowFailException: the connection describes no model that can be built, or limits without sense.
+        :param hooks: of its HTTP client, for "request" and "response".
+        :raises AirflowFailException: the connection describes no model that can be built.
         """
-        if limit is None and account_limit is not None:
-            limit = account_limit(self)
-        hooks = limit.hooks if limit else {"request": [], "response": []}
         base_url, _, query = self.provider_args.get("base_url", "").partition("?")
         client = ProviderClient(
-            hooks["request"],
-            hooks["response"],
+            hooks,
             params=query,  # the openai client would append its paths to it
             timeout=Timeout(CALL_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
             limits=Limits(max_connections=MOST_CONNECTIONS, max_keepalive_connections=KEPT_CONNECTIONS),
@@ -149,11 +132,6 @@ def read_model_source(conn_id: str, default_model: str) -> ModelSource:
             f'for example {{"model": "{default_model}"}}. It names no model.'
         )
     extra.pop(WITHOUT_MEANING, None)
-    if extra.pop(UNUSED, None) is not None:
-        log.warning(
-            "Connection %r: take pool_slots out of its extra. All tasks share the limits per minute without it.",
-            conn_id,
-        )
     layer_args = {key: extra.pop(key) for key in LAYER_KEYS if key in extra}
     # The forms of some types of connections have no host and no password, but these keys.
     provider_args = {"base_url": conn.host, "api_key": conn.password, **{k: v for k, v in extra.items() if v}}

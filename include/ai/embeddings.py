@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -14,13 +13,9 @@ from include.ai.connection import read_model_source
 from include.common.provider_http import MISDIRECTED, is_refusal_status
 
 try:
-    from include.ai import spending
-except ImportError:  # a copied pattern may lack it: then no ledger is kept
-    spending = None  # type: ignore[assignment]
-try:
-    from include.ai import tracing
-except ImportError:
-    tracing = None  # type: ignore[assignment]
+    from include.ai import layers
+except ImportError:  # a copied pattern may lack it
+    layers = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from pydantic_ai.embeddings import EmbeddingModel, EmbeddingResult
@@ -48,7 +43,7 @@ class Embedder:
         self.conn_id = conn_id
         source = self._source = read_model_source(conn_id, DEFAULT_MODEL)
         dimensions = source.provider_args.pop("dimensions", None)
-        model = source.build(infer_embedding_model)
+        model = source.build(infer_embedding_model, layers.http_hooks(source) if layers else {})
         if source.model_id.startswith(IN_PROCESS):
             model = _in_process.setdefault(source.model_id, model)
         self.model_id = source.model_id
@@ -75,13 +70,6 @@ class Embedder:
         """Return the vector of a search text."""
         return self.embed_queries([text])[0]
 
-    def nearest_label(self, texts: Sequence[str], labels: Mapping[str, str]) -> list[str]:
-        """Return for each text the label whose description is most similar to it (cosine)."""
-        described = dict(zip(labels, self.embed_documents(list(labels.values())), strict=True))
-        return [
-            max(described, key=lambda label: cosine(vector, described[label])) for vector in self.embed_documents(texts)
-        ]
-
     def _embed_all(self, texts: Sequence[str], *, query: bool) -> list[list[float]]:
         vectors: list[list[float]] = []
         for start in range(0, len(texts), BATCH_SIZE):
@@ -92,9 +80,7 @@ class Embedder:
         from pydantic_ai.exceptions import ModelAPIError, ModelQuotaExceededError, ModelRequestRejectedError
 
         embed = self._embedder.embed_query_sync if query else self._embedder.embed_documents_sync
-        if spending and (meter := spending.due_meter(self._source)):
-            meter.check()
-        started = time.monotonic()
+        record = layers.begin_embedding(self._source) if layers else None
         result: EmbeddingResult | None = None
         try:
             result = embed(texts)
@@ -110,9 +96,8 @@ class Embedder:
                 "Check the connection's host, key and model."
             ) from None
         finally:
-            for layer in (spending, tracing):
-                if layer:
-                    layer.record_embedding(self._source, result, time.monotonic() - started)
+            if record:
+                record(result)
 
 
 def cosine(a: Sequence[float], b: Sequence[float]) -> float:

@@ -18,12 +18,14 @@ from pydantic_ai.models.fallback import FallbackModel
 
 from include.ai.connection import ModelSource
 from include.ai.model import ConnectionModel, RequestRefused
+from include.common.connection_extra import read_setting, setting_error
 
 try:
     from include.ai import canary
 except ImportError:  # a copied pattern may lack it
     canary = None  # type: ignore[assignment]
 
+KEY = "fallback_conn_ids"
 # With a connection to fall back to: long enough for a limit per minute to reset.
 LONGEST_WAIT_BEFORE_FALLBACK_S = 60.0
 
@@ -47,16 +49,10 @@ def read_fallbacks(source: ModelSource) -> list[str]:
 
     :raises AirflowFailException: they are not a list of ids of other connections.
     """
-    ids = source.layer_args.get("fallback_conn_ids") or []
-    if not isinstance(ids, list) or not all(isinstance(conn_id, str) for conn_id in ids):
-        raise AirflowFailException(
-            f"Connection {source.conn_id!r}: fallback_conn_ids in its extra must be a list of ids."
-        )
-    ids = [conn_id.strip() for conn_id in ids if conn_id.strip()]  # common-ai's form leaves empty lines
+    stated = read_setting(source.conn_id, source.layer_args, KEY, list[str]) or []
+    ids = [conn_id.strip() for conn_id in stated if conn_id.strip()]  # common-ai's form leaves empty lines
     if len({source.conn_id, *ids}) <= len(ids):
-        raise AirflowFailException(
-            f"Connection {source.conn_id!r}: fallback_conn_ids in its extra must be other connections, each once."
-        )
+        raise setting_error(source.conn_id, f"{KEY}: they are to be other connections, each once")
     return ids
 
 
@@ -100,10 +96,8 @@ class ConnectionChain(ConnectionModel):
             if model.conn_id == self.conn_id:
                 continue
             if read_fallbacks(model.source):
-                raise AirflowFailException(
-                    f"Connection {model.conn_id!r} has fallback_conn_ids of its own, which nobody follows: list all "
-                    f"at {self.conn_id!r}."
-                )
+                problem = f"{KEY}: nobody follows those of a fallback: list all at {self.conn_id!r}"
+                raise setting_error(model.conn_id, problem)
             _ = model.wrapped
         for model in models[:-1]:
             model.longest_wait_s = LONGEST_WAIT_BEFORE_FALLBACK_S

@@ -25,7 +25,7 @@ class LimitedModel(ConnectionModel):
         self._at_once = at_once
 
     @cached_property
-    def rate_limit(self) -> RateLimit:
+    def rate_limit(self) -> RateLimit:  # type: ignore[override]
         """The account's limits, and the calls in flight.
 
         :raises AirflowFailException: the connection's limits make no sense.

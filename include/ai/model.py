@@ -11,7 +11,6 @@ import asyncio
 import json
 import logging
 import random
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -30,26 +29,14 @@ from include.common.provider_http import MISDIRECTED, is_refusal_status
 from include.common.shown import LONGEST_NAME, shown_text, shown_url
 from include.common.text import clean_json, clean_text
 
-# Layers, which a copied pattern may lack.
 try:
-    from include.ai import attempt
-except ImportError:
-    attempt = None  # type: ignore[assignment]
-try:
-    from include.ai import usage
-except ImportError:
-    usage = None  # type: ignore[assignment]
-try:
-    from include.ai import spending
-except ImportError:
-    spending = None  # type: ignore[assignment]
-try:
-    from include.ai import tracing
-except ImportError:
-    tracing = None  # type: ignore[assignment]
+    from include.ai import layers
+except ImportError:  # a copied pattern may lack it
+    layers = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from include.ai.rate_limit import RateLimit
+    from include.ai.usage import UsageRecorder
 
 # Used where only OPENAI_API_KEY is set: the cheapest current model in the openai package's list.
 DEFAULT_MODEL = "openai-chat:gpt-6-luna"
@@ -80,12 +67,15 @@ class ConnectionModel(WrapperModel):
     :param budget_usd: what a task may spend on it, in US dollars; None for no limit but the connection's.
     """
 
+    # The limit that the calls keep; None for that of the connection, if it states one.
+    rate_limit: RateLimit | None = None
+
     def __init__(
-        self, conn_id: str, usage_recorder: usage.UsageRecorder | None = None, budget_usd: float | None = None
+        self, conn_id: str, usage_recorder: UsageRecorder | None = None, budget_usd: float | None = None
     ) -> None:
         Model.__init__(self)  # WrapperModel's own would build the model now
         self.conn_id = conn_id
-        self.usage_recorder = usage_recorder or (usage.UsageRecorder() if usage else None)
+        self.usage_recorder = usage_recorder
         self.budget_usd = budget_usd
         self.longest_wait_s = LONGEST_WAIT_S
         self._built: tuple[asyncio.AbstractEventLoop | None, Model] | None = None
@@ -104,11 +94,6 @@ class ConnectionModel(WrapperModel):
         return [self]
 
     @property
-    def rate_limit(self) -> RateLimit | None:
-        """The limit that the calls keep; None for that of the connection, if it states one."""
-        return None
-
-    @property
     def wrapped(self) -> Model:  # type: ignore[override]
         try:
             loop = asyncio.get_running_loop()
@@ -116,9 +101,8 @@ class ConnectionModel(WrapperModel):
             loop = None
         # An HTTP client's connections belong to the event loop in which they were made.
         if self._built is None or loop not in (None, self._built[0]):
-            if usage:
-                usage.stated_price(self.source)  # what is wrong with it is to be known before anything is paid
-            self._built = (loop, self.source.build(infer_model, self.rate_limit))
+            hooks = layers.http_hooks(self.source, self.rate_limit) if layers else {}
+            self._built = (loop, self.source.build(infer_model, hooks))
         return self._built[1]
 
     async def request(
@@ -133,31 +117,22 @@ class ConnectionModel(WrapperModel):
         :raises AirflowException: a later try may succeed.
         """
         log.debug("Messages: %s", messages)
-        if spending and (meter := spending.due_meter(self.source, self.budget_usd)):
-            await asyncio.to_thread(meter.check)
+        call = await layers.begin(self, messages, model_request_parameters) if layers else None
         ours = {"timeout": connection.CALL_TIMEOUT_S, **(model_settings or {}), "max_retries": 0}
         settings: Any = {key: ours[key] for key in ours if key not in self.wrapped.unsupported_settings}
-        started, calls, waited = time.monotonic(), 0, 0.0
-
-        def record(response: ModelResponse | None, calls: int = 1) -> None:
-            seconds = time.monotonic() - started
-            for layer in (spending, tracing):
-                if layer:
-                    layer.record_chat(
-                        self.source, self.model_name, messages, model_request_parameters, response, seconds, calls
-                    )
-
+        calls, waited = 0, 0.0
         while True:
             try:
                 response = await self.wrapped.request(messages, settings, model_request_parameters)
                 break
             except e.ModelAPIError as error:
                 calls += 1
-                if tracing:
-                    tracing.record_refusal(self.source, self.model_name, error)
-                failure, wait = self._task_error(error), _wait(error, calls, self.longest_wait_s - waited)
-                if wait is None or isinstance(failure, AirflowFailException):
-                    record(None, calls)
+                failure = self._task_error(error)
+                is_final = isinstance(failure, AirflowFailException)
+                wait = None if is_final else _wait(error, calls, self.longest_wait_s - waited)
+                if call:
+                    call.refused(error, is_last=wait is None)
+                if wait is None:
                     log.debug("The provider's own words: %s", error)  # they may quote the key or the prompt
                     raise failure from None
             if wait > max(PAUSES_S):
@@ -166,12 +141,8 @@ class ConnectionModel(WrapperModel):
             await asyncio.sleep(wait)
         _clean(response, model_request_parameters)
         log.debug("Answer: %s", response)
-        used = usage.read_usage(self.source, response, time.monotonic() - started) if usage else None
-        if attempt:
-            await attempt.keep(self.source, response)  # before it counts
-        if used and self.usage_recorder:
-            self.usage_recorder.record(used)
-        record(response)
+        if call:
+            await call.answered(response)
         return response
 
     def _task_error(self, error: e.ModelAPIError) -> AirflowException:
@@ -215,26 +186,18 @@ def connection_model(
     budget_usd: float | None = None,
     reuse: str | timedelta = "retries",
 ) -> ConnectionModel:
-    """Return the model of the connection `conn_id`, with its fallbacks where that layer is there.
+    """Return the model of the connection `conn_id`, with the layers that are there.
 
     :param make: makes the model of one connection, if it is not to be a plain one.
     :param budget_usd: what a task may spend on each connection.
     :param reuse: who gets an answer that is paid already: see `include.ai.llm_kwargs`.
     :raises ValueError: one of these has no meaning, or the layer that it needs is not there.
     """
-    if budget_usd is not None and not (spending and budget_usd > 0):
-        raise ValueError(f"budget_usd={budget_usd!r}: it is more than 0, and needs the layer spend.")
-    if reuse not in ("retries", "try") and not attempt:
-        raise ValueError(f"reuse={reuse!r} needs the layer reuse.")
-    recorder = usage.UsageRecorder() if usage else None
-    make = make or (lambda conn_id: ConnectionModel(conn_id, recorder, budget_usd))
-    try:
-        from include.ai.fallbacks import ConnectionChain
-    except ImportError:  # a copied pattern may lack it
-        model = make(conn_id)
-    else:
-        model = ConnectionChain(conn_id, make)
-    return attempt.reusing(model, reuse) if attempt else model
+    if layers:
+        return layers.layered_model(conn_id, make, budget_usd, reuse)
+    if budget_usd is not None or reuse not in ("retries", "try"):
+        raise ValueError("budget_usd needs the layer spend, and reuse the layer reuse.")
+    return (make or ConnectionModel)(conn_id)
 
 
 def _wait(error: e.ModelAPIError, calls: int, patience: float) -> float | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from airflow.providers.common.compat.sdk import AirflowFailException
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat
+
+from include.common.connection_extra import read_setting
 
 PRICE_KEY = "usd_per_million_tokens"
 
@@ -30,13 +31,8 @@ def read_price(conn_id: str, extra: Mapping[str, Any]) -> Price | None:
     :param extra: of the connection, with or without `"usd_per_million_tokens": {"input": 0.15, "output": 0.6}`.
     :raises AirflowFailException: what it states is not a price.
     """
-    if extra.get(PRICE_KEY) is None:
-        return None
-    try:
-        return Price.model_validate(extra[PRICE_KEY])
-    except ValidationError as error:
-        problems = [f"{'.'.join(map(str, (PRICE_KEY, *each['loc'])))}: {each['msg']}" for each in error.errors()]
-        raise AirflowFailException(f"Connection {conn_id!r}, extra: {'; '.join(problems)}.") from None
+    price: Price | None = read_setting(conn_id, extra, PRICE_KEY, Price)
+    return price
 
 
 def listed_cost(model: str, input_tokens: int, output_tokens: int) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Mapping
 from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
@@ -43,35 +43,26 @@ class ProviderClient(AsyncClient):
     HTTP clients measure that time from one received byte to the next, so that a server that drips would hold a call,
     and its task, for hours. A body that is streamed is read by the caller, at its pace.
 
-    :param before: hooks for each request. The time that they wait does not count.
-    :param after: hooks for each response.
+    :param hooks: as HTTPX has them, for "request" and "response". The time that a request waits there does not count.
     """
 
-    def __init__(
-        self,
-        before: list[Callable[[Request], Awaitable[None]]],
-        after: list[Callable[[Response], Awaitable[None]]],
-        **settings: Any,
-    ) -> None:
-        hooks: dict[str, list[Any]] = {"request": [*before, _begin], "response": [*after, stay_on_host]}
-        super().__init__(event_hooks=hooks, follow_redirects=True, **settings)
+    def __init__(self, hooks: Mapping[str, list[Any]], **settings: Any) -> None:
+        after = [*hooks.get("response", []), stay_on_host]
+        super().__init__(event_hooks={"response": after}, follow_redirects=True, **settings)
+        self._before = hooks.get("request", [])
 
     async def send(self, request: Request, **options: Any) -> Response:
         """Send a request, as `httpx2.AsyncClient` does.
 
         :raises httpx2.ReadTimeout: the answer is not there in time.
         """
+        for wait in self._before:
+            await wait(request)
         try:
-            async with asyncio.timeout(None) as deadline:
-                request.extensions["deadline"] = deadline
+            async with asyncio.timeout(request.extensions["timeout"]["read"]):
                 return await super().send(request, **options)
         except TimeoutError:
             raise ReadTimeout("The whole answer did not come in time.", request=request) from None
-
-
-async def _begin(request: Request) -> None:
-    if seconds := request.extensions["timeout"]["read"]:
-        request.extensions["deadline"].reschedule(asyncio.get_running_loop().time() + seconds)
 
 
 async def stay_on_host(response: Response) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+from pydantic import Field, NonNegativeFloat
+
+from include.common.connection_extra import read_setting
 from include.common.shown import LONGEST_NAME, shown_text
 from include.jobs.job import KEY, Job, JobApi
 from include.jobs.service import OpenAIService
@@ -72,9 +75,13 @@ class OpenAIFineTuneTrigger(PaidJobTrigger):
 
 
 def training_cost(service: OpenAIService, tokens: int) -> float | None:
-    """Return what it costs to train on so many tokens, in US dollars; None if the connection states no price."""
-    price = service.extra.get("training_usd_per_million_tokens")
-    return None if price is None else round(tokens * float(price) / 1e6, 6)
+    """Return what it costs to train on so many tokens, in US dollars; None if the connection states no price.
+
+    :raises AirflowFailException: what it states is not a price.
+    """
+    form = Annotated[NonNegativeFloat, Field(allow_inf_nan=False)]
+    price = read_setting(service.conn_id, service.extra, "training_usd_per_million_tokens", form)
+    return None if price is None else round(tokens * price / 1e6, 6)
 
 
 def _job(job: FineTuningJob) -> Job:

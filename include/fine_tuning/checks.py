@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
+from pydantic import Field
 
+from include.common.connection_extra import read_setting
 from include.common.stored_files import input_file
 from include.fine_tuning.api import training_cost
 from include.fine_tuning.examples import CheckedFile, Example, check_files, examples
@@ -93,15 +95,13 @@ async def preflight(service: OpenAIService) -> str:
 def most_tokens(service: OpenAIService) -> int:
     """Return how many tokens of an example the base model learns from.
 
-    :raises AirflowFailException: the connection names no base model, or its extra is not a number of tokens.
+    :raises AirflowFailException: the connection names no base model, or states what is not a number of tokens.
     """
     model = service.base_model
-    stated = service.extra.get("max_example_tokens")
-    if stated is None:
-        return next((most for name, most in EXAMPLE_TOKENS.items() if model.startswith(name)), OTHER_EXAMPLE_TOKENS)
-    if type(stated) is not int or stated <= 0:
-        raise AirflowFailException(f"{service}: the extra max_example_tokens is {stated!r}, not a number of tokens.")
-    return stated
+    known = next((most for name, most in EXAMPLE_TOKENS.items() if model.startswith(name)), OTHER_EXAMPLE_TOKENS)
+    form = Annotated[int, Field(strict=True, gt=0)]
+    stated: int | None = read_setting(service.conn_id, service.extra, "max_example_tokens", form)
+    return stated or known
 
 
 def check_examples(

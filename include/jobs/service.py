@@ -87,7 +87,10 @@ class OpenAIService:
             max_retries=retries,
             timeout=CALL_TIMEOUT_S,
             http_client=ProviderClient(
-                [keep_secret], [*after], verify=_certificates(), params=query, limits=DEFAULT_CONNECTION_LIMITS
+                {"request": [keep_secret], "response": [*after]},
+                verify=_certificates(),
+                params=query,
+                limits=DEFAULT_CONNECTION_LIMITS,
             ),
         )
 

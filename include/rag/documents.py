@@ -5,19 +5,15 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from uuid import NAMESPACE_URL, uuid5
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
 from include.common.text import clean_text
-from include.rag import bounded
 from include.rag.bounded import UnreadableDocument
 from include.rag.formats import FORMATS, read_text
-from include.rag.titles import LONGEST_TITLE, Heading
 
 try:
     from include.rag.bucket import Bucket
@@ -61,27 +57,6 @@ class Document:
     checksum: str
     format: str
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A piece of a document. `id` is the uuid5 of source and position, so a second run writes the same rows.
-
-    `text` is what is embedded, searched and shown to a model: the path of headings that lead to the piece, such as
-    "Webhooks > Retries", as the first line, and the piece below it. `checksum` is that of `text`: two chunks that share
-    it share their vector. `document_checksum` and `document_chunks` show whether a document is stored completely.
-    """
-
-    id: str
-    source: str
-    title: str
-    headings: str
-    position: int
-    text: str
-    format: str
-    checksum: str
-    document_checksum: str
-    document_chunks: int
 
 
 def location() -> str:
@@ -240,58 +215,10 @@ def _path(name: str) -> Path:
     return path
 
 
-def split_document(document: Document) -> list[Chunk]:
-    """Cut a document along its structure into overlapping chunks of at most CHUNK_CHARACTERS, headings not counted.
-
-    :raises UnreadableDocument: it takes too long.
-    """
-    try:
-        pieces, found = bounded.call(
-            "include.rag.formats.cut", document.text, document.format, CHUNK_CHARACTERS, CHUNK_OVERLAP
-        )
-    except UnreadableDocument as error:
-        raise UnreadableDocument(f"{document.source} {error}") from error
-    starts, paths = [heading.start for heading in found], _heading_paths(document.title, found)
-    chunks = []
-    for position, (start, text) in enumerate(pieces):
-        # With its overlap, a chunk begins in the section before its own: the middle says where it belongs.
-        section = bisect_right(starts, start + len(text) // 2)
-        headings = paths[section - 1] if section else document.title
-        text = f"{headings}\n{text}"
-        chunks.append(
-            Chunk(
-                id=str(uuid5(NAMESPACE_URL, f"{document.source}#{position}")),
-                source=document.source,
-                title=document.title,
-                headings=headings,
-                position=position,
-                text=text,
-                format=document.format,
-                checksum=_checksum(text),
-                document_checksum=document.checksum,
-                document_chunks=len(pieces),
-            )
-        )
-    return chunks
-
-
-def _heading_paths(title: str, found: Sequence[Heading]) -> list[str]:
-    """Return for each heading the path of headings down to it.
-
-    It begins with the title, as that of front matter, if no heading of level 1 stands above.
-    """
-    above = [] if title in [heading.text for heading in found] else [Heading(0, 0, title)]
-    paths = []
-    for heading in found:
-        least = 1 if heading.level == 1 else 0
-        above = [other for other in above if least <= other.level < heading.level] + [heading]
-        paths.append(" > ".join(other.text for other in above if other.text)[: 2 * LONGEST_TITLE])
-    return paths
-
-
 def _document_checksum(version: str) -> str:
-    return _checksum(str(READING), str(CHUNK_CHARACTERS), str(CHUNK_OVERLAP), version)
+    return text_checksum(str(READING), str(CHUNK_CHARACTERS), str(CHUNK_OVERLAP), version)
 
 
-def _checksum(*parts: str) -> str:
+def text_checksum(*parts: str) -> str:
+    """Compute the checksum of one or several texts."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()

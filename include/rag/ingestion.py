@@ -19,7 +19,8 @@ from include.ai.embeddings import Embedder
 from include.common.text import clean_text
 from include.rag import search
 from include.rag.bounded import UnreadableDocument
-from include.rag.documents import Chunk, NotAsListed, listed_documents, location, read_document, split_document
+from include.rag.chunks import Chunk, split_document
+from include.rag.documents import NotAsListed, listed_documents, location, read_document
 from include.rag.stores.base import VectorCollection
 from include.rag.stores.open import VECTOR_STORE_CONN_ID, open_vector_store
 

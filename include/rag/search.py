@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 from opentelemetry.trace import SpanKind
 
 from include.ai.embeddings import Embedder
-from include.common.spans import span
 from include.rag.stores.base import Hit, SearchQuery, VectorCollection
 from include.rag.stores.open import VECTOR_STORE_CONN_ID, open_vector_store
 
@@ -19,6 +19,10 @@ try:
     from include.rag import rerank as reranking
 except ImportError:  # a copied pattern may lack it
     reranking = None  # type: ignore[assignment]
+try:
+    from include.common import spans
+except ImportError:
+    spans = None  # type: ignore[assignment]
 
 # The alias of the collection that searches use. The names of all its collections begin so.
 INDEX = "KnowledgeBase"
@@ -86,9 +90,11 @@ def best_hits(collection: VectorCollection, query: SearchQuery, vector: Sequence
     """
     kept: list[tuple[Hit, set[str]]] = []
     attributes = {"db.operation.name": query.mode, "db.collection.name": INDEX, "db.query.limit": query.limit}
-    with span(f"search {INDEX}", attributes, SpanKind.CLIENT) as searching:
+    tracing = spans.span(f"search {INDEX}", attributes, SpanKind.CLIENT) if spans else nullcontext()
+    with tracing as searching:
         hits = collection.search(replace(query, limit=SPARE_HITS * query.limit), vector)
-        searching.set_attribute("db.response.returned_rows", len(hits))
+        if searching:
+            searching.set_attribute("db.response.returned_rows", len(hits))
     for hit in hits:
         text = hit.text.partition("\n")[2] or hit.text  # without its headings, which copies need not share
         words = set(re.findall(r"\w+", text.lower()))

@@ -18,8 +18,9 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
-from pydantic import BaseModel, ConfigDict, PositiveFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveFloat
 
+from include.common.connection_extra import read_setting
 from include.common.fingerprint import fingerprint
 from include.common.prices import shown_usd
 from include.common.shared_total import SharedTotal
@@ -60,13 +61,8 @@ def read_budgets(conn_id: str, extra: Mapping[str, Any]) -> Budgets | None:
 
     :raises AirflowFailException: what it states are not budgets.
     """
-    if extra.get(BUDGETS_KEY) is None:
-        return None
-    try:
-        return Budgets.model_validate(extra[BUDGETS_KEY])
-    except ValidationError as error:
-        problems = [f"{'.'.join(map(str, (BUDGETS_KEY, *each['loc'])))}: {each['msg']}" for each in error.errors()]
-        raise AirflowFailException(f"Connection {conn_id!r}, extra: {'; '.join(problems)}.") from None
+    budgets: Budgets | None = read_setting(conn_id, extra, BUDGETS_KEY, Budgets)
+    return budgets
 
 
 def periods(conn_id: str, budgets: Budgets, now: datetime) -> list[Limit]:

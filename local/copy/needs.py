@@ -60,6 +60,7 @@ LAYERS = {
     "traces": [
         Path("include/ai/tracing.py"),
         Path("include/ai/usage.py"),
+        Path("include/common/spans.py"),
         Path("include/page/trace_link.py"),
         Path("include/traces/chunks.py"),
         Path("include/traces/jobs.py"),
@@ -70,6 +71,8 @@ LAYERS = {
 }
 # What a module does without, but takes up with one of these layers: by the layer, its name in any folder.
 TAKEN_UP = {"spend": "spending"}
+# Takes up the layers of a model's call, and comes with any of them.
+SEAM = Path("include/ai/layers.py")
 # They fit any DAG.
 TESTS = [Path("tests", "with_scripted_model", name) for name in ("conftest.py", "dag_run.py", "test_copied_dags.py")]
 EVERY_DAG_HAS = ("schedule", "params")
@@ -146,6 +149,9 @@ def analyse(name: str, sdk: str, layers: Sequence[str] = ()) -> Pattern:
                 if path not in trees and not _is_for_another(sdk, tree := _parse(path)):
                     trees[path] = tree
                     waiting.append(path)
+        if not waiting and SEAM not in trees and _has_a_layer(trees):
+            trees[SEAM] = _parse(SEAM)
+            waiting.append(SEAM)
     texts = {text for tree in trees.values() for text in _texts(tree)}
     gitignore = (PROJECT / ".gitignore").read_text(encoding="utf-8").splitlines()
     return Pattern(
@@ -234,16 +240,25 @@ def _modules_of_include(tree: ast.Module, taken_up: frozenset[str]) -> list[str]
 
     Left out is what is imported in a `try` that goes on without it, but for modules of these names: an optional layer.
     """
-    optional = {
-        module
-        for node in _walk(tree)
-        if isinstance(node, ast.Try) and any(_catches_import_error(handler) for handler in node.handlers)
-        for statement in node.body
-        for module in _modules(statement)
-        if not taken_up & set(module.split("."))
-    }
-    named = (_imports(tree) | _texts(tree)) - optional
+    left_out = {module for module in _optional(tree) if not taken_up & set(module.split("."))}
+    named = (_imports(tree) | _texts(tree)) - left_out
     return [module for module in named if re.fullmatch(r"include(\.\w+)+", module)]
+
+
+def _optional(tree: ast.Module) -> Iterator[str]:
+    """The modules that are imported in a `try` that goes on without them."""
+    for node in _walk(tree):
+        if isinstance(node, ast.Try) and any(_catches_import_error(handler) for handler in node.handlers):
+            for statement in node.body:
+                yield from _modules(statement)
+
+
+def _has_a_layer(files: Iterable[Path]) -> bool:
+    """Whether one of these is a layer that the seam takes up."""
+    if not (PROJECT / SEAM).exists():
+        return False
+    layers = {path for module in _optional(_parse(SEAM)) for path in _files_of(module) if path.name != "__init__.py"}
+    return not layers.isdisjoint(files)
 
 
 def _catches_import_error(handler: ast.ExceptHandler) -> bool:

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from local.copy.lines import lines_of_include
 from local.copy.needs import SDKS, Pattern, analyse, own_lines, package, pins_by_sdk
 from local.copy.put import KEPT, MANIFEST, Copied
 from local.dags import template_dags
 from local.environment import PROJECT
 
 PAGE = PROJECT / "docs" / "copying-a-pattern.md"
-TABLE = "| DAG | its lines | lines of `include/` | packages | connections |\n|---|--:|--:|---|---|\n"
+TABLE = "| DAG | its lines | lines of `include/` | of code | packages | connections |\n|---|--:|--:|--:|---|---|\n"
 
 
 def report(copied: Copied) -> str:
@@ -52,19 +53,16 @@ def report(copied: Copied) -> str:
     return "\n".join(lines)
 
 
-def lines_of_include(pattern: Pattern) -> int:
-    """Count the lines of the modules that a pattern brings."""
-    return sum(len((PROJECT / path).read_text(encoding="utf-8").splitlines()) for path in pattern.modules)
-
-
 def table_row(dag_id: str) -> str:
     """Write the DAG's line of the table, for the AI SDK of this project."""
     pattern = analyse(dag_id, next(iter(pins_by_sdk())))
     packages = sorted({"the AI SDK" if name in SDKS else f"`{name}`" for name in map(package, pattern.requirements)})
+    lines = lines_of_include(pattern)
     cells = [
         f"`{dag_id}`",
         str(len((PROJECT / pattern.dag).read_text(encoding="utf-8").splitlines())),
-        f"{lines_of_include(pattern):,}",
+        f"{lines.all:,}",
+        f"{lines.code:,}",
         ", ".join(packages),
         ", ".join(f"`{name}`" for name in pattern.connections),
     ]

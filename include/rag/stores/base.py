@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from include.rag.documents import Chunk
+from include.rag.chunks import Chunk
 
 FILTER_FIELDS = ("source", "title", "format")
 

@@ -18,7 +18,7 @@ from lancedb.table import Table  # noqa: TID253
 from tenacity import retry, retry_if_exception_message, stop_after_attempt, wait_random
 
 from include.ai.embeddings import cosine
-from include.rag.documents import Chunk
+from include.rag.chunks import Chunk
 from include.rag.stores.base import HIT_FIELDS, Hit, SearchQuery, complete_documents
 
 ALIASES = "_aliases"

@@ -29,7 +29,7 @@ from weaviate.exceptions import (  # noqa: TID253
 
 from include.ai.embeddings import cosine
 from include.common.shown import shown_text
-from include.rag.documents import Chunk
+from include.rag.chunks import Chunk
 from include.rag.stores.base import HIT_FIELDS, Hit, SearchQuery, complete_documents
 
 # How long a server that starts, or restarts, is waited for.
