@@ -163,15 +163,16 @@ class ScriptedServer:
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self._http = httpx.Client(base_url=url)
 
     def script(self, **script: Any) -> None:
         """Set how the server behaves from now on, and forget what it has seen."""
         usual = {"latency": 0, "refuse": 0, "faults": {}, "labels": {}, "quality": {}}
-        httpx.post(f"{self.url}/script", json=usual | script).raise_for_status()
+        self._http.post("/script", json=usual | script).raise_for_status()
 
     def seen(self) -> list[dict[str, Any]]:
         """Every request since then, oldest first."""
-        return list(httpx.get(f"{self.url}/seen").raise_for_status().json())
+        return list(self._http.get("/seen").raise_for_status().json())
 
     def calls(self) -> Counter[str]:
         """How often each text was asked."""
