@@ -71,6 +71,7 @@ def run_in(folder: Path, dag_id: str, conf: dict[str, Any], connections: list[st
     os.dup2(log, 2)
     sys.path.insert(0, str(folder))
     os.chdir(folder)
+    os.environ["AIRFLOW__CORE__DAGS_FOLDER"] = str(folder / "dags")
     bag = dagbag.DagBag(f"{folder}/dags/{dag_id}.py")
     assert not bag.import_errors, bag.import_errors
     dagbag.sync_bag_to_db(bag, "dags-folder", None)

@@ -91,7 +91,7 @@ def price_of_backfill():
             raise AirflowFailException("Set both days, first and last, or none of them.")
         else:
             said = price_of_batch(dag_file(dag_id), params)
-        lines = [as_markdown_line(line) for line in said.splitlines()]
+        lines = [as_markdown_line(line) for line in said.split("\n")]
         publish("report.md", report(f"Price of {dag_id}", *lines))
         return {"artifacts": str(run_folder()), "result": said}
 

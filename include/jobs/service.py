@@ -8,10 +8,8 @@ that need a base model or a price ask. Where the connection does not exist, OPEN
 from __future__ import annotations
 
 import os
-import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -88,19 +86,10 @@ class OpenAIService:
             timeout=CALL_TIMEOUT_S,
             http_client=ProviderClient(
                 {"request": [keep_secret], "response": [*after]},
-                verify=_certificates(),
                 params=query,
                 limits=DEFAULT_CONNECTION_LIMITS,
             ),
         )
-
-
-@cache
-def _certificates() -> ssl.SSLContext:
-    """What a server's certificate is checked against, for all clients: a triggerer has one per job that waits."""
-    import httpx2
-
-    return httpx2.create_ssl_context()
 
 
 def openai_service(conn_id: str) -> OpenAIService:
