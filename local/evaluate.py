@@ -22,8 +22,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
-
 from local.arguments import number, whole_number
 from local.environment import (
     CHAT_MODEL,
@@ -35,7 +33,7 @@ from local.environment import (
     user_environment,
     uses_embedded_model,
 )
-from local.processes import ProcessGroup, StackError, free_ports, require_free_port
+from local.processes import ProcessGroup, StackError, answers, free_ports, require_free_port
 
 if TYPE_CHECKING:
     from include.evaluation.report import Compared
@@ -211,14 +209,6 @@ def embedded_models(home: Path) -> Iterator[None]:
         yield
     finally:
         processes.stop()
-
-
-def answers(url: str) -> bool:
-    """Whether a server answers there."""
-    try:
-        return httpx.get(url).is_success
-    except httpx.TransportError:
-        return False
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-import httpx
 import yaml
 
 from local.airflow_api import AirflowAPI
@@ -25,7 +24,7 @@ from local.environment import (
     uses_embedded_model,
 )
 from local.kafka_broker import broker_command, create_topics
-from local.processes import ProcessGroup, StackError, free_ports, interrupt_on_signals, require_free_port
+from local.processes import ProcessGroup, StackError, answers, free_ports, interrupt_on_signals, require_free_port
 from local.sqs_server import create_queues, queue_url, sqs_command
 
 DEFAULT_PORT = 8080
@@ -176,7 +175,7 @@ class Stack:
             self.api.set_pool(pool["pool_name"], pool["pool_slot"], pool["pool_description"])
 
     def _wait_for(self, name: str, url: str, deadline: float) -> None:
-        self.processes.wait_for(name, lambda: _answers(url), deadline)
+        self.processes.wait_for(name, lambda: answers(url), deadline)
 
 
 def has_model_server(user: dict[str, str]) -> bool:
@@ -192,13 +191,6 @@ def has_model_server(user: dict[str, str]) -> bool:
             f"Put models of your own into .env: OPENAI_API_KEY, or {' and '.join(unset)}."
         )
     return not missing
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=2).is_success
-    except httpx.TransportError:
-        return False
 
 
 def stack_arguments(parser: argparse.ArgumentParser) -> None:

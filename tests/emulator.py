@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import httpx
@@ -72,7 +73,11 @@ class Emulator:
         self._post("/emulator/faults", {"method": method, "path": path, "times": times, **fault})
 
     def _get(self, path: str) -> list[dict[str, Any]]:
-        return httpx.get(self.url.removesuffix("/v1") + path, timeout=10).raise_for_status().json()
+        return self._http.get(path).raise_for_status().json()
 
     def _post(self, path: str, body: dict[str, Any]) -> None:
-        httpx.post(self.url.removesuffix("/v1") + path, json=body, timeout=10).raise_for_status()
+        self._http.post(path, json=body).raise_for_status()
+
+    @cached_property
+    def _http(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url.removesuffix("/v1"), timeout=10)
