@@ -72,9 +72,6 @@ def broker_connection(bootstrap: str) -> str:
         "auto.offset.reset": "earliest",
         "metadata.recovery.strategy": "none",
         "log_level": 0,
-        # If two consumers leave at the same time, Tansu may wait for one of them as the leader, and give out nothing
-        # until it is started anew: in a third of all cases with the usual assignors, in none of 100 with this one.
-        "partition.assignment.strategy": "cooperative-sticky",
         # Tansu keeps a consumer waiting for half of this when it comes back.
         "session.timeout.ms": 2000,
         "heartbeat.interval.ms": 500,

@@ -24,6 +24,7 @@ from local.environment import (
     uses_embedded_model,
 )
 from local.kafka_broker import broker_command, create_topics
+from local.policy import install_policy
 from local.processes import ProcessGroup, StackError, answers, free_ports, interrupt_on_signals, require_free_port
 from local.sqs_server import create_queues, queue_url, sqs_command
 
@@ -122,6 +123,7 @@ class Stack:
             self.processes.spawn("openai-emulator", emulator, environment, PROJECT)
             self.processes.spawn("kafka-broker", broker_command(self.home, broker_port), environment, PROJECT)
             self.processes.spawn("sqs-server", sqs_command(sqs_port), environment, PROJECT)
+            install_policy(self.home / "airflow")
             self._migrate(environment, say)
             self.processes.wait_for("kafka-broker", lambda: create_topics(broker), deadline)
             self.processes.wait_for("sqs-server", lambda: create_queues(queue), deadline)
