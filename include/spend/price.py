@@ -93,7 +93,7 @@ def _scheduled_dag(dag_id: str) -> Any:
     except ImportError:  # Airflow 3.1
         from airflow.models.dagbag import DagBag  # type: ignore[no-redef,unused-ignore]
     found = getattr(serialized_objects, "DagSerialization", None)
-    serialized: Any = found or serialized_objects.SerializedDAG  # that of Airflow 3.1
+    serialized: Any = found or serialized_objects.SerializedDAG  # type: ignore[attr-defined,unused-ignore]  # Airflow 3.1
 
     bag = DagBag(str(dag_file(dag_id)))
     if dag_id not in bag.dags:
