@@ -33,6 +33,9 @@ EMBED_BIN := .venv-sentence-transformers/bin
 # Set in many images. Without bytecode each of a stack's processes, and each task, would compile include/ anew.
 unexport PYTHONDONTWRITEBYTECODE
 
+# For commands that use Airflow's modules: what these log and warn of would hide what the command says.
+QUIETLY = AIRFLOW__LOGGING__LOGGING_LEVEL=WARNING $(BIN)/python -W ignore
+
 .DEFAULT_GOAL := help
 .PHONY: help demo start stop send observe forget price copy evaluate test embed lint bench lock clean
 
@@ -74,10 +77,10 @@ observe: $(READY)  ## start Phoenix, a tool that shows traces, beside the stack 
 		PHOENIX_WORKING_DIR="$(abspath $(DATA))/phoenix" PHOENIX_TELEMETRY_ENABLED=false exec $(PHOENIX)/bin/phoenix serve > $(DATA)/phoenix/log 2>&1
 
 forget: $(READY)  ## delete stored answers of models (some of: DAG=routing, RUN=..., KEY=..., DAYS=7)
-	@AIRFLOW__LOGGING__LOGGING_LEVEL=WARNING $(BIN)/python -W ignore -m local.forget --home $(DATA) --dag="$(DAG)" --run="$(RUN)" --key="$(KEY)" $(if $(DAYS),--days="$(DAYS)")
+	@$(QUIETLY) -m local.forget --home $(DATA) --dag="$(DAG)" --run="$(RUN)" --key="$(KEY)" $(if $(DAYS),--days="$(DAYS)")
 
 price: $(READY)  ## say what a backfill would cost: make price DAG=... FROM=2026-11-01 TO=2026-11-30 (or FILE=rows.csv)
-	@AIRFLOW__LOGGING__LOGGING_LEVEL=WARNING $(BIN)/python -W ignore -m local.price --home $(DATA) --dag="$(DAG)" $(if $(FROM),--first="$(FROM)") $(if $(TO),--last="$(TO)") --file="$(FILE)" \
+	@$(QUIETLY) -m local.price --home $(DATA) --dag="$(DAG)" $(if $(FROM),--first="$(FROM)") $(if $(TO),--last="$(TO)") --file="$(FILE)" \
 		--batch="$(BATCH)" $(if $(TEXT),--text="$(TEXT)") $(if $(filter undefined,$(origin ID)),,--id="$(ID)")
 
 copy: $(READY)  ## copy a DAG and all it needs into your Astro project: make copy PATTERN=rag_pipeline TO=path (WITH=spend)
@@ -85,7 +88,7 @@ copy: $(READY)  ## copy a DAG and all it needs into your Astro project: make cop
 	@$(BIN)/python -m local.copy "$(PATTERN)" "$(TO)" --with "$(WITH)"
 
 evaluate: $(READY)  ## evaluate prompts on labelled cases: make evaluate SUBJECT=severity (MODEL=openai-chat:..., LIMIT=12, ACCEPT=1)
-	@$(BIN)/python -m local.evaluate --subjects "$(SUBJECT)" --model "$(MODEL)" --home $(DATA) $(if $(LIMIT),--limit="$(LIMIT)") \
+	@$(QUIETLY) -m local.evaluate --subjects "$(SUBJECT)" --model "$(MODEL)" --home $(DATA) $(if $(LIMIT),--limit="$(LIMIT)") \
 		$(if $(BUDGET),--budget="$(BUDGET)") $(if $(JUDGE),--judge "$(JUDGE)") $(if $(TRIALS),--trials="$(TRIALS)") \
 		$(if $(FRESH),--fresh) $(if $(ACCEPT),--accept) $(if $(SUMMARY),--summary "$(SUMMARY)")
 
