@@ -30,16 +30,15 @@ async def main() -> None:
 
     from include.ai import attempt, reuse
     from include.ai.connection import ModelSource
-    from include.ai.model import ConnectionModel
+    from include.ai.layers import LayeredModel
     from include.batch.chunks import Chunk
     from include.batch.rows import Result
     from include.common.storage import storage_path
 
-    class Answering(ConnectionModel):
+    class Answering(LayeredModel):
         """A model that answers at once."""
 
         source = ModelSource("conn", "openai-chat:model", {}, {})
-        usage_recorder = None
 
         async def request(self, *_: Any) -> ModelResponse:
             response = ModelResponse([ToolCallPart("final_result", {"sentiment": "positive", "topic": "device"}, "id")])
@@ -53,7 +52,7 @@ async def main() -> None:
     bare = Answering("conn")
     reuse.spending = None  # type: ignore[assignment]
 
-    def begin(attempt_id: str, try_number: int = 1) -> ConnectionModel:
+    def begin(attempt_id: str, try_number: int = 1) -> LayeredModel:
         """Begin an attempt of the task."""
         ti = SimpleNamespace(
             id=attempt_id, dag_id="d", run_id="r", task_id="t", map_index=-1, max_tries=3, try_number=try_number
@@ -62,11 +61,11 @@ async def main() -> None:
         reuse.this_attempt = lambda: begun
         return reuse.ReusingModel(bare, "retries")
 
-    async def ask(model: ConnectionModel, number: int) -> None:
+    async def ask(model: LayeredModel, number: int) -> None:
         prompt = [SystemPromptPart("Classify a review."), UserPromptPart(f"{number} {TEXT}")]
         await model.request([ModelRequest(prompt)], None, form)
 
-    async def time_ms(model: ConnectionModel) -> float:
+    async def time_ms(model: LayeredModel) -> float:
         started = perf_counter()
         for number in range(CALLS):
             await ask(model, number)

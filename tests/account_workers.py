@@ -25,6 +25,7 @@ from pydantic_ai.models import infer_model
 
 from include.ai import account, rate_limit
 from include.ai.embeddings import Embedder
+from include.ai.layers import layered_model
 from include.ai.limited_model import LimitedModel, TaskUsage
 from include.ai.model import connection_model
 from include.common.storage import storage_path
@@ -58,7 +59,7 @@ def work(seconds: float, kind: str, calls: int) -> None:
 
 
 async def all_at_once(texts: list[str]) -> None:
-    model = connection_model(CONN_ID, lambda conn_id: LimitedModel(conn_id, TaskUsage(), len(texts)))
+    model = layered_model(CONN_ID, lambda conn_id: LimitedModel(conn_id, TaskUsage(), len(texts)))
     agent = Agent(model, output_type=bool)
     await asyncio.gather(*(agent.run(text) for text in texts))
 

@@ -184,7 +184,7 @@ def test_the_tasks_of_a_run_and_their_retries_ask_the_candidate_and_the_ledger_s
 ):
     extra = {"canary": {"conn_id": CANDIDATE, "share": 1}}
     monkeypatch.setenv(f"AIRFLOW_CONN_{USUAL.upper()}", connection(models.base_url(), "usual", **extra))
-    monkeypatch.setattr("include.ai.model.PAUSES_S", ())
+    monkeypatch.setattr("include.ai.repeats.PAUSES_S", ())
     models.fail(500, times=2).reply("Well.").reply("Better.")
     run = run_any_dag(example_dag())
 

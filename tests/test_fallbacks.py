@@ -18,6 +18,7 @@ from include.ai import llm_kwargs, untrusted
 from include.ai.account import account_limit
 from include.ai.agents import agent_kwargs
 from include.ai.fallbacks import LONGEST_WAIT_BEFORE_FALLBACK_S
+from include.ai.layers import layered_model
 from include.ai.limited_model import LimitedModel, TaskUsage
 from include.ai.model import ConnectionModel, RequestRefused, connection_model
 from tests.conftest import KEY, chat_requests
@@ -212,7 +213,7 @@ def test_the_limits_are_those_of_the_connection_that_is_asked(models, storage, m
     line = connection(models.base_url(), "second", requests_per_minute=600)
     monkeypatch.setenv(f"AIRFLOW_CONN_{SECOND.upper()}", line)
     usage = TaskUsage()
-    model = connection_model(PRIMARY, lambda conn_id: LimitedModel(conn_id, usage, 8))
+    model = layered_model(PRIMARY, lambda conn_id: LimitedModel(conn_id, usage, 8))
     models.fail(401).reply("Well.")
 
     assert Agent(model).run_sync("How are you?").output == "Well."

@@ -151,7 +151,7 @@ def test_a_server_that_drips_holds_no_call_longer_than_its_time_out(monkeypatch,
     """Each read of it is far within the time-out: without a deadline for the whole, the call would not end."""
     monkeypatch.setattr(connection, "CALL_TIMEOUT_S", 0.5)
     monkeypatch.setattr(jobs_service, "CALL_TIMEOUT_S", 0.5)
-    monkeypatch.setattr("include.ai.model.PAUSES_S", ())
+    monkeypatch.setattr("include.ai.repeats.PAUSES_S", ())
     call = {
         "chat": lambda: Agent(ConnectionModel("a_model")).run_sync("hello"),
         "embeddings": lambda: Embedder("embeddings").embed_query("hello"),

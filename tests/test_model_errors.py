@@ -18,14 +18,15 @@ import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic_ai import Agent
 from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.messages import ModelResponse, TextPart
 from pydantic_ai.models.function import FunctionModel
 
-from include.ai import connection
+from include.ai import connection, layers, repeats
 from include.ai import model as llm_model
 from include.ai.connection import ModelSource
-from include.ai.model import ConnectionModel, RequestRefused
+from include.ai.model import ConnectionModel, RequestRefused, connection_model
 from tests.conftest import KEY, chat_requests, model_connection
 from tests.test_prompt_chaining import ANALYSIS, REPLY, script
 
@@ -33,9 +34,7 @@ PROMPT = "a prompt that nobody else may read"
 
 
 def ask(prompt: str = PROMPT) -> str:
-    from pydantic_ai import Agent
-
-    return Agent(ConnectionModel("pydanticai_default")).run_sync(prompt).output
+    return Agent(connection_model("pydanticai_default")).run_sync(prompt).output
 
 
 # What a later attempt mends
@@ -49,6 +48,13 @@ def test_a_rate_limit_is_waited_out_as_long_as_the_provider_asks(llm):
     assert time.monotonic() - started >= 0.5
     assert len(llm.requests) == 2
     llm.assert_resilient()
+
+
+def test_without_layers_as_in_a_copied_pattern_the_providers_own_client_repeats_a_call(llm):
+    llm.fail(500, times=2).reply("hello")
+
+    assert Agent(ConnectionModel("pydanticai_default")).run_sync(PROMPT).output == "hello"
+    assert len(llm.requests) == 3
 
 
 def test_two_server_errors_are_tried_again_within_the_same_try_of_the_task(run_dag, llm):
@@ -165,7 +171,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     async def sleep(duration: float) -> None:
         seconds.append(duration)
 
-    monkeypatch.setattr(llm_model, "asyncio", SimpleNamespace(sleep=sleep, get_running_loop=asyncio.get_running_loop))
+    monkeypatch.setattr(layers, "asyncio", SimpleNamespace(sleep=sleep, to_thread=asyncio.to_thread))
     return seconds
 
 
@@ -177,7 +183,7 @@ def test_a_long_wait_is_obeyed(llm, waits):
 
 
 def test_a_wait_longer_than_the_longest_fails_the_try_at_once(llm, waits):
-    llm.rate_limit(retry_after=llm_model.LONGEST_WAIT_S + 1, times=None)
+    llm.rate_limit(retry_after=repeats.LONGEST_WAIT_S + 1, times=None)
 
     with pytest.raises(AirflowException, match="status_code 429") as error:
         ask()
@@ -187,7 +193,7 @@ def test_a_wait_longer_than_the_longest_fails_the_try_at_once(llm, waits):
 
 
 def test_all_waits_of_a_call_together_are_no_longer_than_the_longest(llm, waits):
-    llm.rate_limit(retry_after=0.6 * llm_model.LONGEST_WAIT_S, times=None)
+    llm.rate_limit(retry_after=0.6 * repeats.LONGEST_WAIT_S, times=None)
 
     with pytest.raises(AirflowException, match="status_code 429"):
         ask()
@@ -253,16 +259,15 @@ def test_whatever_the_provider_asks_calls_and_waits_are_bounded_and_no_wait_is_c
         waits.append(seconds)
 
     with pytest.MonkeyPatch.context() as patch:
-        clock = SimpleNamespace(sleep=sleep, get_running_loop=asyncio.get_running_loop)
-        patch.setattr(llm_model, "asyncio", clock)
+        patch.setattr(layers, "asyncio", SimpleNamespace(sleep=sleep, to_thread=asyncio.to_thread))
         patch.setattr(ConnectionModel, "source", ModelSource("c", "openai-chat:m", {}, {}))
         patch.setattr(ConnectionModel, "wrapped", FunctionModel(fail))
         with pytest.raises(AirflowException, match="the call failed"):
             ask()
 
-    assert len(waits) < llm_model.MOST_CALLS
+    assert len(waits) < repeats.MOST_CALLS
     assert all(0 < wait < float("inf") for wait in waits)
-    assert sum(waits) <= llm_model.LONGEST_WAIT_S + sum(llm_model.PAUSES_S)
+    assert sum(waits) <= repeats.LONGEST_WAIT_S + sum(repeats.PAUSES_S)
     for wait, said in zip(waits, asked, strict=False):
         assert said in (None, "nan", "inf", "-5", "soon", "", "0") or wait >= float(said) or float(said) == 0
 

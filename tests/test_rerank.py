@@ -72,7 +72,7 @@ def test_where_there_is_nothing_to_order_no_model_is_asked(llm):
 
 @pytest.mark.parametrize("fault", ["wrong form", "text", "numbers", "down", "refused", "key"])
 def test_whatever_is_wrong_with_the_answer_the_hits_stay_as_they_were(llm, monkeypatch, logged, fault):
-    monkeypatch.setattr("include.ai.model.PAUSES_S", ())
+    monkeypatch.setattr("include.ai.repeats.PAUSES_S", ())
     if fault == "wrong form":
         llm.call_tool("final_result", {"passages": ["the last"]})
     elif fault == "text":

@@ -17,6 +17,7 @@ from include.ai import BaseModel, llm_kwargs, untrusted
 from include.ai.agents import agent_kwargs
 from include.ai.asking import Asking
 from include.ai.attempt import TaskAttempt
+from include.ai.layers import layered_model
 from include.ai.limited_model import LimitedModel, TaskUsage
 from include.ai.model import connection_model
 from include.ai.reuse import StoredAnswer
@@ -259,7 +260,7 @@ def test_a_retry_takes_what_a_fallback_answered(run_any_dag, llm, storage, monke
     extra = {"model": "openai-chat:gpt-6-luna", "fallback_conn_ids": ["second"]}
     monkeypatch.setenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT", json.dumps(down | {"extra": extra}))
     monkeypatch.setenv("AIRFLOW_CONN_SECOND", model_connection(llm.base_url()))
-    monkeypatch.setattr("include.ai.model.PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr("include.ai.repeats.PAUSES_S", (0.0, 0.0))
     llm.reply("The answer of the second.")
     run = run_any_dag(asking("One?", fails=1))
 
@@ -323,7 +324,7 @@ def test_many_texts_that_are_asked_side_by_side_are_asked_once_over_runs(run_any
         @task(retries=1)
         def ask():
             usage = TaskUsage()
-            model = connection_model(
+            model = layered_model(
                 "pydanticai_default", lambda conn_id: LimitedModel(conn_id, usage, 4), reuse=timedelta(days=1)
             )
             asking = Asking(model, "Answer.", Verdict)

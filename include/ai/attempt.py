@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pydantic_ai.messages import ModelResponse
 
     from include.ai.connection import ModelSource
-    from include.ai.model import ConnectionModel
+    from include.ai.layers import LayeredModel
 
 FOLDER = "stored_answers"
 RUNS, SHARED = "runs", "shared"
@@ -93,7 +93,7 @@ async def keep(source: ModelSource, response: ModelResponse) -> None:
         await store(source, response)
 
 
-def reusing(model: ConnectionModel, reuse: str | timedelta) -> ConnectionModel:
+def reusing(model: LayeredModel, reuse: str | timedelta) -> LayeredModel:
     """Return a model that is asked only what is not answered yet: see `include.ai.reuse`."""
     from include.ai.reuse import ReusingModel  # it builds on the model, which builds on this
 

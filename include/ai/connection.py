@@ -27,9 +27,8 @@ PER_MINUTE = ("requests_per_minute", "tokens_per_minute")
 LAYER_KEYS = ("budgets", "canary", "fallback_conn_ids", *PER_MINUTE, "usd_per_million_tokens")
 # What providers call the base URL.
 URL_ARGUMENTS = ("base_url", "azure_endpoint", "api_base")
-# Arguments of providers that no connection can hold, and a key of the Vertex form that means nothing any more.
+# Arguments of providers that no connection can hold.
 NOT_FROM_AN_EXTRA = ("http_client", "client", "openai_client", "anthropic_client", "bedrock_client", "retry_options")
-WITHOUT_MEANING = "vertexai"
 
 # Seconds for one call, and for its connection to be made.
 CALL_TIMEOUT_S = 90.0
@@ -131,7 +130,7 @@ def read_model_source(conn_id: str, default_model: str) -> ModelSource:
             f'Connection {conn_id!r}: set its extra to {{"model": "<provider>:<name>"}}, '
             f'for example {{"model": "{default_model}"}}. It names no model.'
         )
-    extra.pop(WITHOUT_MEANING, None)
+    extra.pop("vertexai", None)  # a key of the Vertex form, which means nothing any more
     layer_args = {key: extra.pop(key) for key in LAYER_KEYS if key in extra}
     # The forms of some types of connections have no host and no password, but these keys.
     provider_args = {"base_url": conn.host, "api_key": conn.password, **{k: v for k, v in extra.items() if v}}

@@ -17,7 +17,8 @@ from pydantic_ai.models import Model
 from pydantic_ai.models.fallback import FallbackModel
 
 from include.ai.connection import ModelSource
-from include.ai.model import ConnectionModel, RequestRefused
+from include.ai.layers import LayeredModel
+from include.ai.model import RequestRefused
 from include.common.connection_extra import read_setting, setting_error
 
 try:
@@ -56,20 +57,20 @@ def read_fallbacks(source: ModelSource) -> list[str]:
     return ids
 
 
-class ConnectionChain(ConnectionModel):
+class ConnectionChain(LayeredModel):
     """The model of a connection, and those of its fallbacks.
 
     :param conn_id: the first connection, unless its canary has a run ask another one before.
     :param make: makes the model of one connection.
     """
 
-    def __init__(self, conn_id: str, make: Callable[[str], ConnectionModel]) -> None:
+    def __init__(self, conn_id: str, make: Callable[[str], LayeredModel]) -> None:
         super().__init__(conn_id)
         self._make = make
-        self._chains: dict[str | None, tuple[list[ConnectionModel], Model]] = {}  # by the canary's candidate
+        self._chains: dict[str | None, tuple[list[LayeredModel], Model]] = {}  # by the canary's candidate
 
     @property
-    def models(self) -> list[ConnectionModel]:
+    def models(self) -> list[LayeredModel]:
         """The models, in order.
 
         :raises AirflowFailException: one of them cannot be built: better known now than in an outage.
@@ -81,7 +82,7 @@ class ConnectionChain(ConnectionModel):
         """The one model, or all of them."""
         return self._chain()[1]
 
-    def _chain(self) -> tuple[list[ConnectionModel], Model]:
+    def _chain(self) -> tuple[list[LayeredModel], Model]:
         candidate = canary.candidate(self.source) if canary else None
         if candidate not in self._chains:
             models = self._build(candidate)
@@ -89,7 +90,7 @@ class ConnectionChain(ConnectionModel):
             self._chains[candidate] = (models, several)
         return self._chains[candidate]
 
-    def _build(self, candidate: str | None) -> list[ConnectionModel]:
+    def _build(self, candidate: str | None) -> list[LayeredModel]:
         ids = [*([candidate] if candidate else []), self.conn_id, *read_fallbacks(self.source)]
         models = [self._make(conn_id) for conn_id in dict.fromkeys(ids)]
         for model in models:

@@ -8,13 +8,13 @@ from typing import Any
 from pydantic_ai.messages import ModelResponse
 
 from include.ai.account import account_limit
-from include.ai.model import ConnectionModel
+from include.ai.layers import LayeredModel
 from include.ai.rate_limit import RateLimit
 from include.ai.usage import LLMUsage, UsageRecorder, push_usage, sum_usage
 from include.common.task_context import task_context
 
 
-class LimitedModel(ConnectionModel):
+class LimitedModel(LayeredModel):
     """The model of a connection, for as many calls at once as its account and provider take.
 
     :param at_once: the most calls in flight. A call that waits to be repeated counts as in flight.

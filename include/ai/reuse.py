@@ -26,7 +26,7 @@ from pydantic_ai.models import Model, ModelRequestParameters
 from pydantic_ai.settings import ModelSettings
 
 from include.ai.attempt import Attempt, TaskAttempt, begun_attempt, keep_answer, this_attempt
-from include.ai.model import ConnectionModel
+from include.ai.layers import LayeredModel
 from include.ai.same_call import what_decides
 from include.common.shown import shown_text
 from include.common.storage import name_on_storage, read_artifact, write_artifact
@@ -74,14 +74,14 @@ class StoredAnswer(BaseModel):
     response: ModelResponse
 
 
-class ReusingModel(ConnectionModel):
+class ReusingModel(LayeredModel):
     """The model of a connection and its fallbacks, which is asked only what is not answered yet.
 
     :param reuse: for whom the answers are: see the module.
     :param attempt: who asks, if it is not the task that runs.
     """
 
-    def __init__(self, model: ConnectionModel, reuse: str | timedelta, attempt: Attempt | None = None) -> None:
+    def __init__(self, model: LayeredModel, reuse: str | timedelta, attempt: Attempt | None = None) -> None:
         check_reuse(reuse)
         super().__init__(model.conn_id)
         self._model = model
@@ -89,7 +89,7 @@ class ReusingModel(ConnectionModel):
         self._given_attempt = attempt
 
     @property
-    def models(self) -> list[ConnectionModel]:
+    def models(self) -> list[LayeredModel]:
         """The models that may answer."""
         return self._model.models
 

@@ -17,8 +17,9 @@ from pydantic_ai.usage import RunUsage
 
 from include.ai import LLM_CONN_ID, untrusted
 from include.ai.asking import Asking
+from include.ai.layers import layered_model
 from include.ai.limited_model import LimitedModel, TaskUsage
-from include.ai.model import RequestRefused, TextTooLong, connection_model
+from include.ai.model import RequestRefused, TextTooLong
 from include.batch.chunks import Chunk
 from include.batch.rows import Result, Row
 
@@ -107,7 +108,7 @@ class Answering:
         self.progress = Progress(rows)
         self.usage = TaskUsage()
         self._chunks = chunks
-        model = connection_model(conn_id, lambda conn_id: LimitedModel(conn_id, self.usage, at_once), reuse="try")
+        model = layered_model(conn_id, lambda conn_id: LimitedModel(conn_id, self.usage, at_once), reuse="try")
         self._model = Asking(model, system_prompt, output_type)
         self._at_once = at_once
         self._budget_usd = budget_usd

@@ -12,7 +12,7 @@ from typing import Any
 from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk.execution_time.context import set_current_context
 
-from include.ai.model import ConnectionModel, connection_model
+from include.ai.layers import LayeredModel, layered_model
 from include.ai.usage import stated_price
 from include.batch.chunks import Chunk, cut
 from include.batch.rows import Result, Row
@@ -70,7 +70,7 @@ def price_of_rows(run: BatchRun, rows: Iterable[Row], tasks: int) -> Price:
     :raises AirflowFailException: the connection or the rows are not as they should be.
     :raises OSError: the storage cannot be read.
     """
-    model = connection_model(run.conn_id, reuse="try").models[0]
+    model = layered_model(run.conn_id, reuse="try").models[0]
     known: list[Result] = []
     count, characters, to_ask = 0, 0, 0
     for name, lines in cut(rows, run.settings(model), tasks):
@@ -94,7 +94,7 @@ def price_of_rows(run: BatchRun, rows: Iterable[Row], tasks: int) -> Price:
     return Price(count, count - to_ask, to_ask, tokens_in, tokens_out, cost, basis)
 
 
-def _cost(model: ConnectionModel, input_tokens: int, output_tokens: int) -> float | None:
+def _cost(model: LayeredModel, input_tokens: int, output_tokens: int) -> float | None:
     if price := stated_price(model.source):
         return price.cost(input_tokens, output_tokens)
     return listed_cost(model.source.model_id.partition(":")[2], input_tokens, output_tokens)

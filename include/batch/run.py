@@ -16,7 +16,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk import get_current_context
 
 from include.ai import LLM_CONN_ID
-from include.ai.model import ConnectionModel, connection_model
+from include.ai.layers import LayeredModel, layered_model
 from include.ai.usage import stated_price
 from include.batch.answering import Answering, Progress
 from include.batch.chunks import Chunk, write_chunks
@@ -63,7 +63,7 @@ class BatchRun(RowsRun):
             answers the batch now.
         """
         claim(self.folder, get_current_context()["ti"])
-        models = connection_model(self.conn_id).models
+        models = layered_model(self.conn_id).models
         if self.params["budget_usd"] is not None:
             for model in models:
                 _check_price(model)
@@ -72,7 +72,7 @@ class BatchRun(RowsRun):
         log.info("%d rows in %d chunks, below %s.", sum(n for _, n in chunks), len(chunks), self.folder)
         return share_out([n for _, n in chunks], tasks)
 
-    def settings(self, model: ConnectionModel) -> str:
+    def settings(self, model: LayeredModel) -> str:
         """Return all that decides an answer besides the row."""
         return json.dumps([model.source.model_id, self.system_prompt, self.output_type.model_json_schema()])
 
@@ -145,7 +145,7 @@ def share_out(sizes: Sequence[int], tasks: int) -> list[list[int]]:
     return [[start, end] for start, end in pairwise([0, *cuts]) if start < end]
 
 
-def _check_price(model: ConnectionModel) -> None:
+def _check_price(model: LayeredModel) -> None:
     """Check that the price of a model's answers is known, as far as its name tells.
 
     :raises AirflowFailException: it is not.

@@ -22,8 +22,9 @@ from pydantic_ai.messages import ModelMessage, ModelResponse, ToolCallPart
 from pydantic_ai.usage import UsageLimits
 
 from include.ai import LLM_CONN_ID
+from include.ai.layers import LayeredModel
 from include.ai.limited_model import TaskUsage
-from include.ai.model import ConnectionModel, RequestRefused, TextTooLong
+from include.ai.model import RequestRefused, TextTooLong
 from include.ai.output import output_to_json
 from include.ai.usage import stated_price
 from include.common.prices import listed_cost, shown_usd
@@ -130,7 +131,7 @@ class _Evaluation:
         self.judge_model = self._model(settings.judge_conn_id) if subject.rubric else None
         self.judge: Agent[None, Judgement] = Agent(system_prompt=JUDGE_PROMPT, output_type=Judgement)
 
-    def _model(self, conn_id: str) -> ConnectionModel:
+    def _model(self, conn_id: str) -> LayeredModel:
         model = BoundedModel(conn_id, self.usage, self._check)
         source = model.source
         is_priced = stated_price(source) or listed_cost(source.model_id.partition(":")[2], 1, 1) is not None

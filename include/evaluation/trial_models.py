@@ -9,8 +9,8 @@ from typing import Any
 from pydantic_ai.messages import ModelResponse
 
 from include.ai.attempt import Attempt
+from include.ai.layers import LayeredModel
 from include.ai.limited_model import TaskUsage
-from include.ai.model import ConnectionModel
 from include.ai.reuse import RUN, ReusingModel
 
 # Who asks, as the stored answers say it.
@@ -22,7 +22,7 @@ def reuse_of(days: float | None) -> str | timedelta:
     return RUN if days is None else timedelta(days)
 
 
-class BoundedModel(ConnectionModel):
+class BoundedModel(LayeredModel):
     """A model that is asked as long as `check` allows it."""
 
     def __init__(self, conn_id: str, usage: TaskUsage, check: Callable[[], None]) -> None:
@@ -52,7 +52,7 @@ class TrialModel(ReusingModel):
 
     def __init__(
         self,
-        model: ConnectionModel,
+        model: LayeredModel,
         reuse: str | timedelta,
         attempt: TrialAttempt,
         count: Callable[[ModelResponse], None],

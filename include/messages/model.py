@@ -10,8 +10,9 @@ from pydantic_ai.exceptions import ModelHTTPError, ModelServerError, ModelTimeou
 
 from include.ai import LLM_CONN_ID, untrusted
 from include.ai.asking import Asking
+from include.ai.layers import layered_model
 from include.ai.limited_model import LimitedModel, TaskUsage
-from include.ai.model import RequestRefused, connection_model
+from include.ai.model import RequestRefused
 
 if TYPE_CHECKING:
     from include.ai import BaseModel
@@ -39,7 +40,7 @@ class PromptedModel:
     ) -> None:
         self.in_flight = in_flight
         self.usage = TaskUsage()
-        model = connection_model(conn_id, lambda conn_id: LimitedModel(conn_id, self.usage, in_flight), reuse="try")
+        model = layered_model(conn_id, lambda conn_id: LimitedModel(conn_id, self.usage, in_flight), reuse="try")
         self._model = Asking(model, system_prompt, output_type)
         self._asking_harmless = asyncio.Lock()
         self._well_at = 0.0
