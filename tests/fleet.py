@@ -30,7 +30,7 @@ from local.sqs_server import create_queues, queue_url, sqs_command
 from local.stack import FIRST_PATH, START_TIMEOUT_S, Stack
 from tests.kafka import Broker, best_broker
 from tests.postgres import NoPostgres, new_database, postgres
-from tests.stack import RunningAirflow, now, wait_until
+from tests.stack import RunningAirflow, now
 
 BUCKET = "fleet"
 REGION = "us-east-1"
@@ -39,6 +39,8 @@ CONTROL = "control"
 MODEL_CONN_ID = "pydanticai_default"
 # What a worker's image holds. Neither `local/` nor `tests/`: a DAG must not need them.
 COPIED = ("dags", "include", "plugins")
+# Each part that parses a DAG's file imports everything anew.
+PARSE_TIMEOUT_S = 300.0
 PARTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 
 # Airflow notices what a kill has left within a minute, where its defaults take five.
@@ -110,6 +112,7 @@ class Fleet(Stack):
             (self._log_port, self._log_port),
         )
         del base["AIRFLOW__DATABASE__SQL_ALCHEMY_ENGINE_ARGS"]  # for SQLite
+        del base["AIRFLOW__CORE__HOSTNAME_CALLABLE"]  # of the local stack's code, which these projects do not have
         self._embedded_model = base.pop("AIRFLOW_CONN_PYDANTICAI_DEFAULT")  # in Airflow's database: see `use_model`
         return base | {
             "PYTHONPATH": str(project),
@@ -151,7 +154,8 @@ class Fleet(Stack):
         self.use_model()
         for part in self.workers:
             self.wait_for_worker(part)
-        wait_until(lambda: template_dags().keys() <= self.api.dags().keys())
+        parsed = time.monotonic() + PARSE_TIMEOUT_S
+        self.processes.wait_for("dag-processor", lambda: template_dags().keys() <= self.api.dags().keys(), parsed)
 
     def use_model(self, connection: str | None = None) -> None:
         """Let all tasks from now on call the model of this connection (as JSON), or the embedded one."""

@@ -11,10 +11,13 @@ import os
 import re
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+
+from tests.fleet import Fleet
 
 ROOT = Path(__file__).resolve().parent.parent
 FLEET = ROOT / "fleet"
@@ -119,6 +122,12 @@ def test_the_values_are_valid_by_the_whole_charts_schema(values):
         warnings.warn(NO_CHART, stacklevel=1)
         pytest.skip(NO_CHART)
     assert mistakes(values, Path(schema)) == []
+
+
+def test_the_fleet_of_the_tests_needs_no_code_of_the_local_stack(tmp_path):
+    fleet = Fleet(tmp_path, SimpleNamespace(bootstrap="127.0.0.1:1"), "postgresql+psycopg2://db", "redis://", {}, 1)
+
+    assert not [value for value in fleet.environment("worker-1").values() if re.match(r"(local|tests)\.", value)]
 
 
 def test_no_secret_stands_in_the_values(values):
