@@ -147,6 +147,7 @@ def test_the_image_has_neither_secrets_nor_what_only_the_laptop_needs(image, mis
     assert not {"airflow", "pydantic_ai", "lancedb", "pytest"} & set(missing_packages)
 
 
+@pytest.mark.one_stack
 def test_astro_dev_parse_passes_and_would_name_a_dag_that_does_not_import(image, missing_packages, tmp_path):
     broken = image / "dags" / "broken.py"
     broken.write_text("from airflow.sdk import dag\n\nfrom include.nothing import x\n")
@@ -159,6 +160,7 @@ def test_astro_dev_parse_passes_and_would_name_a_dag_that_does_not_import(image,
     assert f"1 failed, {len(dag_files())} passed" in said, said[-3000:]
 
 
+@pytest.mark.one_stack
 def test_astro_dev_pytest_passes(image, missing_packages, tmp_path):
     status, said = run_pytest(image, missing_packages, tmp_path, "tests/")
     assert status == 0, said[-4000:]

@@ -54,6 +54,7 @@ def test_each_row_goes_to_the_model_alone_without_its_label_and_is_named_in_the_
     assert not any("R00" in prompt for prompt in prompts)
 
 
+@pytest.mark.one_stack
 def test_reviews_of_ones_own_are_counted_without_accuracy(run_dag, llm, storage):
     answer(llm, "positive", "negative", "positive")
     run = run_dag("batch_inference", {"reviews": ["Great.", "{{ 1 / 0 }}", "Fine."]})
@@ -67,6 +68,7 @@ def test_reviews_of_ones_own_are_counted_without_accuracy(run_dag, llm, storage)
     assert any("{{ 1 / 0 }}" in json.dumps(request) for request in chat_requests(llm))
 
 
+@pytest.mark.one_stack
 @on_storage("s3")
 def test_the_chart_is_an_svg_image_with_a_labelled_bar_per_sentiment(run_dag, llm, storage):
     answer(llm, "positive", "negative", "positive")
@@ -116,6 +118,7 @@ def test_a_row_whose_answers_stay_invalid_is_named_after_its_retries(run_dag, ll
     assert run.task_instance("analyze", failing_row(run)).try_number == 4
 
 
+@pytest.mark.one_stack
 def test_an_empty_list_of_reviews_calls_no_model_and_still_reports(run_dag, llm, storage):
     run = run_dag("batch_inference", {"reviews": []})
 

@@ -114,6 +114,7 @@ def test_csv_json_lines_and_parquet_give_the_same_results(batch, storage, form, 
     ]
 
 
+@pytest.mark.one_stack
 def test_the_xcoms_stay_small_however_many_rows_there_are(batch):
     run = batch(texts(600))
 
@@ -138,6 +139,7 @@ def test_a_character_that_ends_lines_elsewhere_is_an_ordinary_one_in_a_row(batch
     assert set(model.calls().values()) == {1}, "what was paid for is not forgotten"
 
 
+@pytest.mark.one_stack
 @pytest.mark.parametrize("output_format", ["jsonl", "parquet"])
 def test_half_characters_in_a_row_and_its_id_are_replaced_and_it_is_answered(batch, model, storage, output_format):
     lines = [{"name": f"r{n} \ud83d", "text": f"review {n} \ude9a, pair \ud83d\ude9a"} for n in range(3)]
@@ -153,6 +155,7 @@ def test_half_characters_in_a_row_and_its_id_are_replaced_and_it_is_answered(bat
 # Rows that fail
 
 
+@pytest.mark.one_stack
 def test_a_row_that_fails_keeps_its_number_and_reason_and_loses_no_other(batch, model, storage):
     bad = {
         3: ("REFUSE 3", "refused"),
@@ -177,6 +180,7 @@ def test_a_row_that_fails_keeps_its_number_and_reason_and_loses_no_other(batch, 
     assert "2 too long" in run.xcom("report")["result"]
 
 
+@pytest.mark.one_stack
 def test_more_failures_than_are_allowed_fail_the_run_and_keep_the_results(batch, storage, logged):
     run = batch(["REFUSE 1", *texts(9)], allowed_failures=0.05)
 
@@ -231,6 +235,7 @@ def test_a_file_elsewhere_or_nowhere_is_refused(batch, run_dag, model, storage, 
     assert "There is no file" in log
 
 
+@pytest.mark.one_stack
 def test_lines_of_the_wrong_shape_are_rows_that_failed(batch, storage):
     run = batch(file="rows.csv", content=b"name,text\na,one 1\nb\nc,two 2,more\nd,three 3\n", allowed_failures=1)
 
@@ -246,6 +251,7 @@ def test_lines_of_the_wrong_shape_are_rows_that_failed(batch, storage):
 # Money
 
 
+@pytest.mark.one_stack
 def test_a_budget_ends_the_run_before_it_costs_more_and_a_second_run_goes_on(batch, model, logged):
     budget = 50 * CALL_USD
     first = batch(texts(200), batch="labels", budget_usd=budget)
@@ -270,6 +276,7 @@ def test_a_budget_without_a_known_price_is_refused_before_anything_is_paid(batch
     assert model.seen() == []
 
 
+@pytest.mark.one_stack
 def test_runs_share_results_only_if_they_name_the_same_batch(batch, model):
     batch(texts(10), batch="a")
     batch(texts(10), batch="a")

@@ -199,6 +199,7 @@ def test_what_could_not_be_added_is_added_later_and_once(storage, monkeypatch):
 # The sum itself
 
 
+@pytest.mark.one_stack
 @on_storage("disk", "s3", "memory")
 def test_a_sum_holds_what_many_add_at_the_same_moment(storage):
     total, barrier = SharedTotal(("sums", "one")), Barrier(6)
@@ -214,6 +215,7 @@ def test_a_sum_holds_what_many_add_at_the_same_moment(storage):
     assert SharedTotal(("sums", "another")).read() == 0
 
 
+@pytest.mark.one_stack
 def test_a_sum_stays_a_handful_of_files_however_often_it_is_added_to(storage):
     total = SharedTotal(("sums", "one"))
     for _ in range(PARTS * MOST_ENTRIES * 3):
@@ -231,6 +233,7 @@ while True:
 """
 
 
+@pytest.mark.one_stack
 def test_a_process_that_is_killed_while_it_adds_breaks_no_sum(storage):
     for _ in range(3):
         worker = subprocess.Popen([sys.executable, "-c", ADD_FOREVER], stdout=subprocess.PIPE, cwd=PROJECT)

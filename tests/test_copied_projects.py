@@ -175,6 +175,7 @@ def test_each_dag_runs_in_an_empty_project_to_which_it_was_copied(tmp_path, airf
     assert {path.name for path in storage.iterdir()} - state <= runs.keys(), "folders are named as the DAG"
 
 
+@pytest.mark.one_stack
 @pytest.mark.needs_dags("routing", "stream_inference")
 def test_the_tests_that_come_along_run_in_the_project_beside_the_ones_of_the_docs(tmp_path):
     project = astro_project(tmp_path / "project")

@@ -17,6 +17,8 @@ from include.rag.search import INDEX
 from include.rag.stores.open import open_vector_store
 from tests.storages import BUCKET, on_storage, s3_requests
 
+pytestmark = pytest.mark.one_stack
+
 EVERYWHERE = on_storage("s3", "connection", "other", "memory")
 QUESTION = {"query": "How long is a reset link valid?", "min_score": -1, "mode": "vector"}
 

@@ -161,6 +161,7 @@ def test_stopping_ends_every_process_and_frees_the_port(demo, running_stack, hom
     assert "Nothing was running." in local("stack", "stop", home=home, port=port).stdout
 
 
+@pytest.mark.one_stack
 @pytest.mark.needs_dags("routing")
 def test_a_failed_pattern_is_shown_with_the_end_of_its_log_and_the_stack_is_stopped(home, port, llmock):
     llmock.fail(401, times=None)
@@ -175,6 +176,7 @@ def test_a_failed_pattern_is_shown_with_the_end_of_its_log_and_the_stack_is_stop
     assert processes_of(home) == []
 
 
+@pytest.mark.one_stack
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demo_stops_what_it_started(home, port, ending):
     with subprocess.Popen(

@@ -143,6 +143,7 @@ def test_a_rejected_result_and_one_compared_with_an_outdated_one_are_not_accepte
     assert accept("a run", FOUND | {"before": result.at.isoformat()}, later)["before"]["model"] == result.model
 
 
+@pytest.mark.one_stack
 @pytest.mark.needs_dags("evaluate_prompts", "batch_inference")
 def test_with_twelve_cases_nothing_is_passed_and_nobody_is_asked(run_dag, labelled, person):
     run = run_dag("evaluate_prompts", CONF | {"limit": 12})
@@ -153,6 +154,7 @@ def test_with_twelve_cases_nothing_is_passed_and_nobody_is_asked(run_dag, labell
     assert read_accepted("sentiment") is None
 
 
+@pytest.mark.one_stack
 @pytest.mark.needs_dags("evaluate_prompts", "batch_inference", "on_demand_inference")
 def test_a_subject_that_could_not_be_evaluated_is_incomplete_and_the_others_are_reported(run_dag, labelled, person):
     (case,) = SUBJECTS["triage"].read_cases(1)
@@ -225,6 +227,7 @@ def test_a_retry_pays_for_no_answer_twice(labelled):
     assert (result.answers, result.reused) == (20, 0)
 
 
+@pytest.mark.one_stack
 @pytest.mark.needs_dags("batch_inference")
 def test_a_budget_is_kept_and_what_was_answered_within_it_is_kept_too(labelled):
     budget = {"limit": 60, "budget_usd": 10 * CALL_USD}
@@ -360,6 +363,7 @@ def test_a_subject_that_is_not_there_is_named(subject, says, model):
         asyncio.run(evaluate(replace(SUBJECTS["sentiment"], **subject), DAGS, "a run", Settings()))
 
 
+@pytest.mark.one_stack
 @pytest.mark.needs_dags("batch_inference")
 def test_the_shell_says_by_its_status_what_the_gate_says(labelled, prompt, tmp_path, capsys):
     from local.evaluate import NEITHER, PASSED, WORSE, main

@@ -107,6 +107,7 @@ def test_the_command_says_that_no_stack_is_running(tmp_path):
     assert "make start" in nothing.stderr
 
 
+@pytest.mark.one_stack
 @pytest.mark.needs_dags("stream_inference")
 def test_a_backlog_larger_than_the_time_budget_is_answered_by_the_successor(airflow, queue):
     ids = ask(queue, STREAM_REQUESTS, [f"Question {number}" for number in range(6)])

@@ -82,6 +82,7 @@ def test_days_that_make_no_sense_are_refused_and_nothing_is_deleted(answers, day
 HOSTILE = ["*", "a*", "a", "ab", "[ab]", "a?", "../runs", "a/b", "A", "a.json", "", "\x00", "\ud800", "a" * 250]
 
 
+@pytest.mark.one_stack
 @on_storage("disk", "s3", "memory")
 def test_of_dags_and_runs_with_hostile_ids_exactly_the_meant_ones_are_deleted(storage):
     pairs = [(dag_id, "a") for dag_id in HOSTILE] + [("a*", run_id) for run_id in HOSTILE if run_id != "a"]
@@ -165,6 +166,7 @@ def test_the_dag_refuses_days_that_make_no_sense(run_dag, days):
         run_dag("forget_answers", {"days": days})
 
 
+@pytest.mark.one_stack
 def test_make_forget_says_what_it_deleted_or_what_is_missing(answers, storage, tmp_path):
     def run(*arguments: str) -> Any:
         command = [sys.executable, "-W", "ignore", "-m", "local.forget", "--home", str(tmp_path), *arguments]

@@ -140,6 +140,7 @@ def test_an_svg_is_a_picture_in_a_sandbox_and_all_else_a_download(browser, run, 
     assert "attachment" in get("chart.svg", "&download=true").headers["content-disposition"]
 
 
+@pytest.mark.one_stack
 @pytest.mark.parametrize(
     "name",
     ["../reply.json", "..%2F..%2Frun%2Freply.json", "%2e%2e/%2e%2e/x", "/etc/passwd", "file:///etc/passwd", "no.txt"],
@@ -149,6 +150,7 @@ def test_only_files_of_the_run_are_sent(browser, run, storage, name):
     assert browser.get(f"files/{run.dag_id}/{name}?run_id={quote(run.run_id)}").status_code == 404
 
 
+@pytest.mark.one_stack
 @pytest.mark.parametrize("dag_id", ["..", "%2e%2e", "ledger"])
 def test_a_run_that_is_not_there_is_not_found(browser, run, dag_id):
     assert browser.get(f"runs/{dag_id}/{quote(run.run_id)}").status_code in (404, 403)
@@ -190,6 +192,7 @@ def test_long_and_wide_tables_say_how_much_of_them_is_shown(browser, run, storag
     assert browser.get(of_run(run)).text.count("Not shown: too many files.") == 4 + 25 - 20
 
 
+@pytest.mark.one_stack
 @on_storage("disk", "s3")
 def test_a_large_file_is_sent_in_the_range_that_was_asked_for(airflow_app, run, storage):
     browser = Client(airflow_app, "admin")

@@ -213,6 +213,7 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.one_stack
 def test_a_killed_process_leaves_what_it_had_spent(storage):
     worker = subprocess.Popen(
         [sys.executable, "-c", WORKER], stdin=subprocess.PIPE, text=True, cwd=PROJECT, env=os.environ.copy()
@@ -321,6 +322,7 @@ def test_the_daily_report_adds_up_the_day_and_updates_the_asset(run_dag, llm, st
     assert {path.name for path in folder.iterdir()} == {"report.md", "by_day.svg", "by_dag.svg", "by_model.svg"}
 
 
+@pytest.mark.one_stack
 @pytest.mark.needs_dags("spend_report")
 def test_a_job_that_ends_after_its_day_was_reported_is_rolled_up_the_next_day(run_dag, storage, monkeypatch):
     in_task(monkeypatch)

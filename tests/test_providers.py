@@ -23,6 +23,8 @@ from include.ai.model import connection_model
 from tests.conftest import PROJECT, model_connection
 from tests.provider_server import ANSWER, INPUT_TOKENS, OUTPUT_TOKENS, ProviderServer, running
 
+pytestmark = pytest.mark.one_stack
+
 IN_PROCESS = "sentence-transformers:"  # tests/test_sentence_transformers.py asks that one
 
 # By the start of `extra.model`: the URL that is asked, with an example's host, and the header that has the key.

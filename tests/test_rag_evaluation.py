@@ -113,6 +113,7 @@ def test_a_run_measures_every_mode_and_leaves_a_table_and_a_chart(run_dag, llm, 
     assert len(recorded) == 3 * 2 + 1
 
 
+@pytest.mark.one_stack
 def test_a_regression_fails_the_run_without_a_retry_and_leaves_the_report(run_dag, llm, storage, logged):
     script_answers(llm, 1)
     run = run_dag("rag_evaluation", {"min_recall": 0.99, "mode": "vector", "answers": 1, "min_grounded": 0})
@@ -123,6 +124,7 @@ def test_a_regression_fails_the_run_without_a_retry_and_leaves_the_report(run_da
     assert run.states()["report"] == "success"
 
 
+@pytest.mark.one_stack
 def test_several_stores_are_measured_side_by_side(run_dag, llm, storage, monkeypatch, tmp_path):
     other = json.dumps({"conn_type": "lancedb", "host": str(tmp_path / "other")})
     monkeypatch.setenv("AIRFLOW_CONN_OTHER_STORE", other)

@@ -432,6 +432,7 @@ def test_the_dag_answers_on_every_store(run_dag, llm, index, knowledge_base, mon
     assert in_step(index)
 
 
+@pytest.mark.one_stack
 def test_the_first_run_indexes_every_document_in_a_few_requests(run_dag, llm, storage):
     answer(llm, [1])
     run = run_dag("rag_pipeline", ANYTHING)
@@ -445,6 +446,7 @@ def test_the_first_run_indexes_every_document_in_a_few_requests(run_dag, llm, st
     assert run.xcom("index_documents", map_index=0)["documents"] == 30
 
 
+@pytest.mark.one_stack
 def test_a_second_run_embeds_the_question_only(run_dag, llm, storage, knowledge_base):
     answer(llm, [1])
     run_dag("rag_pipeline", ANYTHING)
@@ -457,6 +459,7 @@ def test_a_second_run_embeds_the_question_only(run_dag, llm, storage, knowledge_
     assert run.states()["finish_index"] == "skipped"
 
 
+@pytest.mark.one_stack
 @pytest.mark.parametrize("folder", ["empty", "older"])
 def test_a_last_task_on_a_worker_with_another_folder_removes_what_was_listed_as_gone(
     run_dag, llm, storage, knowledge_base, tmp_path, monkeypatch, folder
@@ -484,6 +487,7 @@ def test_a_last_task_on_a_worker_with_another_folder_removes_what_was_listed_as_
     assert in_step(INDEX)
 
 
+@pytest.mark.one_stack
 def test_a_worker_whose_folder_was_emptied_after_the_listing_indexes_nothing_and_deletes_nothing(
     run_dag, llm, storage, knowledge_base, monkeypatch
 ):
@@ -507,6 +511,7 @@ def test_a_worker_whose_folder_was_emptied_after_the_listing_indexes_nothing_and
     assert stored(INDEX) == before
 
 
+@pytest.mark.one_stack
 def test_a_run_over_an_empty_folder_fails_and_the_index_stays(run_dag, llm, storage, knowledge_base, logged):
     answer(llm, [1])
     run_dag("rag_pipeline", ANYTHING)
@@ -566,6 +571,7 @@ def test_an_answer_that_keeps_citing_what_was_not_retrieved_is_never_published(r
     assert run.states()["publish_answer"] == "upstream_failed"
 
 
+@pytest.mark.one_stack
 @pytest.mark.parametrize(("passages", "answered"), [([], True), ([1], False)], ids=["no citation", "not held"])
 def test_an_answer_without_ground_is_i_dont_know(run_dag, llm, storage, knowledge_base, passages, answered):
     answer(llm, passages, answered)
@@ -576,6 +582,7 @@ def test_an_answer_without_ground_is_i_dont_know(run_dag, llm, storage, knowledg
     assert published(run) == {"question": ANYTHING["query"], **nothing}
 
 
+@pytest.mark.one_stack
 def test_where_nothing_is_similar_no_model_is_called(run_dag, llm, storage, knowledge_base):
     run = run_dag("rag_pipeline", {"query": "What is the capital of France?", "min_score": 1})
 
@@ -605,6 +612,7 @@ def test_filters_of_another_shape_are_refused(load_dag, filters):
         params["filters"] = filters
 
 
+@pytest.mark.one_stack
 def test_embeddings_that_are_refused_fail_at_once_and_name_the_connection(run_dag, llm, storage, logged):
     llm.fail(401, message=f"Incorrect key {KEY}", times=None)
     run = run_dag("rag_pipeline", ANYTHING)
@@ -628,6 +636,7 @@ def test_the_asset_says_what_changed_in_the_index_not_in_the_folder(run_dag, llm
     assert run_dag("asset_producer").states()["refresh_knowledge_base"] == "skipped"
 
 
+@pytest.mark.one_stack
 def test_the_check_of_retrieval_is_skipped_without_an_index_and_then_names_what_it_misses(
     run_dag, llm, storage, knowledge_base
 ):

@@ -96,6 +96,7 @@ def test_of_many_updates_in_a_row_none_is_lost(airflow, knowledge_base):
     wait_until(all_reported)
 
 
+@pytest.mark.one_stack
 @pytest.mark.needs_dags("asset_producer", "any_asset")
 def test_an_event_that_names_a_file_elsewhere_is_left_out_and_named(airflow, knowledge_base):
     before = now()

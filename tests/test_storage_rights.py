@@ -26,6 +26,8 @@ from tests.conftest import PROJECT
 from tests.storages import BUCKET, REGION
 from tests.stores import chunks
 
+pytestmark = pytest.mark.one_stack
+
 DOC = PROJECT / "docs" / "deploying-to-astronomer.md"
 (BLOCK,) = re.findall(r"```json\n(.*?)```", DOC.read_text(encoding="utf-8"), re.DOTALL)
 STATEMENTS = json.loads(BLOCK)["Statement"]
