@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from itertools import pairwise
 
 from tests.fleet import BUCKET, Fleet, running_fleet
 from tests.scripted_model import ScriptedServer, running
@@ -62,8 +63,8 @@ def main() -> None:
     found = {}
     with running() as model, running_fleet(numbers[0], tasks=TASKS) as fleet:
         fleet.use_model(model.connection())
-        for workers in numbers:
-            for part in fleet.workers[workers:]:
+        for before, workers in pairwise([numbers[0], *numbers]):
+            for part in fleet.workers[workers:before]:
                 fleet.kill(part)
             found[workers] = [runs_a_minute(fleet, model, workers), answers_a_minute(fleet, model, workers)]
             print(workers, *(f"{each:.0f}" for each in found[workers]), flush=True)
