@@ -26,6 +26,7 @@ ROW_LATENCY_S = 2.0
 def runs_a_minute(fleet: Fleet, model: ScriptedServer, workers: int) -> float:
     """Start many runs of `on_demand_inference`, which has one task with one call."""
     model.script(latency=RUN_LATENCY_S)
+    fleet.set_pool(TASKS * workers)  # what waits in a worker's queue too long is taken for lost
     number = RUNS * workers
     runs = [fleet.begin("on_demand_inference", {"message": f"Question {each}"}) for each in range(number)]
     for run_id in runs:
