@@ -52,7 +52,7 @@ def test_a_run_indexes_what_is_in_the_bucket_and_the_next_only_what_changed(run_
     (handbook / "c.txt").unlink()
     (handbook / "new" / "d.md").write_bytes(b"# D")
     run = run_dag("rag_pipeline", QUESTION)
-    assert run.xcom("find_changes", "documents").keys() == {"a.md", "new/d.md"}
+    assert [share["documents"].keys() for share in run.xcom("find_changes")] == [{"a.md", "new/d.md"}]
     assert run.xcom("finish_index")["removed"] == ["c.txt"]
     assert indexed() == listed_documents()
     assert not ingestion.find_changes()["documents"]

@@ -113,10 +113,26 @@ def test_a_second_run_over_unchanged_documents_embeds_nothing(index, llm, knowle
 def test_changed_documents_are_shared_out_evenly_and_each_once(index, knowledge_base):
     for number in range(4):
         (knowledge_base / f"page-{number}.md").write_text(f"# Page {number}")
-    parts = share_out(find_changes()["documents"], 5)
-    assert [len(part) for part in parts] == [4, 3]
-    assert [name for part in parts for name in part] == documents.document_names()
-    assert share_out({}, 5) == []
+    shares = share_out(find_changes(), 5)
+    assert [len(share["documents"]) for share in shares] == [4, 3]
+    assert [name for share in shares for name in share["documents"]] == documents.document_names()
+
+
+def test_what_is_gone_is_in_one_share_and_an_index_in_step_has_none(index, knowledge_base):
+    refresh_index()
+    assert share_out(find_changes(), 1) == []
+
+    (knowledge_base / "free-trial.md").unlink()
+    (share,) = share_out(find_changes(), 1)
+    assert (share["documents"], list(share["gone"])) == ({}, ["free-trial.md"])
+
+    for number in range(2):
+        (knowledge_base / f"page-{number}.md").write_text(f"# Page {number}")
+    shares = share_out(find_changes(), 1)
+    assert [(list(share["documents"]), list(share["gone"])) for share in shares] == [
+        (["page-0.md"], ["free-trial.md"]),
+        (["page-1.md"], []),
+    ]
 
 
 def test_only_the_changed_chunks_of_an_edited_document_are_embedded(index, llm, knowledge_base):
@@ -151,7 +167,7 @@ def test_a_run_that_dies_half_way_is_finished_by_the_next(index, llm, knowledge_
     monkeypatch.setattr(ingestion, "CHUNKS_AT_ONCE", 1)  # each document is written on its own
     changes = find_changes()
     requests = len(embedding_requests(llm))
-    index_documents(changes["collection"], share_out(changes["documents"], 1)[0])
+    index_documents(changes["collection"], share_out(changes, 1)[0]["documents"])
     paid = len(embedded(llm, requests))
     with open_vector_store() as store:
         assert store.active(index) is None  # nobody searches a collection that is not full
@@ -457,6 +473,20 @@ def test_a_second_run_embeds_the_question_only(run_dag, llm, storage, knowledge_
     assert run.state == "success"
     assert embedded(llm, requests) == [ANYTHING["query"]]
     assert run.states()["finish_index"] == "skipped"
+    assert run.task_instance("finish_index").try_number == 0, "it is skipped without a process"
+
+
+@pytest.mark.one_stack
+def test_a_run_after_which_documents_are_only_gone_removes_them(run_dag, llm, storage, knowledge_base):
+    answer(llm, [1])
+    run_dag("rag_pipeline", ANYTHING)
+    (knowledge_base / "free-trial.md").unlink()
+    answer(llm, [1])
+    run = run_dag("rag_pipeline", ANYTHING)
+
+    assert run.state == "success"
+    assert run.xcom("finish_index")["removed"] == ["free-trial.md"]
+    assert in_step(INDEX)
 
 
 @pytest.mark.one_stack

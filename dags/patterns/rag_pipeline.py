@@ -89,24 +89,20 @@ FILTER = {"type": "array", "items": {"type": "string", "maxLength": 200}, "maxIt
     },
 )
 def rag_pipeline():
-    @task(multiple_outputs=True)
+    @task
     def find_changes():
-        return ingestion.find_changes()
+        return ingestion.share_out(ingestion.find_changes(), DOCUMENTS_PER_TASK)
+
+    # Where the index is in step with the documents there is no share, and Airflow skips both without starting them.
+    @task(map_index_template="{{ names }}", pool=LLM_POOL)
+    def index_documents(share: dict):
+        names = share["documents"]
+        get_current_context()["names"] = f"{min(names)} to {max(names)}" if names else "no documents"
+        return ingestion.index_documents(share["collection"], share["documents"])
 
     @task
-    def share_out(documents: dict[str, str]):
-        return ingestion.share_out(documents, DOCUMENTS_PER_TASK)
-
-    @task(map_index_template="{{ names }}", pool=LLM_POOL)
-    def index_documents(collection: str, documents: dict[str, str]):
-        get_current_context()["names"] = f"{min(documents)} to {max(documents)}"
-        return ingestion.index_documents(collection, documents)
-
-    @task(trigger_rule="none_failed")
-    def finish_index(collection: str, gone: dict[str, str], in_step: bool):
-        if in_step:
-            raise AirflowSkipException("The index is in step with the documents.")
-        return ingestion.finish_index(collection, gone)
+    def finish_index(shares: list[dict]):
+        return ingestion.finish_index(shares[0]["collection"], shares[0]["gone"])
 
     @task(trigger_rule="none_failed")
     def retrieve():
@@ -129,12 +125,9 @@ def rag_pipeline():
         cited = f" [{', '.join(result['sources'])}]" if result["sources"] else ""
         return {**result, "artifact": publish("answer.json", result), "result": f"{result['answer']}{cited}"}
 
-    changes = find_changes()
-    shares = share_out(changes["documents"])
-    indexed = index_documents.partial(collection=changes["collection"]).expand(documents=shares)
-    finished = finish_index(changes["collection"], changes["gone"], changes["in_step"])
+    shares = find_changes()
     passages = retrieve()
-    indexed >> finished >> passages
+    index_documents.expand(share=shares) >> finish_index(shares) >> passages
     publish_answer(generate_answer(passages), passages)
 
 

@@ -105,11 +105,18 @@ def _check_complete(listed: Set[str], indexed: Set[str]) -> None:
         )
 
 
-def share_out(documents: Mapping[str, str], most: int) -> list[dict[str, str]]:
-    """Share the documents out evenly among as few tasks as possible, if one takes `most` at most."""
-    items = list(documents.items())
-    size = ceil(len(items) / ceil(len(items) / most)) if items else 1
-    return [dict(items[start : start + size]) for start in range(0, len(items), size)]
+def share_out(changes: Changes, most: int) -> list[Changes]:
+    """Share the documents out evenly among as few tasks as possible, if one takes `most` at most.
+
+    :returns: no share if the index is in step, else at least one. What is gone is in the first.
+    """
+    if changes["in_step"]:
+        return []
+    items = list(changes["documents"].items())
+    tasks = max(1, ceil(len(items) / most))
+    size = max(1, ceil(len(items) / tasks))
+    parts = [dict(items[start : start + size]) for start in range(0, len(items), size)] or [{}]
+    return [{**changes, "documents": part, "gone": {} if at else changes["gone"]} for at, part in enumerate(parts)]
 
 
 def index_documents(collection_name: str, documents: Mapping[str, str], conn_id: str = VECTOR_STORE_CONN_ID) -> Indexed:
