@@ -21,8 +21,15 @@ from local.guard import HOST, Guard
 from local.one_writer import OneWriter
 
 SLOW_IMPORTS_OF_DAGS = ("pydantic_ai.models.openai", "include.ai")
-# About a second each: the first two are what LanceDB imports.
-SLOW_IMPORTS_OF_TASKS = ("lance_namespace", "pandas", "matplotlib.figure")
+# A third of a second and more each. The first two are what LanceDB imports; Airflow imports the file systems of all
+# providers when a task opens its first path, wherever that leads.
+SLOW_IMPORTS_OF_TASKS = (
+    "lance_namespace",
+    "pandas",
+    "matplotlib.figure",
+    "airflow.providers.amazon.aws.fs.s3",
+    "genai_prices.data",
+)
 
 # Seconds between two looks at whether a process that has nothing more to say has ended.
 END_POLL_S = 0.05
@@ -64,5 +71,7 @@ if __name__ == "__main__":
         slow_imports = SLOW_IMPORTS_OF_DAGS + SLOW_IMPORTS_OF_TASKS
     for module in slow_imports:
         import_module(module)
+    if slow_imports:
+        import_module("include.ai").llm_kwargs()  # imports the layers that there are
     sys.argv[0] = "airflow"
     main()  # type: ignore[no-untyped-call]
