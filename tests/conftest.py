@@ -76,6 +76,8 @@ KEY = "sk-the-secret-key-of-the-tests"
 REAL_AIRFLOW = ("end_to_end", "scheduling", "event_driven", "fine_tuning_restarts", "human_review")
 # And these, which share their brokers.
 KAFKA = ("stream_inference", "kafka_doorbell")
+# Then these, which take minutes, so that none is left alone at the end.
+LONG = {f"test_{name}.py" for name in (*KAFKA, "copied_projects", "using_the_template")}
 GROUPS = {f"test_{name}.py": group for group in (REAL_AIRFLOW, KAFKA) for name in group}
 
 
@@ -99,7 +101,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if NOT_ON_POSTGRES:
         for item in items:
             item.add_marker(pytest.mark.skip(reason=NOT_ON_POSTGRES))
-    items.sort(key=lambda item: GROUPS.get(item.path.name) != REAL_AIRFLOW)
+    items.sort(key=lambda item: (GROUPS.get(item.path.name) != REAL_AIRFLOW, item.path.name not in LONG))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
