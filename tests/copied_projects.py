@@ -50,8 +50,17 @@ except ImportError:  # Airflow 3.1
     from airflow.models import dagbag  # type: ignore[no-redef]
 
 EVENT_TIMEOUT_S = 30.0
-# What most DAGs import when they run. (Not lancedb: it starts a thread, and threads cannot be forked.)
-SLOW_IMPORTS = ["openai", "pyarrow.parquet", "pydantic_ai.embeddings", "pydantic_ai.models.openai"]
+# What many DAGs import when they run. (Not lancedb, but what it imports: it starts a thread, which cannot be forked.)
+SLOW_IMPORTS = [
+    "airflow.providers.amazon.aws.fs.s3",
+    "lance_namespace",
+    "matplotlib.figure",
+    "openai",
+    "pandas",
+    "pyarrow.parquet",
+    "pydantic_ai.embeddings",
+    "pydantic_ai.models.openai",
+]
 
 # Models that are not to answer as the others, which call a tool as often as they are given one.
 MODELS = {"refund_agent": "openai-chat:answers-at-once"}

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -131,8 +132,8 @@ def test_the_doorbell_says_a_trouble_that_changes_all_the_time_once_a_minute(mon
     def broken(self: KafkaDoorbellTrigger) -> None:
         raise RuntimeError(f"trouble {next(troubles)}")
 
-    monkeypatch.setattr(doorbell.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(doorbell.asyncio, "sleep", sleep)
+    monkeypatch.setattr(doorbell, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(doorbell, "asyncio", SimpleNamespace(sleep=sleep, get_running_loop=asyncio.get_running_loop))
     monkeypatch.setattr(KafkaDoorbellTrigger, "_rings", broken)
 
     log = Mock()

@@ -64,7 +64,7 @@ def collection(fake: FakeCollection) -> weaviate.WeaviateCollection:
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     found: list[float] = []
-    monkeypatch.setattr(weaviate.time, "sleep", found.append)
+    monkeypatch.setattr(weaviate, "time", SimpleNamespace(sleep=found.append))
     return found
 
 
