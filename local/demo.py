@@ -128,10 +128,10 @@ class Demo:
                 status.update(f"{time.monotonic() - self._started:.0f} s  {', '.join(at_work) or idle}")
                 time.sleep(POLL_S)
         for dag_id, run_id in run_ids.items():
-            runs = self.api.runs(dag_id, updated_at_gte=since) if dag_id in messaged else []
             # A run that was at work before may have answered the messages: the one that asked the model most is shown.
-            found = [self._collect(dag_id, each) for each in {run_id, *(run["dag_run_id"] for run in runs)}]
-            results[dag_id] = max(found, key=lambda result: result.tokens)
+            others = self.api.runs(dag_id, updated_at_gte=since) if dag_id in messaged else []
+            ids = dict.fromkeys([run_id, *(run["dag_run_id"] for run in others)])
+            results[dag_id] = max((self._collect(dag_id, each) for each in ids), key=lambda result: result.tokens)
         return [results.get(dag_id) or Result(dag_id, "not started") for dag_id in dags]
 
     def broken_files(self) -> dict[str, str]:

@@ -21,15 +21,9 @@ from local.guard import HOST, Guard
 from local.one_writer import OneWriter
 
 SLOW_IMPORTS_OF_DAGS = ("pydantic_ai.models.openai", "include.ai")
-# A third of a second and more each. The first two are what LanceDB imports; Airflow imports the file systems of all
+# A fifth of a second and more each. The first two are what LanceDB imports; Airflow imports the file systems of all
 # providers when a task opens its first path, wherever that leads.
-SLOW_IMPORTS_OF_TASKS = (
-    "lance_namespace",
-    "pandas",
-    "matplotlib.figure",
-    "airflow.providers.amazon.aws.fs.s3",
-    "genai_prices.data",
-)
+SLOW_IMPORTS_OF_TASKS = ("lance_namespace", "pandas", "matplotlib.figure", "airflow.providers.amazon.aws.fs.s3")
 
 # Seconds between two looks at whether a process that has nothing more to say has ended.
 END_POLL_S = 0.05

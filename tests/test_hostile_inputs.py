@@ -22,7 +22,7 @@ from pydantic_ai import Agent
 
 from include.ai import connection
 from include.ai.embeddings import Embedder
-from include.ai.model import ConnectionModel
+from include.ai.model import connection_model
 from include.ai.rate_limit import LONGEST_PAUSE_S, RateLimit, _until_free, _usage
 from include.common.provider_http import ProviderClient
 from include.jobs import service as jobs_service
@@ -153,7 +153,7 @@ def test_a_server_that_drips_holds_no_call_longer_than_its_time_out(monkeypatch,
     monkeypatch.setattr(jobs_service, "CALL_TIMEOUT_S", 0.5)
     monkeypatch.setattr("include.ai.repeats.PAUSES_S", ())
     call = {
-        "chat": lambda: Agent(ConnectionModel("a_model")).run_sync("hello"),
+        "chat": lambda: Agent(connection_model("a_model")).run_sync("hello"),
         "embeddings": lambda: Embedder("embeddings").embed_query("hello"),
         "jobs": lambda: asyncio.run(retrieve_job()),
     }[kind]

@@ -68,6 +68,12 @@ def answer(llm: Any, passages: list[int], answered: bool = True, times: int = 1)
         llm.add(Reply(tool_calls=(ToolCall("final_result", arguments),), match=Match(path="*/chat/completions")))
 
 
+def run_answered(run_dag: Any, llm: Any) -> Any:
+    """Run the DAG on any question, which the model answers from the first passage."""
+    answer(llm, [1])
+    return run_dag("rag_pipeline", ANYTHING)
+
+
 def stored(index: str) -> tuple[str | None, dict[str, str], int]:
     """The collection that searches use, its documents, and the number of its chunks."""
     with open_vector_store() as store:
@@ -450,8 +456,7 @@ def test_the_dag_answers_on_every_store(run_dag, llm, index, knowledge_base, mon
 
 @pytest.mark.one_stack
 def test_the_first_run_indexes_every_document_in_a_few_requests(run_dag, llm, storage):
-    answer(llm, [1])
-    run = run_dag("rag_pipeline", ANYTHING)
+    run = run_answered(run_dag, llm)
 
     assert run.state == "success"
     names = documents.document_names()
@@ -464,11 +469,9 @@ def test_the_first_run_indexes_every_document_in_a_few_requests(run_dag, llm, st
 
 @pytest.mark.one_stack
 def test_a_second_run_embeds_the_question_only(run_dag, llm, storage, knowledge_base):
-    answer(llm, [1])
-    run_dag("rag_pipeline", ANYTHING)
+    run_answered(run_dag, llm)
     requests = len(embedding_requests(llm))
-    answer(llm, [1])
-    run = run_dag("rag_pipeline", ANYTHING)
+    run = run_answered(run_dag, llm)
 
     assert run.state == "success"
     assert embedded(llm, requests) == [ANYTHING["query"]]
@@ -478,11 +481,9 @@ def test_a_second_run_embeds_the_question_only(run_dag, llm, storage, knowledge_
 
 @pytest.mark.one_stack
 def test_a_run_after_which_documents_are_only_gone_removes_them(run_dag, llm, storage, knowledge_base):
-    answer(llm, [1])
-    run_dag("rag_pipeline", ANYTHING)
+    run_answered(run_dag, llm)
     (knowledge_base / "free-trial.md").unlink()
-    answer(llm, [1])
-    run = run_dag("rag_pipeline", ANYTHING)
+    run = run_answered(run_dag, llm)
 
     assert run.state == "success"
     assert run.xcom("finish_index")["removed"] == ["free-trial.md"]
@@ -494,8 +495,7 @@ def test_a_run_after_which_documents_are_only_gone_removes_them(run_dag, llm, st
 def test_a_last_task_on_a_worker_with_another_folder_removes_what_was_listed_as_gone(
     run_dag, llm, storage, knowledge_base, tmp_path, monkeypatch, folder
 ):
-    answer(llm, [1])
-    run_dag("rag_pipeline", ANYTHING)
+    run_answered(run_dag, llm)
     (knowledge_base / "free-trial.md").unlink()
     (knowledge_base / "new.md").write_text("# New")
     other = tmp_path / "of another worker"
@@ -509,8 +509,7 @@ def test_a_last_task_on_a_worker_with_another_folder_removes_what_was_listed_as_
             return finish_index(*args)
 
     monkeypatch.setattr(ingestion, "finish_index", finish_elsewhere)
-    answer(llm, [1])
-    run = run_dag("rag_pipeline", ANYTHING)
+    run = run_answered(run_dag, llm)
 
     assert run.state == "success"
     assert run.xcom("finish_index")["removed"] == ["free-trial.md"]
@@ -521,8 +520,7 @@ def test_a_last_task_on_a_worker_with_another_folder_removes_what_was_listed_as_
 def test_a_worker_whose_folder_was_emptied_after_the_listing_indexes_nothing_and_deletes_nothing(
     run_dag, llm, storage, knowledge_base, monkeypatch
 ):
-    answer(llm, [1])
-    run_dag("rag_pipeline", ANYTHING)
+    run_answered(run_dag, llm)
     before = stored(INDEX)
     (knowledge_base / "new.md").write_text("# New")
 
@@ -533,8 +531,7 @@ def test_a_worker_whose_folder_was_emptied_after_the_listing_indexes_nothing_and
         return changes
 
     monkeypatch.setattr(ingestion, "find_changes", then_empty)
-    answer(llm, [1])
-    run = run_dag("rag_pipeline", ANYTHING)
+    run = run_answered(run_dag, llm)
 
     assert run.state == "success"
     assert run.xcom("index_documents", map_index=0)["differing"] == ["new.md"]
@@ -543,8 +540,7 @@ def test_a_worker_whose_folder_was_emptied_after_the_listing_indexes_nothing_and
 
 @pytest.mark.one_stack
 def test_a_run_over_an_empty_folder_fails_and_the_index_stays(run_dag, llm, storage, knowledge_base, logged):
-    answer(llm, [1])
-    run_dag("rag_pipeline", ANYTHING)
+    run_answered(run_dag, llm)
     before = stored(INDEX)
     for path in knowledge_base.iterdir():
         path.unlink()

@@ -114,8 +114,8 @@ def share_out(changes: Changes, most: int) -> list[Changes]:
         return []
     items = list(changes["documents"].items())
     tasks = max(1, ceil(len(items) / most))
-    size = max(1, ceil(len(items) / tasks))
-    parts = [dict(items[start : start + size]) for start in range(0, len(items), size)] or [{}]
+    size = ceil(len(items) / tasks)
+    parts = [dict(items[at * size : (at + 1) * size]) for at in range(tasks)]
     return [{**changes, "documents": part, "gone": {} if at else changes["gone"]} for at, part in enumerate(parts)]
 
 
