@@ -167,6 +167,8 @@ def airflow_db() -> None:
     DagBundlesManager().sync_bundles_to_db()
     # `dag.test()` builds the whole execution API anew for each task, which takes a second.
     supervisor.in_process_api_server = functools.cache(supervisor.in_process_api_server)
+    # And on Airflow 3.3 it parses and writes all DAGs of the folder anew for each run, which takes another.
+    dag_bag_module().BundleDagBag = lambda **_: dag_bag_module().DagBag(os.devnull)
     check_each_schema_once()
 
 
