@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import tempfile
 import time
@@ -46,7 +47,7 @@ def deferred_jobs():
         return asyncio.run(upload_once(openai_service("openai_default"), input_file(None, TRAINING)))
 
     OpenAIFineTuneOperator.partial(
-        task_id="fine_tune", fine_tuning_file_id=upload(), poke_interval=5, retries=2
+        task_id="fine_tune", fine_tuning_file_id=upload(), poke_interval=30, retries=2
     ).expand(suffix=names())
 
 deferred_jobs()
@@ -90,11 +91,13 @@ def _measure(stack: Stack, jobs: int) -> None:
 
     triggerer = [_process(stack, "triggerer")]
     triggerer += triggerer[0].children(recursive=True)
-    before = sum(sum(process.cpu_times()[:2]) for process in triggerer)
+    seen, before = _looks(url), sum(sum(process.cpu_times()[:2]) for process in triggerer)
     time.sleep(WATCHED_S)
+    looks = _looks(url) - seen
     used = sum(sum(process.cpu_times()[:2]) for process in triggerer) - before
     memory = sum(process.memory_full_info().pss for process in triggerer) / 2**20
-    print(f"{jobs} jobs wait: the triggerer uses {100 * used / WATCHED_S:.0f} % of a core and {memory:.0f} MB")
+    print(f"{jobs} jobs wait: the triggerer uses {100 * used / WATCHED_S:.1f} % of a core and {memory:.0f} MB")
+    print(f"{looks} looks in {WATCHED_S:.0f} s: {1000 * used / looks:.1f} ms of CPU each, all included")
 
     succeeded = {}
     for job in httpx.get(url).json():
@@ -111,6 +114,12 @@ def _measure(stack: Stack, jobs: int) -> None:
     delays.sort()
     p95 = delays[min(len(delays) - 1, int(0.95 * len(delays)))]
     print(f'from "succeeded" to the task\'s end: median {statistics.median(delays):.1f} s, p95 {p95:.1f} s')
+
+
+def _looks(url: str) -> int:
+    """Return how often the provider was asked for a job."""
+    requests = httpx.get(url.replace("jobs", "requests")).json()
+    return sum(re.fullmatch(r"/v1/fine_tuning/jobs/[^/]+", request["path"]) is not None for request in requests)
 
 
 def _states(stack: Stack, run_id: str) -> list[str]:
