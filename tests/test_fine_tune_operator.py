@@ -184,7 +184,7 @@ def test_the_events_of_a_job_that_goes_on_are_asked_for_now_and_then_and_at_its_
     assert len(provider.requests("GET", events)) == 2
 
 
-@pytest.mark.parametrize(("age_s", "pause_s"), [(0, 60), (600, 120), (24 * 3600, 300)])
+@pytest.mark.parametrize(("age_s", "pause_s"), [(0, 60), (240, 120), (24 * 3600, 300)])
 def test_the_events_of_an_older_job_are_asked_for_less_often(monkeypatch, age_s, pause_s):
     virtual, asked = VirtualTime(monkeypatch, fine_tuning_api), []
 

@@ -51,7 +51,7 @@ class FineTuningApi(JobApi):
         """Log the job's events (steps, losses, warnings) since those of before: now and then, and at its end."""
         if not job.has_ended and time.monotonic() < known.get("due", 0.0):
             return
-        pause = min(max(NEWS_EVERY_S, (self.now() - job.created_at) / 5), LONGEST_NEWS_PAUSE_S)
+        pause = min(max(NEWS_EVERY_S, (self.now() - job.created_at) / 2), LONGEST_NEWS_PAUSE_S)
         known["due"] = time.monotonic() + pause
         last = known.get("event")
         client = await self.client()

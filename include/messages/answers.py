@@ -156,12 +156,12 @@ class StoredAnswer(BaseModel):
 class RequestAnswers:
     """Answers requests, each id once.
 
-    :param folder: where the answers are stored.
+    :param folder: on the project's storage, where the answers are.
     :param model: gives the answers.
     """
 
     def __init__(self, folder: str, model: PromptedModel) -> None:
-        self._folder = folder
+        self._folder = storage_path(folder, "answers")  # opened once, as that costs as much as an answer's reading
         self._model = model
         self._of_id: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -209,13 +209,13 @@ class RequestAnswers:
         return str(answer_path(self._folder, request_id))
 
 
-def answer_path(folder: str, request_id: str) -> ObjectStoragePath:
+def answer_path(folder: ObjectStoragePath, request_id: str) -> ObjectStoragePath:
     """Return where the answer is. An id can be anything: the name is a hash, spread over 256 folders."""
     name = hashlib.sha256(request_id.encode()).hexdigest()
-    return storage_path(folder, "answers", name[:2], f"{name}.json")
+    return folder / name[:2] / f"{name}.json"
 
 
-def read_answer(folder: str, request_id: str) -> StoredAnswer | None:
+def read_answer(folder: ObjectStoragePath, request_id: str) -> StoredAnswer | None:
     """Read the stored answer; return None if there is none.
 
     :raises AirflowFailException: there is one that cannot be read.
@@ -231,6 +231,6 @@ def read_answer(folder: str, request_id: str) -> StoredAnswer | None:
         ) from None
 
 
-def write_answer(folder: str, answer: StoredAnswer) -> None:
+def write_answer(folder: ObjectStoragePath, answer: StoredAnswer) -> None:
     """Write the answer, whole or not at all."""
     write_artifact(answer_path(folder, answer.request_id), answer.model_dump_json())
