@@ -61,10 +61,10 @@ def an_answer() -> None:
 
 
 def answer_message() -> None:
-    assert answers.read_answer(storage_path("stream"), "a") is None
+    assert answers.read_answer(storage_path("stream", "a.json")) is None
     now = datetime.now(UTC)
     stored = answers.StoredAnswer(request_id="a", fingerprint="", message="", answer="Yes.", answered_at=now)
-    answers.write_answer(storage_path("stream"), stored)
+    answers.write_answer(storage_path("stream", "a.json"), stored)
 
 
 def large_message() -> stored.Pointer:
@@ -128,7 +128,7 @@ def test_each_promise_takes_as_many_requests_as_the_docs_say(storage, large_xcom
         "a file of 60 MB": count(lambda: build(60 * MB)),
         "an answer of a model, to store it": count(an_answer),
         "a message answered by `stream_inference` or `sqs_inference`": count(answer_message),
-        "the same message again": count(lambda: answers.read_answer(storage_path("stream"), "a")),
+        "the same message again": count(lambda: answers.read_answer(storage_path("stream", "a.json"))),
         "a message too large for its topic: to store it, and to read it": count(large_message)
         + count(lambda: stored.fetch(pointer.model_dump_json())),
         "a row of a batch, at most": count(lambda: answer(batch, 1)),
