@@ -3,9 +3,9 @@
     python -m benchmarks.deferred_jobs [--jobs 500]
 
 Starts a local stack and a DAG with a mapped `OpenAIFineTuneOperator`, whose jobs the emulator (a fake) holds until all
-wait. Then it measures the triggerer's CPU and memory for a while, and lets one job after the other succeed, at a pace
-that the scheduler of a small machine can follow. Starting and ending the tasks takes most of the time, about a second
-each on two cores.
+wait. Then it measures the triggerer's CPU and memory for a while: its own, and its runner's, which looks at each job
+every 30 seconds. At last it lets one job after the other succeed, at a pace that the scheduler of a small machine can
+follow. Starting and ending the tasks takes most of the time, about a second each on two cores.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import tempfile
 import time
@@ -46,13 +47,13 @@ def deferred_jobs():
         return asyncio.run(upload_once(openai_service("openai_default"), input_file(None, TRAINING)))
 
     OpenAIFineTuneOperator.partial(
-        task_id="fine_tune", fine_tuning_file_id=upload(), poke_interval=5, retries=2
+        task_id="fine_tune", fine_tuning_file_id=upload(), poke_interval=30, retries=2
     ).expand(suffix=names())
 
 deferred_jobs()
 """
 BUNDLE = "airflow.dag_processing.bundles.local.LocalDagBundle"
-WATCHED_S = 30.0
+WATCHED_S = 60.0
 PAUSE_S = 1.5
 
 
@@ -89,12 +90,15 @@ def _measure(stack: Stack, jobs: int) -> None:
         time.sleep(10)
 
     triggerer = [_process(stack, "triggerer")]
-    triggerer += triggerer[0].children(recursive=True)
-    before = sum(sum(process.cpu_times()[:2]) for process in triggerer)
+    triggerer += triggerer[0].children(recursive=True)  # itself, and the runner of its triggers
+    seen, before = _looks(url), [_cpu(process) for process in triggerer]
     time.sleep(WATCHED_S)
-    used = sum(sum(process.cpu_times()[:2]) for process in triggerer) - before
+    looks = _looks(url) - seen
+    itself, *runner = (_cpu(process) - used for process, used in zip(triggerer, before, strict=True))
     memory = sum(process.memory_full_info().pss for process in triggerer) / 2**20
-    print(f"{jobs} jobs wait: the triggerer uses {100 * used / WATCHED_S:.0f} % of a core and {memory:.0f} MB")
+    shares = f"{100 * itself / WATCHED_S:.1f} % of a core and its runner {100 * sum(runner) / WATCHED_S:.1f} %"
+    print(f"{jobs} jobs wait: the triggerer itself uses {shares}, with {memory:.0f} MB")
+    print(f"{looks} looks in {WATCHED_S:.0f} s: {1000 * sum(runner) / looks:.1f} ms of CPU each in the runner")
 
     succeeded = {}
     for job in httpx.get(url).json():
@@ -111,6 +115,16 @@ def _measure(stack: Stack, jobs: int) -> None:
     delays.sort()
     p95 = delays[min(len(delays) - 1, int(0.95 * len(delays)))]
     print(f'from "succeeded" to the task\'s end: median {statistics.median(delays):.1f} s, p95 {p95:.1f} s')
+
+
+def _cpu(process: psutil.Process) -> float:
+    return sum(process.cpu_times()[:2])
+
+
+def _looks(url: str) -> int:
+    """Return how often the provider was asked for a job."""
+    requests = httpx.get(url.replace("jobs", "requests")).json()
+    return sum(re.fullmatch(r"/v1/fine_tuning/jobs/[^/]+", request["path"]) is not None for request in requests)
 
 
 def _states(stack: Stack, run_id: str) -> list[str]:

@@ -14,7 +14,6 @@ from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.profiles import ModelProfile
 from pydantic_ai.usage import RequestUsage, RunUsage
 
-from include.ai import untrusted
 from include.ai.asking import Asking
 
 pytestmark = pytest.mark.one_stack
@@ -79,13 +78,13 @@ def outcome(run: Any, usage: RunUsage) -> tuple[Any, RunUsage]:
 @pytest.mark.parametrize("mode", ["tool", "native", "prompted"])
 @pytest.mark.parametrize("kind", ANSWERS)
 def test_all_is_as_with_an_agent_for_the_first_text_and_for_later_ones(kind, mode):
-    text = untrusted("review 1")
+    text = "review \ud800 1"
     agents_model, asked_by_agent = scripted(ANSWERS[kind], mode)
     used = RunUsage()
 
     async def by_agent() -> Any:
         agent = Agent(agents_model, system_prompt=PROMPT, output_type=Labels)
-        return (await agent.run(text, usage=used)).output.model_dump()
+        return (await agent.run("review \ufffd 1", usage=used)).output.model_dump()
 
     expected, used = outcome(by_agent(), used)
 
@@ -93,7 +92,7 @@ def test_all_is_as_with_an_agent_for_the_first_text_and_for_later_ones(kind, mod
         model, asked = scripted(before + ANSWERS[kind], mode)
         asking = Asking(model, PROMPT, Labels)
         for _ in before:
-            asyncio.run(asking.ask(untrusted("review 0")))
+            asyncio.run(asking.ask("review 0"))
         usage = RunUsage()
         assert outcome(asking.ask(text, usage), usage) == (expected, used)
         assert asked[len(before) :] == asked_by_agent
@@ -113,7 +112,7 @@ def test_only_the_first_text_takes_an_agent_as_long_as_the_answers_have_the_form
 
     async def ask_all() -> None:
         for n in range(5):
-            await asking.ask(untrusted(f"review {n}"))
+            await asking.ask(f"review {n}")
 
     asyncio.run(ask_all())
     assert (len(runs), len(asked)) == (1, 5)

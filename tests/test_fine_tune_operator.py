@@ -7,6 +7,8 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,18 +16,20 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, TaskDeferred
 
+from include.fine_tuning import api as fine_tuning_api
 from include.fine_tuning.api import FineTuningApi, OpenAIFineTuneTrigger
 from include.fine_tuning.operator import OpenAIFineTuneOperator, valid_suffix
-from include.jobs import start
-from include.jobs.job import Outcome
+from include.jobs import start, trigger
+from include.jobs.job import Job, Outcome
 from include.jobs.record import JobKey, record_path
-from include.jobs.service import openai_service
+from include.jobs.service import OpenAIService, openai_service
 from include.jobs.start import one_job
 from tests.conftest import KEY
 from tests.emulator import JOBS, Emulator
 from tests.killing import Killed, killing
 from tests.stack import wait_until
 from tests.storages import on_storage
+from tests.virtual_time import VirtualTime
 
 JOB_SECONDS = 0.4
 
@@ -167,7 +171,7 @@ def test_the_providers_events_are_in_the_log(task, provider, caplog):
     assert caplog.text.index("Validating training file") < caplog.text.index("New fine-tuned model created")
 
 
-def test_the_events_of_a_job_that_goes_on_are_asked_for_once_a_minute_and_at_its_end(task, provider):
+def test_the_events_of_a_job_that_goes_on_are_asked_for_now_and_then_and_at_its_end(task, provider):
     provider.next_job(hold="running")
     job_id = task(wait_for_completion=False).attempt()
     events = f"{JOBS}/{job_id}/events"
@@ -178,6 +182,30 @@ def test_the_events_of_a_job_that_goes_on_are_asked_for_once_a_minute_and_at_its
     provider.set_job(job_id, "succeeded")
     thread.join(60)
     assert len(provider.requests("GET", events)) == 2
+
+
+@pytest.mark.parametrize(("age_s", "pause_s"), [(0, 60), (240, 120), (24 * 3600, 300)])
+def test_the_events_of_an_older_job_are_asked_for_less_often(monkeypatch, age_s, pause_s):
+    virtual, asked = VirtualTime(monkeypatch, fine_tuning_api), []
+
+    class Api(FineTuningApi):
+        def now(self) -> float:
+            return 1e9 + age_s
+
+        async def client(self) -> Any:
+            asked.append(virtual.now)
+            raise ConnectionError
+
+    async def watched() -> None:
+        api, known = Api(None), {}  # type: ignore[arg-type]
+        job = Job(id="job", status="running", created_at=1e9)
+        for _ in range(400):
+            with suppress(ConnectionError):
+                await api.relay_news(job, known)
+            virtual.now += 1
+
+    asyncio.run(watched())
+    assert asked[1] - asked[0] == pytest.approx(pause_s, abs=1)
 
 
 @on_storage("disk", "s3")
@@ -332,6 +360,52 @@ def test_a_refused_key_ends_the_wait_after_some_tries_and_a_retry_takes_the_job_
     assert not isinstance(raised.value, AirflowFailException)
     tuning.arguments |= {"wait_for_completion": True}
     assert tuning.attempt().startswith("ft:")
+
+
+async def both(*job_ids: str) -> list[str]:
+    """Wait for two jobs in one event loop, as a triggerer does; return how each wait ended."""
+    arguments: Any = {"poke_interval": 0.05, "deadline": time.time() + 300}
+    arguments |= {"conn_id": "openai_default", "cancel_on_kill": True, "cancel_on_timeout": True}
+    triggers = [OpenAIFineTuneTrigger(job_id=job_id, **arguments) for job_id in job_ids]
+    return [event["status"] for event in await asyncio.gather(*map(only_event, triggers))]
+
+
+def test_the_triggers_of_a_connection_share_a_client_until_the_last_has_ended(task, provider, monkeypatch):
+    provider.next_job(hold="running")
+    first = task(wait_for_completion=False).attempt()
+    second = task(wait_for_completion=False).attempt()
+    clients: list[Any] = []
+    real = OpenAIService.client
+
+    def client(self: OpenAIService, **arguments: Any) -> Any:
+        clients.append(real(self, **arguments))
+        return clients[-1]
+
+    monkeypatch.setattr(OpenAIService, "client", client)
+
+    def end_the_first_after_the_second() -> None:
+        wait_until(lambda: provider.requests("GET", f"{JOBS}/{second}/events")[1:])  # the last look of an ended job
+        seen = len(provider.requests("GET", f"{JOBS}/{first}"))
+        wait_until(lambda: len(provider.requests("GET", f"{JOBS}/{first}")) > seen + 2)
+        provider.set_job(first, "succeeded")
+
+    thread = threading.Thread(target=end_the_first_after_the_second)
+    thread.start()
+    assert asyncio.run(both(first, second)) == ["ended", "ended"]
+    thread.join(60)
+    assert [each.is_closed() for each in clients] == [True]
+
+
+def test_a_key_that_was_changed_is_taken_up_by_all_that_wait(task, provider, monkeypatch):
+    jobs = [task(wait_for_completion=False).attempt() for _ in range(2)]
+    keys = iter(["an old key"])
+
+    def service(conn_id: str) -> OpenAIService:
+        found = openai_service(conn_id)
+        return replace(found, key=next(keys, found.key))
+
+    monkeypatch.setattr(trigger, "openai_service", service)
+    assert asyncio.run(both(*jobs)) == ["ended", "ended"]
 
 
 @pytest.mark.parametrize(

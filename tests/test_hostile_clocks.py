@@ -99,7 +99,7 @@ def test_a_jump_of_the_clock_cancels_no_job_that_is_paid(clock, monkeypatch, jum
             ended = self.looks == 5
             return Job(id=job_id, status="succeeded" if ended else "running", created_at=NOON.timestamp())
 
-        async def relay_news(self, job: Job) -> None:
+        async def relay_news(self, job: Job, known: dict[str, Any]) -> None:
             pass
 
         async def cancel(self, job_id: str) -> None:

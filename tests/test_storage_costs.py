@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.sdk import ObjectStoragePath
 from pydantic_ai.messages import ModelRequest, ModelResponse, TextPart, UserPromptPart
 from pydantic_ai.models import ModelRequestParameters
 
@@ -22,6 +22,7 @@ from include.common.storage import read_artifact, storage_path, write_artifact
 from include.common.stored_files import new_artifact
 from include.jobs import record
 from include.messages import answers, stored
+from include.messages.contract import new_request
 from include.rag.documents import listed_documents, read_document
 from tests.conftest import PROJECT
 from tests.storages import on_storage, s3_requests
@@ -60,12 +61,16 @@ def an_answer() -> None:
     asyncio.run(call.keep(source, ModelResponse([TextPart("B")])))
 
 
-def answer_message() -> None:
-    assert answers.read_answer("stream", "a") is None
-    now = datetime.now(UTC)
-    answers.write_answer(
-        "stream", answers.StoredAnswer(request_id="a", fingerprint="", message="", answer="Yes.", answered_at=now)
-    )
+async def yes(_: str) -> str:
+    return "Yes."
+
+
+def answer_message(*ids: str) -> None:
+    """Answer messages with these ids, as one batch."""
+    batch = answers.RequestAnswers("stream", SimpleNamespace(ask=yes))  # type: ignore[arg-type]
+    for request_id in ids:
+        reply = asyncio.run(batch.reply(new_request("Hello?", request_id), "the message"))
+        assert reply is not None and reply.answer == "Yes."  # noqa: PT018
 
 
 def large_message() -> stored.Pointer:
@@ -128,8 +133,8 @@ def test_each_promise_takes_as_many_requests_as_the_docs_say(storage, large_xcom
         "an artifact, or a file of a run of up to 50 MB": count(lambda: write_artifact(storage_path("a.json"), "{}")),
         "a file of 60 MB": count(lambda: build(60 * MB)),
         "an answer of a model, to store it": count(an_answer),
-        "a message answered by `stream_inference` or `sqs_inference`": count(answer_message),
-        "the same message again": count(lambda: answers.read_answer("stream", "a")),
+        "a message answered by `stream_inference` or `sqs_inference`": count(lambda: answer_message("a")),
+        "the same message again": count(lambda: answer_message("a")),
         "a message too large for its topic: to store it, and to read it": count(large_message)
         + count(lambda: stored.fetch(pointer.model_dump_json())),
         "a row of a batch, at most": count(lambda: answer(batch, 1)),
@@ -141,3 +146,16 @@ def test_each_promise_takes_as_many_requests_as_the_docs_say(storage, large_xcom
         "a new or changed document": count(lambda: read_document("1.md")),
     }
     assert count(lambda: build(10)) == count(lambda: read_artifact(storage_path("built.jsonl"))) == 1
+
+
+def test_the_messages_of_a_batch_share_an_opened_storage(storage, monkeypatch):
+    """To open it costs more than to read or write an answer."""
+    opened: list[tuple[str, ...]] = []
+
+    def open_storage(*parts: str) -> ObjectStoragePath:
+        opened.append(parts)
+        return storage_path(*parts)
+
+    monkeypatch.setattr(answers, "storage_path", open_storage)
+    answer_message("a", "b", "c", "a")
+    assert len(opened) == 1

@@ -296,7 +296,7 @@ def test_each_text_that_is_asked_without_an_agent_is_one_call_also_if_the_answer
 
     async def ask() -> None:
         for text in ("first", "second", "third"):
-            await asking.ask(untrusted(text))
+            await asking.ask(text)
 
     llm.call_tool("final_result", {"sentiment": "good"}, times=2)
     llm.call_tool("final_result", {"sentiment": "so-so"})

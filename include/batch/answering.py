@@ -15,7 +15,7 @@ from airflow.providers.common.compat.sdk import AirflowException, AirflowFailExc
 from pydantic_ai.exceptions import ContentFilterError, UnexpectedModelBehavior
 from pydantic_ai.usage import RunUsage
 
-from include.ai import LLM_CONN_ID, untrusted
+from include.ai import LLM_CONN_ID
 from include.ai.asking import Asking
 from include.ai.layers import layered_model
 from include.ai.limited_model import LimitedModel, TaskUsage
@@ -202,7 +202,7 @@ class Answering:
     async def _ask(self, text: str, used: RunUsage) -> tuple[dict[str, Any] | None, str, str]:
         """Return the answer, or an error of the row's own and its class."""
         try:
-            return await self._model.ask(untrusted(text), used), "", ""
+            return await self._model.ask(text, used), "", ""
         except TextTooLong as error:
             return None, str(error), "too long"
         except (RequestRefused, ContentFilterError) as error:

@@ -31,8 +31,6 @@ class BatchApi(JobApi):
 
     underway = frozenset({"validating", "in_progress", "finalizing", "cancelling"})
 
-    _last_counts: dict[str, int] | None = None
-
     def __init__(self, connect: Callable[[], Awaitable[OpenAIService]], input_file_id: str = "") -> None:
         super().__init__(connect)
         self._input_file_id = input_file_id
@@ -56,12 +54,12 @@ class BatchApi(JobApi):
         client = await self.client()
         await client.batches.cancel(job_id)
 
-    async def relay_news(self, job: Job) -> None:
+    async def relay_news(self, job: Job, known: dict[str, Any]) -> None:
         """Log how many requests are done, if that has changed since the last call."""
         counts = job.detail["counts"]
-        if counts != self._last_counts:
+        if counts != known.get("counts"):
             log.info("%s: %d requests answered, %d failed, of %d.", job.id, *(counts[name] for name in COUNTS))
-            self._last_counts = counts
+            known["counts"] = counts
 
     async def download(self, file_id: str, path: ObjectStoragePath) -> None:
         """Copy a file of the provider to the project's storage, whole or not at all."""

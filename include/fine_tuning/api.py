@@ -18,8 +18,8 @@ from include.jobs.trigger import PaidJobTrigger
 if TYPE_CHECKING:
     from openai.types.fine_tuning import FineTuningJob
 
-# Seconds between two looks at a job's events: each costs the triggerer as much as a look at the job.
-NEWS_EVERY_S = 60.0
+# Seconds between two looks at a job's events, which grow with its age: each costs as much as a look at the job.
+NEWS_EVERY_S, LONGEST_NEWS_PAUSE_S = 60.0, 300.0
 LEVELS = {"info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
 
 log = logging.getLogger(__name__)
@@ -29,9 +29,6 @@ class FineTuningApi(JobApi):
     """See `include.jobs.job.JobApi`. A job's `detail` has the fields of `_detail`."""
 
     underway = frozenset({"validating_files", "queued", "running"})
-
-    _last_event: str | None = None
-    _next_news = 0.0
 
     async def create(self, request: Mapping[str, Any], metadata: dict[str, str]) -> Job:
         client = await self.client()
@@ -50,22 +47,24 @@ class FineTuningApi(JobApi):
         client = await self.client()
         await client.fine_tuning.jobs.cancel(job_id)
 
-    async def relay_news(self, job: Job) -> None:
-        """Log the job's events (steps, losses, warnings) since those of before, once a minute and at its end."""
-        if not job.has_ended and time.monotonic() < self._next_news:
+    async def relay_news(self, job: Job, known: dict[str, Any]) -> None:
+        """Log the job's events (steps, losses, warnings) since those of before: now and then, and at its end."""
+        if not job.has_ended and time.monotonic() < known.get("due", 0.0):
             return
-        self._next_news = time.monotonic() + NEWS_EVERY_S
+        pause = min(max(NEWS_EVERY_S, (self.now() - job.created_at) / 2), LONGEST_NEWS_PAUSE_S)
+        known["due"] = time.monotonic() + pause
+        last = known.get("event")
         client = await self.client()
         news = []
         # Newest first, a page at a time: a job that is watched has few new ones.
-        async for event in client.fine_tuning.jobs.list_events(job.id, limit=20 if self._last_event else 100):
-            if event.id == self._last_event:
+        async for event in client.fine_tuning.jobs.list_events(job.id, limit=20 if last else 100):
+            if event.id == last:
                 break
             news.append(event)
         for event in reversed(news):
             log.log(LEVELS.get(event.level, logging.INFO), "%s: %s", job.id, shown_text(event.message))
         if news:
-            self._last_event = news[0].id
+            known["event"] = news[0].id
 
 
 class OpenAIFineTuneTrigger(PaidJobTrigger):

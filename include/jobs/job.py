@@ -6,7 +6,7 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -69,7 +69,7 @@ class Outcome(BaseModel):
 
 
 class JobApi(ABC):
-    """The calls to a provider for one kind of job.
+    """The calls to a provider for one kind of job: for one job, or for all that a process waits for.
 
     :param connect: gives the service; asked again when it refuses the key, as keys change.
     """
@@ -80,7 +80,9 @@ class JobApi(ABC):
     def __init__(self, connect: Callable[[], Awaitable[OpenAIService]]) -> None:
         self._connect = connect
         self._service: OpenAIService | None = None
-        self._client: AsyncOpenAI | None = None
+        self._client: tuple[OpenAIService, AsyncOpenAI] | None = None
+        self._opening = asyncio.Lock()
+        self._opened = AsyncExitStack()
         self._ahead: float | None = None
 
     def now(self) -> float:
@@ -95,22 +97,29 @@ class JobApi(ABC):
             self._ahead = parsedate_to_datetime(response.headers["date"]).timestamp() - time.monotonic()
 
     async def service(self) -> OpenAIService:
-        """Return the service, from the connection as it was first read."""
+        """Return the service, from the connection as it was first read, or read again."""
         if self._service is None:
             self._service = await self._connect()
         return self._service
 
     async def client(self) -> AsyncOpenAI:
         """Return a client for single calls: who calls decides whether to call again."""
-        if self._client is None:
-            # Its imports and certificates take half a second, which would hold up every other trigger.
-            self._client = await asyncio.to_thread((await self.service()).client, retries=0, after=[self._read_clock])
-        return self._client
+        async with self._opening:
+            service = await self.service()
+            if self._client is None or self._client[0] != service:
+                # Its imports and certificates take half a second, which would hold up every other trigger.
+                client = await asyncio.to_thread(service.client, retries=0, after=[self._read_clock])
+                self._opened.push_async_callback(client.close)
+                self._client = service, client
+            return self._client[1]
+
+    def forget_key(self) -> None:
+        """Have the next call read the connection again. Calls under way, also those for other jobs, go on."""
+        self._service = None
 
     async def close(self) -> None:
         """Drop the connections, and the key: the next call reads the connection again."""
-        if self._client:
-            await self._client.close()
+        await self._opened.aclose()
         self._service = self._client = None
 
     @abstractmethod
@@ -140,5 +149,8 @@ class JobApi(ABC):
     async def cancel(self, job_id: str) -> None:
         """Ask the provider to stop the job."""
 
-    async def relay_news(self, job: Job) -> None:  # noqa: B027
-        """Log what the provider has said about the job since the last call."""
+    async def relay_news(self, job: Job, known: dict[str, Any]) -> None:  # noqa: B027
+        """Log what the provider has said about the job since the last call.
+
+        :param known: what was logged of this job, and when it is due again; empty at the first call.
+        """

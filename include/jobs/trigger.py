@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Any, ClassVar
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -17,6 +17,10 @@ from include.jobs.wait import cancel, wait_for_job
 GIVEN_UP = frozenset({"failed", "success", "skipped", "upstream_failed", "removed"})
 HAS_ON_KILL = hasattr(BaseTrigger, "on_kill")
 LONGEST_CANCEL_S = 30.0
+
+# By kind of job, connection and event loop: the calls that this process's triggers share, and these triggers. A client
+# of its own would have to connect anew at each look of its job.
+_shared: dict[tuple[Any, ...], tuple[JobApi, set[PaidJobTrigger]]] = {}
 
 
 class PaidJobTrigger(BaseTrigger):
@@ -67,22 +71,33 @@ class PaidJobTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and send the one event."""
-        api = self.api_type(self._connect)
         try:
-            outcome = await wait_for_job(
-                api,
-                self.job_id,
-                poke_interval=self.poke_interval,
-                deadline=self.deadline,
-                cancel_on_timeout=self.cancel_on_timeout,
-            )
+            async with self._shared_api() as api:
+                outcome = await wait_for_job(
+                    api,
+                    self.job_id,
+                    poke_interval=self.poke_interval,
+                    deadline=self.deadline,
+                    cancel_on_timeout=self.cancel_on_timeout,
+                )
         except asyncio.CancelledError:
             if not HAS_ON_KILL:
                 await _to_the_end(self._cancel_if_given_up())
             raise
-        finally:
-            await api.close()
         yield TriggerEvent(outcome.model_dump(mode="json"))
+
+    @asynccontextmanager
+    async def _shared_api(self) -> AsyncIterator[JobApi]:
+        key = (self.api_type, self.conn_id, asyncio.get_running_loop())
+        api, users = _shared.setdefault(key, (self.api_type(self._connect), set()))
+        users.add(self)
+        try:
+            yield api
+        finally:
+            users.remove(self)
+            if not users:
+                del _shared[key]
+                await api.close()
 
     async def on_kill(self) -> None:
         """Somebody has acted on the deferred task. Source: `BaseTrigger.on_kill` of Airflow 3.3."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from typing import Any
 
 from include.jobs.job import Job, JobApi, Outcome
 from include.jobs.service import describe, is_passing
@@ -58,19 +59,20 @@ async def wait_for_job(
     :param cancel_on_timeout: cancel a job that goes on at the deadline.
     """
     job: Job | None = None
+    news: dict[str, Any] = {}
     refusals = 0
     while True:
         pause = poke_interval
         try:
             seen = await api.get(job_id)
-            await api.relay_news(seen)
+            await api.relay_news(seen, news)
         except Exception as error:
             problem = describe(error)
             log.warning("Job %s: %s.", job_id, problem)
             pause = max(2 * poke_interval, _retry_after(error))
             refusals = 0 if is_passing(error) else refusals + 1
             if refusals:
-                await api.close()  # keys change
+                api.forget_key()  # keys change
             if refusals == MOST_REFUSALS:
                 message = f"job {job_id} goes on, but the wait for it is over: {problem}"
                 return Outcome(status="unreachable", job_id=job_id, message=message, job=job)

@@ -156,12 +156,12 @@ class StoredAnswer(BaseModel):
 class RequestAnswers:
     """Answers requests, each id once.
 
-    :param folder: where the answers are stored.
+    :param folder: on the project's storage, where the answers are.
     :param model: gives the answers.
     """
 
     def __init__(self, folder: str, model: PromptedModel) -> None:
-        self._folder = folder
+        self._folder = storage_path(folder, "answers")  # opened once, as that costs more than to read an answer
         self._model = model
         self._of_id: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -172,8 +172,9 @@ class RequestAnswers:
         :raises Unanswerable: the model never answers this text, or the id was used for another text.
         :raises AirflowException: see `PromptedModel.ask`.
         """
+        path = self._path(request.request_id)
         async with self._of_id[request.request_id]:
-            stored = await asyncio.to_thread(read_answer, self._folder, request.request_id)
+            stored = await asyncio.to_thread(read_answer, path)
             if stored is None:
                 stored = StoredAnswer(
                     request_id=request.request_id,
@@ -186,7 +187,7 @@ class RequestAnswers:
                 raise Unanswerable("request_id: it was used for another text before")
             if not stored.message:
                 stored.message = message
-                await asyncio.to_thread(write_answer, self._folder, stored)
+                await asyncio.to_thread(write_answer, path, stored)
         if stored.message != message:
             return None
         return Reply(
@@ -201,26 +202,25 @@ class RequestAnswers:
 
         :return: the URL of the answer.
         """
+        path = self._path(request_id)
         async with self._of_id[request_id]:
-            stored = await asyncio.to_thread(read_answer, self._folder, request_id)
+            stored = await asyncio.to_thread(read_answer, path)
             if stored is not None:
                 stored.message = ""
-                await asyncio.to_thread(write_answer, self._folder, stored)
-        return str(answer_path(self._folder, request_id))
+                await asyncio.to_thread(write_answer, path, stored)
+        return str(path)
+
+    def _path(self, request_id: str) -> ObjectStoragePath:
+        """Return where the answer is. An id can be anything: the name is a hash, spread over 256 folders."""
+        name = hashlib.sha256(request_id.encode()).hexdigest()
+        return self._folder.joinpath(name[:2], f"{name}.json")
 
 
-def answer_path(folder: str, request_id: str) -> ObjectStoragePath:
-    """Return where the answer is. An id can be anything: the name is a hash, spread over 256 folders."""
-    name = hashlib.sha256(request_id.encode()).hexdigest()
-    return storage_path(folder, "answers", name[:2], f"{name}.json")
-
-
-def read_answer(folder: str, request_id: str) -> StoredAnswer | None:
+def read_answer(path: ObjectStoragePath) -> StoredAnswer | None:
     """Read the stored answer; return None if there is none.
 
     :raises AirflowFailException: there is one that cannot be read.
     """
-    path = answer_path(folder, request_id)
     try:
         return StoredAnswer.model_validate_json(read_artifact(path))
     except FileNotFoundError:
@@ -231,6 +231,6 @@ def read_answer(folder: str, request_id: str) -> StoredAnswer | None:
         ) from None
 
 
-def write_answer(folder: str, answer: StoredAnswer) -> None:
+def write_answer(path: ObjectStoragePath, answer: StoredAnswer) -> None:
     """Write the answer, whole or not at all."""
-    write_artifact(answer_path(folder, answer.request_id), answer.model_dump_json())
+    write_artifact(path, answer.model_dump_json())

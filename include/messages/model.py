@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_ai.exceptions import ModelHTTPError, ModelServerError, ModelTimeoutError, UnexpectedModelBehavior
 
-from include.ai import LLM_CONN_ID, untrusted
+from include.ai import LLM_CONN_ID
 from include.ai.asking import Asking
 from include.ai.layers import layered_model
 from include.ai.limited_model import LimitedModel, TaskUsage
@@ -57,7 +57,7 @@ class PromptedModel:
         reason = ""
         for _ in range(TRIES):
             try:
-                return await self._ask(text)
+                return await self._model.ask(text)
             except Exception as error:
                 reason = _fault_of_the_text(error)
                 if not reason:
@@ -65,15 +65,12 @@ class PromptedModel:
             await self._ask_harmless(time.monotonic())
         raise Unanswerable(f"no answer in {TRIES} tries, while the model answers others: {reason}")
 
-    async def _ask(self, text: str) -> Any:
-        return await self._model.ask(untrusted(text))
-
     async def _ask_harmless(self, failed_at: float) -> None:
         """See that the model answers now. Texts that fail at the same time share one call."""
         async with self._asking_harmless:
             if self._well_at < failed_at:
                 asked_at = time.monotonic()
-                await self._ask(HARMLESS)
+                await self._model.ask(HARMLESS)
                 self._well_at = asked_at
 
 
