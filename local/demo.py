@@ -26,17 +26,17 @@ from local.stack import Stack, stack_arguments
 
 # What the demo asks of a DAG, where its own defaults are meant for more than a few minutes on a laptop.
 CONF: dict[str, dict[str, Any]] = {
-    "batch_api_inference": {"limit": 6},
-    "batch_inference": {"limit": 8},
-    "batch_inference_at_scale": {"limit": 20},
-    "evaluate_prompts": {"subjects": ["sentiment"], "limit": 12},
+    "batch_api_inference": {"limit": 4},
+    "batch_inference": {"limit": 6},
+    "batch_inference_at_scale": {"limit": 12},
+    "evaluate_prompts": {"subjects": ["sentiment"], "limit": 8},
     "fine_tuning": {"evaluation_size": 4},
     "map_chunks": {"rows": 200, "chunk_size": 100},
     "rag_evaluation": {"answers": 4, "min_recall": 0.8, "min_grounded": 0.0},
     "rag_pipeline": {"min_score": 0.2},
     "spend_report": {"day": datetime.now(UTC).date().isoformat()},
 }
-MESSAGES = {"event_driven_inference": 2, "stream_inference": 8, SQS_DAG: 4}
+MESSAGES = {"event_driven_inference": 2, "stream_inference": 5, SQS_DAG: 3}
 # The scheduler looks at each open run over and over: with all of them open at once, that took half a core.
 OPEN_RUNS = 8
 PARSE_TIMEOUT_S = 90.0
