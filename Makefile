@@ -110,7 +110,7 @@ LINTED = . $(wildcard $(shell grep '^dags/' dags/template_dags.txt)) --config 'e
 lint: $(READY)  ## check format, style and types, and airflow_settings.yaml for secrets
 	@$(BIN)/ruff format --check $(LINTED)
 	@$(BIN)/ruff check $(LINTED)
-	@$(BIN)/mypy
+	@$(BIN)/mypy --cache-dir .mypy_cache/$(STACK)
 	@$(BIN)/lint-imports --no-logo --no-cache
 	@$(BIN)/python -m local.settings_secrets
 

@@ -1,18 +1,22 @@
-"""The memory that a task adds to a worker, by kind of task.
+"""The memory and the CPU that a task costs a worker, by kind of task.
 
-    python -m benchmarks.task_memory
+    python -m benchmarks.task_memory [--bare]
 
-A worker forks a process for each task, from one that has Airflow's modules. So does this: the child reads the DAG file
-and does the kind's work, with a fake model that answers at once. Printed is the memory of the child that it does not
-share with its parent (USS), at the end of the work, in MB, and that of the processes that it started.
+A worker forks a process for each task, from one that has Airflow's modules, and on Celery those of the Dockerfile's
+setting (not with `--bare`). So does this: the child reads the DAG file and does the kind's work, with a fake model that
+answers at once. Printed is the memory of the child that it does not share with its parent (USS), at the end of the
+work, in MB, that of the processes that it started, and the seconds of CPU of all.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import csv
+import importlib
 import json
 import os
+import resource
 import runpy
 import subprocess
 import sys
@@ -29,6 +33,7 @@ from airflow.sdk.execution_time import task_runner  # noqa: F401
 
 from local.environment import PROJECT
 from local.processes import free_ports
+from tests.fleet import celery_config
 from tests.scripted_model import running
 
 ROWS = 500
@@ -95,7 +100,7 @@ def report_with_chart() -> None:
     dag_file("patterns/batch_inference.py")
     from include.common.charts import bar_chart
 
-    bar_chart("Reviews", {"all": {"positive": 3, "negative": 2}})
+    bar_chart("Reviews", "reviews", {"all": {"positive": 3, "negative": 2}})
 
 
 KINDS: dict[str, Callable[[], None]] = {
@@ -134,8 +139,9 @@ def ask_model(text: str) -> None:
     agent.run_sync(text)
 
 
-def measure(do: Callable[[], None]) -> tuple[float, float]:
-    """Return what a forked child has of its own after this work, and its processes, in MB."""
+def measure(do: Callable[[], None]) -> tuple[float, float, float]:
+    """Return what a forked child has of its own after this work, and its processes, in MB, and their CPU in seconds."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     reading, writing = os.pipe()
     if child := os.fork():
         os.close(writing)
@@ -143,7 +149,8 @@ def measure(do: Callable[[], None]) -> tuple[float, float]:
             found = pipe.read()
         os.waitpid(child, 0)
         own, others = map(float, found.split())
-        return own, others
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return own, others, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     try:
         os.close(reading)
         do()
@@ -156,6 +163,9 @@ def measure(do: Callable[[], None]) -> tuple[float, float]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.task_memory", description=__doc__)
+    parser.add_argument("--bare", action="store_true", help="a worker that has imported Airflow only")
+    modules = [] if parser.parse_args().bare else json.loads(celery_config())["imports"]
     with tempfile.TemporaryDirectory() as home, running() as model:
         rows = Path(home) / "rows.csv"
         with rows.open("w", newline="") as file:
@@ -171,12 +181,14 @@ def main() -> None:
         }
         try:
             import_all_models()  # which connections in the environment import; a task gets its own from the API server
+            for module in modules:
+                importlib.import_module(module)
             wait_for(f"http://127.0.0.1:{port}/v1/models")
             print(f"a process of the worker before a task: {psutil.Process().memory_info().rss / 1e6:.0f} MB")
-            print("| task | adds MB | and its processes |\n|---|---|---|")
+            print("| task | adds MB | and its processes | CPU s |\n|---|---|---|---|")
             for name, do in KINDS.items():
-                own, others = measure(do)
-                print(f"| {name} | {own:.0f} | {others:.0f} |", flush=True)
+                own, others, cpu = measure(do)
+                print(f"| {name} | {own:.0f} | {others:.0f} | {cpu:.1f} |", flush=True)
         finally:
             server.terminate()
             server.wait()

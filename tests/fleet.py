@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -52,6 +53,15 @@ NOTICED_SOON = {
     "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "30",
     "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "10",
 }
+
+
+CELERY_CONFIG = "AIRFLOW__CELERY__EXTRA_CELERY_CONFIG"
+
+
+def celery_config() -> str:
+    """What the image of the project sets for Celery's workers, as JSON."""
+    found = re.findall(rf"^ENV {CELERY_CONFIG}='(.*)'$", (PROJECT / "Dockerfile").read_text("utf-8"), re.MULTILINE)
+    return str(found[0])
 
 
 class NoFleet(Exception):
@@ -327,6 +337,7 @@ def _environment(database: str, redis: str, aws_port: int) -> dict[str, str]:
         "AIRFLOW__API__SECRET_KEY": "sixteen bytes",
         "AIRFLOW__CELERY__BROKER_URL": redis,
         "AIRFLOW__CELERY__RESULT_BACKEND": f"db+{database}",
+        CELERY_CONFIG: celery_config(),
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database,
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_ASYNC": database.replace("psycopg2", "asyncpg"),
         "AIRFLOW__COMMON_IO__XCOM_OBJECTSTORAGE_PATH": f"s3://aws_default@{BUCKET}/xcom",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import yaml
 
 from local.environment import RUN_ID_PATTERN
+from tests.fleet import CELERY_CONFIG, celery_config
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -169,6 +172,28 @@ def test_the_dockerfile_pins_the_runtime_and_its_python(folder: str) -> None:
 def test_the_image_allows_the_same_run_ids_as_the_local_stack(folder: str) -> None:
     setting = f"ENV AIRFLOW__SCHEDULER__ALLOWED_RUN_ID_PATTERN='{RUN_ID_PATTERN}'"
     assert setting in (ROOT / folder / "Dockerfile").read_text().splitlines()
+
+
+WORKER_STARTS = """
+import sys, threading
+from airflow.providers.celery.executors.celery_executor_utils import app
+app.loader.import_default_modules()
+print([name for name in app.conf.imports if name in sys.modules], threading.active_count())
+"""
+
+
+def test_a_celery_worker_imports_what_tasks_need_before_it_forks_them_and_no_thread_is_lost() -> None:
+    setting = celery_config()
+    assert f"ENV {CELERY_CONFIG}='{setting}'" in (ROOT / "common-ai" / "Dockerfile").read_text().splitlines()
+    started = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", WORKER_STARTS],
+        env={**os.environ, CELERY_CONFIG: setting},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    modules = json.loads(setting)["imports"]
+    assert started.stdout.endswith(f"{modules} 1\n"), started.stdout + started.stderr
 
 
 def test_secrets_and_local_data_stay_out_of_git_and_of_the_image() -> None:

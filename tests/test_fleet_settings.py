@@ -106,8 +106,8 @@ def test_the_image_has_the_airflow_of_the_project(values):
     assert values["airflowVersion"] == version
     for name in re.findall(r"^COPY (?:--chown=\S+ )?(.+) /", dockerfile, re.MULTILINE):
         assert all((ROOT / each).exists() for each in name.split())
-    (rule,) = re.findall(r"^ENV AIRFLOW__SCHEDULER.*", dockerfile, re.MULTILINE)
-    assert rule in (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    settings = re.findall(r"^ENV AIRFLOW__.*", dockerfile, re.MULTILINE)
+    assert settings == re.findall(r"^ENV AIRFLOW__.*", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
 
 
 def test_the_values_are_valid_by_the_charts_schema(values):
