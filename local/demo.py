@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,21 @@ from local.stack import Stack, stack_arguments
 
 # What the demo asks of a DAG, where its own defaults are meant for more than a few minutes on a laptop.
 CONF: dict[str, dict[str, Any]] = {
-    "batch_api_inference": {"limit": 6},
-    "batch_inference": {"limit": 8},
-    "batch_inference_at_scale": {"limit": 20},
-    "evaluate_prompts": {"subjects": ["sentiment"], "limit": 12},
+    "batch_api_inference": {"limit": 4},
+    "batch_inference": {"limit": 6},
+    "batch_inference_at_scale": {"limit": 12},
+    "evaluate_prompts": {"subjects": ["sentiment"], "limit": 8},
     "fine_tuning": {"evaluation_size": 4},
     "map_chunks": {"rows": 200, "chunk_size": 100},
     "rag_evaluation": {"answers": 4, "min_recall": 0.8, "min_grounded": 0.0},
     "rag_pipeline": {"min_score": 0.2},
     "spend_report": {"day": datetime.now(UTC).date().isoformat()},
 }
-MESSAGES = {"event_driven_inference": 2, "stream_inference": 8, SQS_DAG: 4}
+MESSAGES = {"event_driven_inference": 2, "stream_inference": 5, SQS_DAG: 3}
 # The scheduler looks at each open run over and over: with all of them open at once, that took half a core.
 OPEN_RUNS = 8
+KINDS = ("asks the model", "between", "last")
+TURN = {"patterns": "asks the model", "messages": "last", "operations": "last"}
 PARSE_TIMEOUT_S = 90.0
 RUN_TIMEOUT_S = 1200.0
 ASSET_WAIT_S = 5.0
@@ -92,10 +95,7 @@ class Demo:
         if not uses_embedded_queue(user_environment()):
             messaged -= {SQS_DAG}
         self._send_messages(messaged)
-        # Those that take the longest first, so that none of them is left to run alone; what reports on all the last.
-        folders = {dag_id: dags[dag_id].parent.name for dag_id in dag_ids}
-        order = {dag_id: (folder == "operations", folder != "patterns", dag_id) for dag_id, folder in folders.items()}
-        queue = sorted(dag_ids - waiting, key=order.__getitem__)
+        queue = in_turn({dag_id: dags[dag_id] for dag_id in dag_ids - waiting})
         run_ids: dict[str, str] = {}
         open_runs: dict[str, str] = {}
         deadline = time.monotonic() + RUN_TIMEOUT_S
@@ -201,6 +201,18 @@ class Demo:
         lines = self.api.log(dag_id, run_id, task["task_id"], task["try_number"], task["map_index"])
         self.console.print(f"\n[red]{dag_id}.{escape(name_of(task))} failed.[/red] The end of its log:")
         self.console.print("\n".join(f"    {line}" for line in lines[-LOG_LINES:]), markup=False, soft_wrap=True)
+
+
+def in_turn(dags: dict[str, Path]) -> list[str]:
+    """Order DAGs: by turns one that waits for the model, and one that does not; last what reports on the others.
+
+    So the model is at work from the start to the end, and tasks that do not need it run meanwhile.
+
+    :param dags: the file of each DAG, by DAG id.
+    """
+    kinds = {dag_id: TURN.get(path.parent.name, "between") for dag_id, path in sorted(dags.items())}
+    asking, between, last = ([dag_id for dag_id in kinds if kinds[dag_id] == kind] for kind in KINDS)
+    return [dag_id for pair in zip_longest(asking, between) for dag_id in pair if dag_id] + last
 
 
 def main() -> None:

@@ -78,8 +78,8 @@ def airflow_environment(
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
-        # A task is mostly Python's start-up; more at once than this only makes each slower on 2 cores.
-        "AIRFLOW__CORE__PARALLELISM": str(max(3, os.cpu_count() or 2)),
+        # Most tasks wait for the model, which answers one at a time: these must not keep the others from the cores.
+        "AIRFLOW__CORE__PARALLELISM": str(max(5, os.cpu_count() or 2)),
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{api_url}/execution/",
         "AIRFLOW__API__BASE_URL": api_url,
@@ -99,8 +99,6 @@ def airflow_environment(
         "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(log_ports[0]),
         "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(log_ports[1]),
         "AIRFLOW__SCHEDULER__ALLOWED_RUN_ID_PATTERN": RUN_ID_PATTERN,
-        # A look costs the scheduler 0.06 s of CPU, whether there is something to do or not.
-        "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
         "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "15",
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         # A stack of threads per numerical library only takes turns on a small machine.

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from include.ai.usage import USAGE_XCOM_KEY
 from local import demo, environment, stack
-from local.demo import CONF, Demo
+from local.demo import CONF, Demo, in_turn
 from local.demo_result import Result, table_of, totals_of
 from local.processes import StackError
 from tests.conftest import PROJECT, dag_files
@@ -91,6 +91,18 @@ def test_a_dag_that_cannot_run_is_reported_and_stops_no_other(shown):
         (REFUSED, "not started", "no default"),
         (ENDLESS, "running", "7"),
     ]
+
+
+def test_dags_that_wait_for_the_model_are_started_by_turns_with_others_and_reports_last():
+    dags = {
+        "patterns": ["routing", "multi_agent", "batch"],
+        "mapping": ["expand"],
+        "messages": ["dead"],
+        "team": ["own"],
+    }
+    dags |= {"operations": ["spend"]}
+    paths = {dag_id: Path("dags", folder, f"{dag_id}.py") for folder in dags for dag_id in dags[folder]}
+    assert in_turn(paths) == ["batch", "expand", "multi_agent", "own", "routing", "dead", "spend"]
 
 
 def test_files_that_cannot_be_imported_are_named_whose_ever_they_are(shown):

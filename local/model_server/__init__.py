@@ -18,8 +18,8 @@ A message that ends as pydantic-ai's validation feedback does rejects the last a
 the same kind of answer is written again, with some chance in it.
 
 Every structured answer is valid against its JSON schema, which may have what pydantic makes of plain types, literals,
-enums, lists, unions and nested models; another keyword is refused by its name. Strings end after 60 tokens and lists
-after 4 items, unless the schema wants more. A client's own max_tokens cuts the answer where it stands, with
+enums, lists, unions and nested models; another keyword is refused by its name. Strings end after 40 tokens and lists
+after 3 items, unless the schema wants more. A client's own max_tokens cuts the answer where it stands, with
 finish_reason "length". With `response_format` "json_object", a JSON schema in the system message is followed, and
 without one the answer is `{"answer": "..."}`. Equal requests get equal answers.
 """

@@ -19,8 +19,8 @@ from .conversation import Conversation
 from .engine import SAMPLING, Engine
 from .schema import Node, Schema
 
-STRING_TOKENS = 60
-LIST_ITEMS = 4
+STRING_TOKENS = 40
+LIST_ITEMS = 3
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
 from local.model_server import serve
+from local.model_server.engine import SLOTS, Engine
 
 pytestmark = pytest.mark.one_stack
 
@@ -368,6 +369,18 @@ def test_base64_embeddings_are_little_endian_floats(base_url: str) -> None:
 def test_a_bad_embedding_request_is_refused(base_url: str, body: dict[str, Any], status: int, param: str) -> None:
     response = post(base_url, {"model": EMBEDDING, **body}, "/embeddings")
     assert (response.status_code, response.json()["error"]["param"]) == (status, param)
+
+
+def test_a_conversation_is_not_read_again_when_more_others_came_in_between_than_llama_cpp_has_slots() -> None:
+    engine = Engine()
+    prompts = [f"Here is a word that is said very often: {word * 100}" for word in (" one", " two", " six", " ten")]
+    assert len(prompts) > SLOTS
+
+    def read(prompt: str) -> int:
+        return int(engine._ask({"prompt": prompt, "n_predict": 1})["timings"]["prompt_n"])
+
+    assert sum(map(read, prompts)) > 350
+    assert sum(map(read, prompts)) < 50
 
 
 def test_the_log_has_a_line_per_request_without_its_text(
