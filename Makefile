@@ -54,10 +54,11 @@ start: $(READY)  ## start Airflow and the embedded parts, UI on http://127.0.0.1
 stop:  ## stop what `make start` started
 	@$(if $(OURS),$(BIN)/python -m local.stack stop --home $(DATA),$(STOP_WITHOUT_PYTHON))
 
-# Each process leads a group of its own. One whose id now belongs to another program is left alone.
+# Each process leads a group of its own. One whose id now belongs to another program is left alone. The API server's
+# command is not the one that started it.
 define STOP_WITHOUT_PYTHON
 for id in $$(grep -o '\[[0-9]*' $(DATA)/processes.json 2>/dev/null | tr -d '['); do \
-	case "$$(ps -ww -o args= -p $$id)" in *"$(CURDIR)/$(BIN)"*) kill -- -$$id ;; esac; \
+	case "$$(ps -ww -o args= -p $$id)" in *"$(CURDIR)/$(BIN)"* | "airflow api_server "*) kill -- -$$id ;; esac; \
 done; rm -f $(DATA)/processes.json
 endef
 

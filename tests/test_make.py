@@ -95,16 +95,18 @@ def test_of_an_environment_that_is_a_link_only_the_link_is_replaced(folder):
 
 
 @pytest.fixture
-def running(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], subprocess.Popen[bytes]]]:
-    """A process of the stack, and one that has the id of an earlier one."""
+def running(folder: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """A process of the stack, one that goes by another name, as Airflow's API server does, and one with an old id."""
     (folder / ".venv" / "bin" / "part").symlink_to(shutil.which("sleep") or "")
     part = subprocess.Popen([folder / ".venv" / "bin" / "part", "600"], start_new_session=True)
+    title = "airflow api_server -- host:127.0.0.1 port:8080"
+    server = subprocess.Popen([title, "600"], executable=shutil.which("sleep"), start_new_session=True)
     other = subprocess.Popen(["sleep", "600"], start_new_session=True)
     (folder / ".local").mkdir()
-    remembered = {"scheduler": (part.pid, psutil.Process(part.pid).create_time()), "triggerer": (other.pid, 1.5)}
-    (folder / ".local" / "processes.json").write_text(json.dumps(remembered))
-    yield part, other
-    for process in (part, other):
+    remembered = {"scheduler": (part.pid, psutil.Process(part.pid).create_time()), "api-server": (server.pid, 1.5)}
+    (folder / ".local" / "processes.json").write_text(json.dumps(remembered | {"triggerer": (other.pid, 1.5)}))
+    yield [part, server, other]
+    for process in (part, server, other):
         process.kill()
         process.wait()
 
@@ -117,8 +119,8 @@ def test_clean_needs_no_python_and_ends_what_runs(folder, running, tmp_path_fact
 
     make(folder, "clean", path=str(tools))
 
-    part, other = running
-    assert part.wait(60) == -signal.SIGTERM
+    part, server, other = running
+    assert part.wait(60) == server.wait(60) == -signal.SIGTERM
     assert other.poll() is None
     assert not (folder / ".venv").exists()
     assert not (folder / ".local").exists()

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from include.common.triggerer import ask_airflow
 from include.jobs.job import JobApi
 from include.jobs.service import OpenAIService, openai_service
 from include.jobs.wait import cancel, wait_for_job
@@ -64,10 +65,7 @@ class PaidJobTrigger(BaseTrigger):
         return f"{type(self).__module__}.{type(self).__qualname__}", {name: getattr(self, name) for name in names}
 
     async def _connect(self) -> OpenAIService:
-        """Read the connection, without holding up the other triggers."""
-        from asgiref.sync import sync_to_async
-
-        return await sync_to_async(openai_service)(self.conn_id)
+        return await ask_airflow(openai_service, self.conn_id)
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and send the one event."""
@@ -119,11 +117,14 @@ class PaidJobTrigger(BaseTrigger):
 
     async def _task_state(self) -> str | None:
         from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
-        from asgiref.sync import sync_to_async
 
         ti: Any = self.task_instance
-        states = await sync_to_async(RuntimeTaskInstance.get_task_states)(
-            dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
+        states = await ask_airflow(
+            RuntimeTaskInstance.get_task_states,
+            dag_id=ti.dag_id,
+            task_ids=[ti.task_id],
+            run_ids=[ti.run_id],
+            map_index=ti.map_index,
         )
         name = ti.task_id if ti.map_index < 0 else f"{ti.task_id}_{ti.map_index}"
         state: str | None = states.get(ti.run_id, {}).get(name)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
+from include.common.triggerer import ask_airflow
+
 if TYPE_CHECKING:
     from confluent_kafka import Consumer
 
@@ -73,12 +75,11 @@ class KafkaDoorbellTrigger(BaseEventTrigger):
         :raises AirflowException: the broker fails, or a message cannot be read.
         """
         # librdkafka is a library of C: the triggerer loads it here, the DAG file does not.
-        from asgiref.sync import sync_to_async
         from confluent_kafka import KafkaError
 
         from include.messages.kafka.clients import KafkaClients
 
-        clients = await sync_to_async(KafkaClients)(self.kafka_config_id)
+        clients = await ask_airflow(KafkaClients, self.kafka_config_id)
         with _Watch() as watch:
             consumer = watch.consumer = await watch.call(
                 lambda: clients.consumer(self.group, {"queued.max.messages.kbytes": 1024})
