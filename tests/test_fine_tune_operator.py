@@ -534,6 +534,22 @@ def test_only_a_task_that_a_person_has_ended_cancels_from_the_triggerer(task, pr
         provider.set_job(job["id"], "cancelled")
 
 
+def test_a_job_that_could_not_be_cancelled_is_named_also_if_nobody_answers(task, provider, monkeypatch, logged):
+    provider.next_job(hold="running")
+    tuning = task()
+    with pytest.raises(TaskDeferred) as deferred:
+        tuning.operator().execute({"ti": tuning.ti})
+    trigger = deferred.value.trigger
+    monkeypatch.setattr(trigger, "_task_state", asyncio.Event().wait)
+    monkeypatch.setattr("include.jobs.trigger.LONGEST_CANCEL_S", 0.01)
+
+    asyncio.run(trigger.on_kill())
+
+    (job,) = jobs_of(provider, tuning)
+    assert f"Job {job['id']} could not be cancelled (no answer in 0 s): do it at the provider." in logged()
+    provider.set_job(job["id"], "cancelled")
+
+
 # What must not be seen
 
 

@@ -17,7 +17,7 @@ from include.jobs.wait import cancel, wait_for_job
 # In these states a task instance needs its job no more. A cleared one is in none of them: it takes the job up again.
 GIVEN_UP = frozenset({"failed", "success", "skipped", "upstream_failed", "removed"})
 HAS_ON_KILL = hasattr(BaseTrigger, "on_kill")
-LONGEST_CANCEL_S = 30.0
+LONGEST_CANCEL_S = 120.0  # a busy API server takes a while to say how the task is
 
 # By kind of job, connection and event loop: the calls that this process's triggers share, and these triggers. A client
 # of its own would have to connect anew at each look of its job.
@@ -105,15 +105,17 @@ class PaidJobTrigger(BaseTrigger):
         if not self.cancel_on_kill:
             return
         try:
-            state = await self._task_state()
-            if state not in GIVEN_UP:
-                return
-            self.log.info("The task is %s: cancelling job %s.", state, self.job_id)
-            api = self.api_type(self._connect)
-            await cancel(api, self.job_id)
-            await api.close()
+            async with asyncio.timeout(LONGEST_CANCEL_S):
+                state = await self._task_state()
+                if state not in GIVEN_UP:
+                    return
+                self.log.info("The task is %s: cancelling job %s.", state, self.job_id)
+                api = self.api_type(self._connect)
+                await cancel(api, self.job_id)
+                await api.close()
         except Exception as error:
-            self.log.error("Job %s could not be cancelled (%s): do it at the provider.", self.job_id, error)
+            reason = str(error) or f"no answer in {LONGEST_CANCEL_S:.0f} s"
+            self.log.error("Job %s could not be cancelled (%s): do it at the provider.", self.job_id, reason)
 
     async def _task_state(self) -> str | None:
         from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
@@ -133,7 +135,7 @@ class PaidJobTrigger(BaseTrigger):
 
 async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
     """Do the work although this is cancelled: Airflow cancels a trigger anew every second until it has ended."""
-    task = asyncio.ensure_future(asyncio.wait_for(work, LONGEST_CANCEL_S))
+    task = asyncio.ensure_future(work)
     while not task.done():
         with suppress(asyncio.CancelledError):
             await asyncio.shield(task)
