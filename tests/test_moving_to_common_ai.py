@@ -39,7 +39,7 @@ def test_the_two_files_differ_in_the_image_and_in_the_line_of_the_sdk_only():
         for folder in (".", "common-ai")
     ]
     assert [[line.split()[0] for line in lines] for lines in instructions] == [
-        ["FROM", "USER", "RUN", "USER", "ENV"]
+        ["FROM", "USER", "RUN", "USER", "ENV", "ENV"]
     ] * 2
     assert instructions[0][0] != instructions[1][0]
     assert instructions[0][1:] == instructions[1][1:]

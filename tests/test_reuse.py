@@ -330,8 +330,8 @@ def test_many_texts_that_are_asked_side_by_side_are_asked_once_over_runs(run_any
             asking = Asking(model, "Answer.", Verdict)
 
             async def ask_all() -> list[Any]:
-                first = await asking.ask(untrusted(texts[0]))
-                return [first, *await asyncio.gather(*(asking.ask(untrusted(text)) for text in texts[1:]))]
+                first = await asking.ask(texts[0])
+                return [first, *await asyncio.gather(*(asking.ask(text) for text in texts[1:]))]
 
             try:
                 return asyncio.run(ask_all())
