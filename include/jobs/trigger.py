@@ -111,8 +111,10 @@ class PaidJobTrigger(BaseTrigger):
                     return
                 self.log.info("The task is %s: cancelling job %s.", state, self.job_id)
                 api = self.api_type(self._connect)
-                await cancel(api, self.job_id)
-                await api.close()
+                try:
+                    await cancel(api, self.job_id)
+                finally:
+                    await api.close()
         except Exception as error:
             reason = str(error) or f"no answer in {LONGEST_CANCEL_S:.0f} s"
             self.log.error("Job %s could not be cancelled (%s): do it at the provider.", self.job_id, reason)
