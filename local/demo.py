@@ -40,8 +40,8 @@ CONF: dict[str, dict[str, Any]] = {
 MESSAGES = {"event_driven_inference": 2, "stream_inference": 5, SQS_DAG: 3}
 # The scheduler looks at each open run over and over: with all of them open at once, that took half a core.
 OPEN_RUNS = 8
-KINDS = ("asks the model", "between", "last")
-TURN = {"patterns": "asks the model", "messages": "last", "operations": "last"}
+# The folders of DAGs that ask the model, and of those that report on what the others did.
+ASKING, REPORTING = ("patterns",), ("messages", "operations")
 PARSE_TIMEOUT_S = 90.0
 RUN_TIMEOUT_S = 1200.0
 ASSET_WAIT_S = 5.0
@@ -210,8 +210,10 @@ def in_turn(dags: dict[str, Path]) -> list[str]:
 
     :param dags: the file of each DAG, by DAG id.
     """
-    kinds = {dag_id: TURN.get(path.parent.name, "between") for dag_id, path in sorted(dags.items())}
-    asking, between, last = ([dag_id for dag_id in kinds if kinds[dag_id] == kind] for kind in KINDS)
+    folders = {dag_id: path.parent.name for dag_id, path in sorted(dags.items())}
+    asking = [dag_id for dag_id in folders if folders[dag_id] in ASKING]
+    last = [dag_id for dag_id in folders if folders[dag_id] in REPORTING]
+    between = [dag_id for dag_id in folders if dag_id not in (*asking, *last)]
     return [dag_id for pair in zip_longest(asking, between) for dag_id in pair if dag_id] + last
 
 
