@@ -405,7 +405,7 @@ def sqs(sqs_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
 def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A running stack with the template's DAGs only, and with `asset_or_time` at every minute as `asset_or_minute`."""
     from local.processes import free_ports
-    from tests.stack import RunningAirflow, local, now, wait_until
+    from tests.stack import RunningAirflow, local, now, processes_of, wait_until
 
     home = tmp_path_factory.mktemp("airflow")
     dags = tmp_path_factory.mktemp("dags")
@@ -431,9 +431,11 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     try:
         start = local("stack", "start", home=home, port=port, **settings)
         assert start.returncode == 0, start.stdout + start.stderr
+        assert "SmolLM2-135M" in start.stdout
         running = RunningAirflow(f"http://127.0.0.1:{port}", home, started)
         running.log_in()
         wait_until(lambda: {path.stem for path in dags.glob("*.py")} <= running.dags().keys(), timeout=300)
         yield running
     finally:
         local("stack", "stop", home=home)
+    assert processes_of(home) == []

@@ -6,6 +6,7 @@ Apache Kafka is the broker that KAFKA_BOOTSTRAP_SERVERS names, or one that is st
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -228,18 +229,20 @@ def _running(broker: Broker) -> Iterator[Broker]:
 def _libraries(maven: str) -> Path:
     """The folder with Kafka's jar files, which Maven fills once."""
     folder = Path.home() / ".cache" / "genai-template-tests" / f"kafka-{KAFKA_VERSION}"
+    folder.mkdir(parents=True, exist_ok=True)
     complete = folder / "complete"
-    if not complete.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "pom.xml").write_text(POM)
-        copied = subprocess.run(
-            [maven, "-q", "-B", COPY, f"-DoutputDirectory={folder / 'libs'}"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        if copied.returncode:
-            raise NoKafka(f"Maven cannot get Kafka {KAFKA_VERSION}: {copied.stdout[-300:]}")
-        complete.touch()
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed: several processes of tests begin at once
+        if not complete.exists():
+            (folder / "pom.xml").write_text(POM)
+            copied = subprocess.run(
+                [maven, "-q", "-B", COPY, f"-DoutputDirectory={folder / 'libs'}"],
+                cwd=folder,
+                capture_output=True,
+                text=True,
+                timeout=600,
+            )
+            if copied.returncode:
+                raise NoKafka(f"Maven cannot get Kafka {KAFKA_VERSION}: {copied.stdout[-300:]}")
+            complete.touch()
     return folder / "libs"

@@ -6,7 +6,6 @@ import json
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,35 +21,14 @@ DAGS = {path.stem for path in dag_files()}
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("stack")
-    yield folder
-    local("stack", "stop", home=folder)
+def home(airflow: RunningAirflow) -> Path:
+    """The folder of the stack that all these files share."""
+    return airflow.home
 
 
 @pytest.fixture(scope="module")
-def port() -> int:
-    return free_ports(1)[0]
-
-
-@pytest.fixture(scope="module")
-def running_stack(home: Path, port: int) -> str:
-    result = local("stack", "start", home=home, port=port)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "SmolLM2-135M" in result.stdout
-    return f"http://127.0.0.1:{port}"
-
-
-@pytest.fixture(scope="module")
-def airflow(running_stack: str, home: Path) -> RunningAirflow:
-    api = RunningAirflow(running_stack, home, "")
-    api.log_in()
-    return api
-
-
-@pytest.fixture(scope="module")
-def demo(running_stack: str, home: Path, port: int) -> subprocess.CompletedProcess[str]:
-    return local("demo", home=home, port=port)
+def demo(home: Path) -> subprocess.CompletedProcess[str]:
+    return local("demo", home=home)
 
 
 def test_the_demo_runs_every_dag_to_success_and_reports_it(demo, home):
@@ -91,13 +69,13 @@ def test_no_prompt_and_no_answer_is_in_the_logs_of_real_workers(demo, home):
     assert answer not in logs
 
 
-def test_a_demo_uses_the_stack_that_already_runs_and_leaves_it_running(demo, running_stack):
-    assert f"using the stack that runs at {running_stack}" in demo.stdout
-    assert httpx.get(f"{running_stack}/api/v2/version").is_success
+def test_a_demo_uses_the_stack_that_already_runs_and_leaves_it_running(demo, airflow):
+    assert f"using the stack that runs at {airflow.url}" in demo.stdout
+    assert httpx.get(f"{airflow.url}/api/v2/version").is_success
 
 
-def test_the_ui_opens_without_a_login(running_stack):
-    with httpx.Client(base_url=running_stack, follow_redirects=True) as browser:
+def test_the_ui_opens_without_a_login(airflow):
+    with httpx.Client(base_url=airflow.url, follow_redirects=True) as browser:
         assert browser.get("/auth/token/login").is_success
         assert "_token" in browser.cookies
         assert browser.get("/").is_success
@@ -136,8 +114,8 @@ def test_an_agent_whose_worker_is_killed_goes_on_from_its_answers_and_asks_anew_
     assert "reused" not in used()
 
 
-def test_starting_twice_says_where_it_runs_already_even_if_another_port_is_asked_for(running_stack, home, port):
-    assert f"Already running: {running_stack}" in local("stack", "start", home=home, port=port + 1).stdout
+def test_starting_twice_says_where_it_runs_already_even_if_another_port_is_asked_for(airflow, home):
+    assert f"Already running: {airflow.url}" in local("stack", "start", home=home, port=free_ports(1)[0]).stdout
 
 
 def test_a_busy_port_is_named_with_what_to_do(tmp_path):
@@ -151,34 +129,40 @@ def test_a_busy_port_is_named_with_what_to_do(tmp_path):
     assert f"make demo PORT={number + 1}" in result.stderr
 
 
-def test_stopping_ends_every_process_and_frees_the_port(demo, running_stack, home, port):
-    assert processes_of(home)
-    assert "Stopped." in local("stack", "stop", home=home, port=port).stdout
+@pytest.mark.one_stack
+@pytest.mark.needs_dags("routing")
+def test_a_failed_pattern_is_shown_with_the_end_of_its_log_and_stopping_ends_every_process(
+    tmp_path, llmock, monkeypatch
+):
+    home, (port,) = tmp_path / "stack", free_ports(1)
+    llmock.fail(401, times=None)
+    refused = model_connection(llmock.env()["OPENAI_BASE_URL"])
+    monkeypatch.delenv("OPENAI_API_KEY")
+    start = local("stack", "start", home=home, port=port, AIRFLOW_CONN_PYDANTICAI_DEFAULT=refused)
+    assert start.returncode == 0, start.stdout + start.stderr
+    try:
+        result = local("demo", "--dags", "routing", home=home)
+        assert result.returncode == 1, result.stdout + result.stderr
+        assert "routing.route_incident failed" in result.stdout
+        assert "the key was refused" in result.stdout
+        assert "pydanticai_default" in result.stdout
+        (outcome,) = json.loads((home / "demo.json").read_text())
+        assert (outcome["dag_id"], outcome["state"]) == ("routing", "failed")
+        assert processes_of(home)
+    finally:
+        stopped = local("stack", "stop", home=home)
+    assert "Stopped." in stopped.stdout
     assert processes_of(home) == []
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", port))
-    assert "Nothing was running." in local("stack", "stop", home=home, port=port).stdout
-
-
-@pytest.mark.one_stack
-@pytest.mark.needs_dags("routing")
-def test_a_failed_pattern_is_shown_with_the_end_of_its_log_and_the_stack_is_stopped(home, port, llmock):
-    llmock.fail(401, times=None)
-    refused = model_connection(llmock.env()["OPENAI_BASE_URL"])
-    result = local("demo", "--dags", "routing", home=home, port=port, AIRFLOW_CONN_PYDANTICAI_DEFAULT=refused)
-    assert result.returncode == 1, result.stdout + result.stderr
-    assert "routing.route_incident failed" in result.stdout
-    assert "the key was refused" in result.stdout
-    assert "pydanticai_default" in result.stdout
-    (outcome,) = json.loads((home / "demo.json").read_text())
-    assert (outcome["dag_id"], outcome["state"]) == ("routing", "failed")
-    assert processes_of(home) == []
+    assert "Nothing was running." in local("stack", "stop", home=home).stdout
 
 
 @pytest.mark.one_stack
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_demo_stops_what_it_started(home, port, ending):
+def test_an_interrupted_demo_stops_what_it_started(tmp_path, ending):
+    home, (port,) = tmp_path / "stack", free_ports(1)
     with subprocess.Popen(
         command("demo", home=home, port=port), cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as demo:
