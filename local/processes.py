@@ -48,7 +48,15 @@ class ProcessGroup:
             return False
         return True
 
-    def spawn(self, name: str, command: Sequence[str], environment: dict[str, str], cwd: Path) -> None:
+    def run(self, name: str, command: Sequence[str], environment: dict[str, str], cwd: Path) -> int:
+        """Run a process to its end, as `spawn` does, and return its exit status."""
+        status = self.spawn(name, command, environment, cwd).wait()
+        del self._running[name]
+        return status
+
+    def spawn(
+        self, name: str, command: Sequence[str], environment: dict[str, str], cwd: Path
+    ) -> subprocess.Popen[bytes]:
         """Start a process; its output goes to `folder/logs/<name>.log`."""
         with _uninterrupted(), self.log_file(name).open("wb") as log:
             process = subprocess.Popen(
@@ -64,6 +72,7 @@ class ProcessGroup:
             self._running[name] = psutil.Process(process.pid)
             entries = {name: (p.pid, p.create_time()) for name, p in self._running.items()}
             self._file.write_text(json.dumps(entries))
+        return process
 
     def wait_for(self, name: str, ready: Callable[[], bool], deadline: float) -> None:
         """Wait until `ready` says so.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sqlite3
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -155,17 +154,8 @@ class Stack:
         if done.exists() and database.exists():
             return
         say("creating Airflow's database")
-        log = self.processes.log_file("db-migrate")
-        with log.open("wb") as output:
-            result = subprocess.run(
-                [sys.executable, "-m", "airflow", "db", "migrate"],
-                env=environment,
-                cwd=PROJECT,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                umask=0o077,
-            )
-        if result.returncode:
+        if self.processes.run("db-migrate", [sys.executable, "-m", "airflow", "db", "migrate"], environment, PROJECT):
+            log = self.processes.log_file("db-migrate")
             raise StackError(f"Airflow's database could not be created. See {log}")
         with sqlite3.connect(database) as connection:  # readers and one writer at the same time
             connection.execute("PRAGMA journal_mode=WAL")

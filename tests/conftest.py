@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -102,6 +103,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             item.add_marker(pytest.mark.skip(reason=NOT_ON_POSTGRES))
     items.sort(key=lambda item: (GROUPS.get(item.path.name) != REAL_AIRFLOW, item.path.name not in LONG))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let a `kill` stop what the tests have started, as Ctrl-C does."""
+    if not hasattr(config, "workerinput"):
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -6,6 +6,7 @@ import json
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -131,32 +132,22 @@ def test_a_busy_port_is_named_with_what_to_do(tmp_path):
 
 @pytest.mark.one_stack
 @pytest.mark.needs_dags("routing")
-def test_a_failed_pattern_is_shown_with_the_end_of_its_log_and_stopping_ends_every_process(
-    tmp_path, llmock, monkeypatch
-):
+def test_a_failed_pattern_is_shown_with_the_end_of_its_log_and_the_stack_is_stopped(tmp_path, llmock, monkeypatch):
     home, (port,) = tmp_path / "stack", free_ports(1)
     llmock.fail(401, times=None)
     refused = model_connection(llmock.env()["OPENAI_BASE_URL"])
     monkeypatch.delenv("OPENAI_API_KEY")
-    start = local("stack", "start", home=home, port=port, AIRFLOW_CONN_PYDANTICAI_DEFAULT=refused)
-    assert start.returncode == 0, start.stdout + start.stderr
-    try:
-        result = local("demo", "--dags", "routing", home=home)
-        assert result.returncode == 1, result.stdout + result.stderr
-        assert "routing.route_incident failed" in result.stdout
-        assert "the key was refused" in result.stdout
-        assert "pydanticai_default" in result.stdout
-        (outcome,) = json.loads((home / "demo.json").read_text())
-        assert (outcome["dag_id"], outcome["state"]) == ("routing", "failed")
-        assert processes_of(home)
-    finally:
-        stopped = local("stack", "stop", home=home)
-    assert "Stopped." in stopped.stdout
+    result = local("demo", "--dags", "routing", home=home, port=port, AIRFLOW_CONN_PYDANTICAI_DEFAULT=refused)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "routing.route_incident failed" in result.stdout
+    assert "the key was refused" in result.stdout
+    assert "pydanticai_default" in result.stdout
+    (outcome,) = json.loads((home / "demo.json").read_text())
+    assert (outcome["dag_id"], outcome["state"]) == ("routing", "failed")
     assert processes_of(home) == []
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", port))
-    assert "Nothing was running." in local("stack", "stop", home=home).stdout
 
 
 @pytest.mark.one_stack
@@ -170,3 +161,53 @@ def test_an_interrupted_demo_stops_what_it_started(tmp_path, ending):
         demo.send_signal(ending)
         assert demo.wait(timeout=300) != 0
     assert processes_of(home) == []
+
+
+INTERRUPTED = """
+import os, signal, subprocess, sys
+from pathlib import Path
+from local.processes import interrupt_on_signals
+from local.stack import Stack
+
+class Popen(subprocess.Popen):
+    def __init__(self, command, *arguments, **options):
+        super().__init__(command, *arguments, **options)
+        if sys.argv[3] in command:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+subprocess.Popen = Popen
+interrupt_on_signals()
+Stack(Path(sys.argv[1]), int(sys.argv[2])).start(print)
+"""
+
+
+@pytest.mark.one_stack
+@pytest.mark.parametrize("part", ["local.sqs_server", "migrate"])
+def test_a_signal_that_comes_while_a_process_is_started_leaves_none_behind(tmp_path, part):
+    arguments = [str(tmp_path), str(free_ports(1)[0]), part]
+    ended = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, *arguments], cwd=PROJECT, capture_output=True, text=True, timeout=300
+    )
+    assert "KeyboardInterrupt" in ended.stderr
+    assert processes_of(tmp_path) == []
+
+
+SPAWN = """
+import os, sys
+from pathlib import Path
+from local.processes import ProcessGroup
+
+home, *part = sys.argv[1:]
+ProcessGroup(Path(home)).spawn("part", part, dict(os.environ), Path(home))
+"""
+
+
+@pytest.mark.one_stack
+def test_stopping_ends_what_is_remembered_and_says_whether_there_was_something(tmp_path):
+    part = [sys.executable, "-c", "import time; time.sleep(600)"]
+    subprocess.run([sys.executable, "-c", SPAWN, str(tmp_path), *part], cwd=PROJECT, check=True)
+    (pid, _) = json.loads((tmp_path / "processes.json").read_text())["part"]
+    assert psutil.pid_exists(pid)
+    assert "Stopped." in local("stack", "stop", home=tmp_path).stdout
+    assert not psutil.pid_exists(pid)
+    assert "Nothing was running." in local("stack", "stop", home=tmp_path).stdout
