@@ -105,10 +105,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: (GROUPS.get(item.path.name) != REAL_AIRFLOW, item.path.name not in LONG))
 
 
-def pytest_configure(config: pytest.Config) -> None:
+def pytest_configure() -> None:
     """Let a `kill` stop what the tests have started, as Ctrl-C does."""
-    if not hasattr(config, "workerinput"):
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -412,7 +411,7 @@ def sqs(sqs_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
 def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A running stack with the template's DAGs only, and with `asset_or_time` at every minute as `asset_or_minute`."""
     from local.processes import free_ports
-    from tests.stack import RunningAirflow, local, now, processes_of, wait_until
+    from tests.stack import RunningAirflow, local, now, processes_of, stop, wait_until
 
     home = tmp_path_factory.mktemp("airflow")
     dags = tmp_path_factory.mktemp("dags")
@@ -444,5 +443,5 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         wait_until(lambda: {path.stem for path in dags.glob("*.py")} <= running.dags().keys(), timeout=300)
         yield running
     finally:
-        local("stack", "stop", home=home)
+        stop(home)
     assert processes_of(home) == []
