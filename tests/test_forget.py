@@ -121,6 +121,20 @@ def test_two_at_once_delete_each_answer_once(storage, monkeypatch):
         assert sum(threads.map(lambda _: forget(dag_id="dag"), range(2))) == 40
 
 
+def test_an_empty_folder_that_another_removes_meanwhile_is_passed_over(storage, monkeypatch):
+    write_artifact(run_folder("dag", "run") / "1.json", "{}")
+    scandir = os.scandir
+
+    def vanishing(path: Any) -> Any:
+        if str(path).endswith("/run") and not any(scandir(path)):
+            os.rmdir(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", vanishing)
+    assert forget(dag_id="dag") == 1
+    assert not (storage / "stored_answers/runs/dag/run").exists()
+
+
 def test_a_disk_keeps_no_empty_folders_and_old_is_by_the_time_of_the_file(answers):
     old = answers / "runs/dag_1/run_1/ask.-1.3/aa11-1.json"
     os.utime(old, (time.time() - 40 * 86400,) * 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -97,6 +98,7 @@ def _time(info: dict[str, Any]) -> datetime:
 def _remove_empty(folder: ObjectStoragePath) -> None:
     """Remove the folders that are empty now, which only a disk has."""
     if folder.protocol == "file":
-        for path in sorted(Path(folder.path).rglob("*"), reverse=True):
-            with suppress(OSError):  # it is a file, or not empty
-                path.rmdir()
+        for parent, folders, _ in os.walk(folder.path, topdown=False):  # passes over what another removes meanwhile
+            for name in folders:
+                with suppress(OSError):  # it is not empty
+                    Path(parent, name).rmdir()
