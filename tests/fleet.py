@@ -148,7 +148,9 @@ class Fleet(Stack):
         emulator = [*python, "local.openai_emulator", "--port", str(self._openai_port)]
         emulator += ["--folder", str(self.home / "emulator"), "--upstream", f"http://127.0.0.1:{self._model_port}/v1"]
         self.processes.spawn("openai-emulator", emulator, here, PROJECT)
-        self._airflow("db-migrate", CONTROL, "db", "migrate")
+        migrate = [*python, "airflow", "db", "migrate"]
+        folder = self.home / CONTROL / "project"
+        assert self.processes.run("db-migrate", migrate, self.environment(CONTROL), folder) == 0
         self.processes.wait_for("aws-server", lambda: create_queues(self.queue), deadline)
         self.s3().create_bucket(Bucket=BUCKET)
         for name in PARTS:
@@ -270,12 +272,6 @@ class Fleet(Stack):
             command = ["unshare", "--mount", "sh", "-c", hide, "sh", *command]
         environment = self.environment(part) | {"HIDDEN": " ".join(others)}
         self.processes.spawn(name, command, environment, self.home / part / "project")
-
-    def _airflow(self, name: str, part: str, *arguments: str) -> None:
-        with self.processes.log_file(name).open("wb") as log:
-            command = [sys.executable, "-m", "airflow", *arguments]
-            where: dict[str, Any] = {"env": self.environment(part), "cwd": self.home / part / "project"}
-            subprocess.run(command, **where, check=True, stdout=log, stderr=log)
 
 
 @contextmanager

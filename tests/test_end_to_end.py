@@ -14,7 +14,7 @@ import httpx
 import psutil
 import pytest
 
-from local.processes import free_ports
+from local.processes import free_ports, require_free_port
 from tests.conftest import PROJECT, dag_files, model_connection
 from tests.stack import RunningAirflow, command, local, processes_of, wait_until
 
@@ -145,9 +145,7 @@ def test_a_failed_pattern_is_shown_with_the_end_of_its_log_and_the_stack_is_stop
     (outcome,) = json.loads((home / "demo.json").read_text())
     assert (outcome["dag_id"], outcome["state"]) == ("routing", "failed")
     assert processes_of(home) == []
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("127.0.0.1", port))
+    require_free_port(port)
 
 
 @pytest.mark.one_stack
@@ -202,7 +200,6 @@ ProcessGroup(Path(home)).spawn("part", part, dict(os.environ), Path(home))
 """
 
 
-@pytest.mark.one_stack
 def test_stopping_ends_what_is_remembered_and_says_whether_there_was_something(tmp_path):
     part = [sys.executable, "-c", "import time; time.sleep(600)"]
     subprocess.run([sys.executable, "-c", SPAWN, str(tmp_path), *part], cwd=PROJECT, check=True)

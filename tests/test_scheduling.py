@@ -82,7 +82,7 @@ def test_of_many_updates_in_a_row_none_is_lost(airflow, knowledge_base):
         texts = [Path(each["news"].removeprefix("file://")).read_text() for each in news if each]
         return set(re.findall(r"document-\d+", "".join(texts)))
 
-    first = {f"document-{number}" for number in range(15)}
+    first = {f"document-{number}" for number in range(30)}
     numbers = itertools.count()
     for _ in first:
         update(next(numbers))
@@ -236,7 +236,7 @@ def test_the_client_says_which_field_is_wrong_and_who_cannot_be_reached(airflow)
 
 
 @pytest.mark.needs_dags("on_demand_inference")
-def test_fifteen_clients_at_once_are_answered_with_at_most_ten_requests_each(airflow):
+def test_thirty_clients_at_once_are_answered_with_at_most_ten_requests_each(airflow):
     sent = Counter()
 
     def answer(number: int) -> Any:
@@ -244,8 +244,8 @@ def test_fifteen_clients_at_once_are_answered_with_at_most_ten_requests_each(air
         client._http.event_hooks["request"] = [lambda _: sent.update([number])]
         return client.ask({"message": f"{MESSAGE} Number {number}."}, f"burst-{number}", timeout=600)
 
-    with ThreadPoolExecutor(15) as clients:
-        answers = list(clients.map(answer, range(15)))
+    with ThreadPoolExecutor(30) as clients:
+        answers = list(clients.map(answer, range(30)))
 
     for each in answers:
         assert_is_an_answer(each)
