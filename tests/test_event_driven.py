@@ -11,11 +11,10 @@ import pytest
 from llmock.scenarios import Reply, ToolCall
 
 from include.messages.contract import DEAD_LETTERS, EVENT_REQUESTS, REPLIES, STREAM_REQUESTS, new_request
-from include.messages.kafka.dead_letters import position
 from local.send import send
 from local.sqs_server import sqs_client
 from tests.hostile_messages import HOSTILE
-from tests.kafka import Broker
+from tests.kafka import Broker, position
 from tests.stack import RunningAirflow, local, wait_until
 
 
