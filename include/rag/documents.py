@@ -102,11 +102,6 @@ def listed_documents() -> dict[str, str]:
     return {name: file_checksum(name) for name in names}
 
 
-def document_names() -> list[str]:
-    """Return the names of `listed_documents`."""
-    return list(listed_documents())
-
-
 def _documents(where: str, entries: Iterable[tuple[str, str]]) -> list[str]:
     """Return the names that have no reason to be left out, sorted, and log the others."""
     names: list[str] = []
@@ -178,7 +173,7 @@ def read_document(name: str, checksum: str = "") -> Document:
         if checksum:
             raise NotAsListed(f"{name} is missing on this worker.") from None
         raise AirflowFailException(
-            f"There is no document {name!r}. There are: {', '.join(document_names())}."
+            f"There is no document {name!r}. There are: {', '.join(listed_documents())}."
         ) from None
     except OSError as error:
         version, data, reason = UNREADABLE, b"", f"cannot be read: {error.strerror or error}"

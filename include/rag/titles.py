@@ -86,14 +86,14 @@ def headings(text: str) -> list[Heading]:
     ]
 
 
-def title_of(text: str, found: Iterable[Heading] = (), given: str = "") -> str:
-    """Return the title of a text: its first heading of level 1, else `given`, its first heading, or its first line.
+def title_of(text: str, found: Iterable[Heading] = ()) -> str:
+    """Return the title of a text: its first heading of level 1, else its first heading, or its first line.
 
     :param found: the text's headings.
     """
     named = [heading for heading in found if heading.text]
     top = next((heading.text for heading in named if heading.level == 1), "")
-    return top or given or (named[0].text if named else _first_line(text))
+    return top or (named[0].text if named else _first_line(text))
 
 
 def _first_line(text: str) -> str:

@@ -22,7 +22,7 @@ from include.common.shown import shown_url
 
 KAFKA_CONN_ID = "kafka_default"
 METADATA_TIMEOUT_S = 10.0
-DELIVERY_TIMEOUT_S = 30.0
+DELIVERY_TIMEOUT_MS = 30_000
 # After this time the partitions of a killed consumer go to another, unless the connection sets another time.
 SESSION_TIMEOUT_MS = 10_000
 # A broker that has just started, or taken over, does not know a group yet: how long to ask it, and the pause.
@@ -88,12 +88,12 @@ class KafkaClients:
             "acks": "all",
             "enable.idempotence": True,
             "allow.auto.create.topics": False,
-            "delivery.timeout.ms": int(DELIVERY_TIMEOUT_S * 1000),
+            "delivery.timeout.ms": DELIVERY_TIMEOUT_MS,
             # The topic's own limit, which is for compressed records, is the one that counts; this one is for others.
             "message.max.bytes": LARGEST_RECORD,
         }
         # Otherwise a message that was received compressed could be too large for a topic when it is sent on.
-        return Producer({"compression.type": "zstd", **self._common(), **own, **settings})
+        return Producer({"compression.type": "zstd", **self._config, **own, **settings})
 
     def has_reader(self, group: str) -> bool:
         """Return whether a consumer of this group is alive, as far as the broker knows.
@@ -102,7 +102,7 @@ class KafkaClients:
 
         :raises AirflowException: the broker cannot be reached.
         """
-        admin = AdminClient(self._common())  # must outlive its answer
+        admin = AdminClient(self._config)  # must outlive its answer
         deadline = time.monotonic() + COORDINATOR_S
         with self.failing(f"asking who reads as {group!r}"):
             while True:
@@ -113,11 +113,6 @@ class KafkaClients:
                     if error.args[0].code() not in NO_COORDINATOR or time.monotonic() > deadline:
                         raise
                 time.sleep(COORDINATOR_PAUSE_S)
-
-    def _common(self) -> dict[str, Any]:
-        """Return the settings that are not only for consumers."""
-        of_consumers = ("group.", "session.", "heartbeat.", "max.poll.", "auto.", "fetch.", "enable.auto.")
-        return {key: value for key, value in self._config.items() if not key.startswith(of_consumers)}
 
     def partitions(self, client: Consumer | Producer, *topics: str) -> dict[str, int]:
         """Return the number of partitions by topic.

@@ -101,7 +101,7 @@ class LanceDBCollection:
 
     def known_vectors(self, checksums: Sequence[str]) -> dict[str, list[float]]:
         table = _table(self._db, self._name)
-        if table is None or not checksums:
+        if table is None:
             return {}
         query = table.search().where(_one_of("checksum", checksums)).select(["checksum", "vector"])
         return {row["checksum"]: row["vector"] for row in query.limit(None).to_list()}
