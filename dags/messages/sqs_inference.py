@@ -86,11 +86,11 @@ def sqs_inference():
         numbers = [f"{number} {outcome}" for outcome, number in done.items() if outcome != "backlog"]
         return {**done, "result": ", ".join(numbers)}
 
-    # Airflow can leave an event that comes right after another without a run until the next event: this one.
+    # Airflow can leave an event that comes right after another without a run until the next event. This is that event.
     @task(outlets=[SQS_REQUEST])
     def call_successor(done: dict):
         if not done["backlog"]:
-            raise AirflowSkipException("No other message is in delivery.")
+            raise AirflowSkipException("No other messages were received.")
 
     call_successor(answer_messages())
 

@@ -153,7 +153,7 @@ def index_documents(collection_name: str, documents: Mapping[str, str], conn_id:
 
 
 def finish_index(collection_name: str, gone: Mapping[str, str], conn_id: str = VECTOR_STORE_CONN_ID) -> Finished:
-    """Delete documents that are gone, and switch searches to this collection if they still use an older one.
+    """Delete documents that are no longer listed, and switch searches to this collection if they use an older one.
 
     This needs neither an embedding model nor the documents. What another run has indexed since then stays.
 

@@ -38,7 +38,7 @@ def mirror(documents: Iterable[tuple[str, bytes]], folder: Path) -> dict[str, in
             counts["kept"] += 1
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{uuid4().hex}{PART}")  # hidden files are no documents
+        part = path.with_name(f".{uuid4().hex}{PART}")  # hidden files are not documents
         try:
             part.write_bytes(content)
             part.replace(path)

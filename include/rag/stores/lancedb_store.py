@@ -22,7 +22,7 @@ from include.rag.chunks import Chunk
 from include.rag.stores.base import HIT_FIELDS, Hit, SearchQuery, complete_documents
 
 ALIASES = "_aliases"
-TOKENIZER = "icu/split"  # finds words where no spaces stand between, as in Chinese or Thai, and parts of identifiers
+TOKENIZER = "icu/split"  # finds words in text without spaces, such as Chinese or Thai, and parts of identifiers
 
 TEXT_COLUMNS = ("source", "title", "headings", "text", "format", "checksum", "document_checksum")
 NUMBER_COLUMNS = ("position", "document_chunks")
