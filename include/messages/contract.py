@@ -13,19 +13,10 @@ import hashlib
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 from uuid import uuid4
 
-from pydantic import (
-    AfterValidator,
-    AwareDatetime,
-    BaseModel,
-    ConfigDict,
-    Field,
-    JsonValue,
-    ValidationError,
-    field_validator,
-)
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
 LARGEST_BYTES = 256 * 1024
 
@@ -43,20 +34,11 @@ TRACE_HEADERS = {
 }
 
 
-def _storable(text: str) -> str:
-    if "\0" in text:
-        raise ValueError("it contains the character NUL, which databases do not store")
-    return text
-
-
-StorableText = Annotated[str, AfterValidator(_storable)]
-
-
 class ReplyOptions(BaseModel):
     """What the sender wants to get back."""
 
     wanted: bool = Field(default=True, description="Whether a reply is sent. The answer is stored anyway.")
-    echo: StorableText = Field(default="", max_length=500, description="Returned as is, for the sender's own use.")
+    echo: str = Field(default="", max_length=500, description="Returned as is, for the sender's own use.")
 
 
 class Request(BaseModel):
@@ -71,7 +53,7 @@ class Request(BaseModel):
         pattern=r"^[\w.:/@+=-]+$",
         description="The sender's own id. A request that arrives twice with the same id is answered once.",
     )
-    text: StorableText = Field(min_length=1, max_length=20_000, description="What to answer.")
+    text: str = Field(min_length=1, max_length=20_000, description="What to answer.")
     reply: ReplyOptions = Field(default=ReplyOptions(), description="What the sender wants to get back.")
     sent_at: AwareDatetime = Field(description="When it was sent, with the time zone.")
 
@@ -80,7 +62,16 @@ class Request(BaseModel):
     def _is_more_than_blanks(cls, text: str) -> str:
         if not text.strip():
             raise ValueError("it is blank")
+        if "\0" in text:
+            raise ValueError("it contains the character NUL, which databases do not store")
         return text
+
+    @field_validator("reply")
+    @classmethod
+    def _can_be_stored(cls, reply: ReplyOptions) -> ReplyOptions:
+        if "\0" in reply.echo:
+            raise ValueError("echo contains the character NUL, which databases do not store")
+        return reply
 
     def fingerprint(self) -> str:
         """Return a hash of the text."""
