@@ -154,7 +154,7 @@ class LanceDBCollection:
         try:
             self._db.open_table(self._name).optimize()
         except RuntimeError as error:
-            if not re.match(LOST_RACE, str(error)):  # another writer is doing the same, which is enough
+            if not re.match(LOST_RACE, str(error)):  # else another writer is doing the same, which is enough
                 raise
 
 
