@@ -40,8 +40,8 @@ from airflow.sdk import dag, task
 def task_per_document():
     @task
     def names():
-        from include.rag.documents import document_names
-        return document_names()[:NUMBER]
+        from include.rag.documents import listed_documents
+        return list(listed_documents())[:NUMBER]
 
     @task
     def embed(name: str):

@@ -28,13 +28,12 @@ import psutil
 from confluent_kafka import KafkaException
 
 from include.messages.contract import DEAD_LETTERS, REPLIES, STREAM_REQUESTS, new_request
-from include.messages.kafka.dead_letters import position
 from local.environment import PROJECT
 from local.kafka_broker import broker_connection
 from local.processes import free_ports
 from local.stack import Stack
 from tests.hostile_messages import HOSTILE
-from tests.kafka import Broker, best_broker
+from tests.kafka import Broker, best_broker, position
 from tests.scripted_model import ScriptedServer, running
 
 DAG_ID = "stream_inference"

@@ -22,6 +22,7 @@ import psutil
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from include.messages.kafka.dead_letters import PREFIX
 from local.kafka_broker import broker_command, create_topics
 from local.processes import free_ports
 
@@ -165,6 +166,13 @@ class Broker:
         admin = AdminClient({"bootstrap.servers": self.bootstrap})
         for created in admin.create_topics([NewTopic(name, partitions, 1, config=config)]).values():
             created.result(20)
+
+
+def position(message: Message) -> tuple[str, int, int]:
+    """Where a dead letter came from: topic, partition and offset of the original."""
+    headers = dict(message.headers() or [])
+    topic, partition, offset = (headers[f"{PREFIX}{name}"].decode() for name in ("topic", "partition", "offset"))
+    return topic, int(partition), int(offset)
 
 
 @contextmanager

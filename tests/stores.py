@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from include.rag.chunks import Chunk
-from include.rag.documents import Document, document_names, read_document
+from include.rag.documents import Document, listed_documents, read_document
 
 SKIPPED = (
     "NOT RUN ON WEAVIATE: set WEAVIATE_URL and WEAVIATE_API_KEY (`astro dev start` has one at http://127.0.0.1:8081, "
@@ -67,7 +67,7 @@ def delete_collections(prefix: str) -> None:
 
 def read_documents() -> list[Document]:
     """All documents of the knowledge base, by name."""
-    return [read_document(name) for name in document_names()]
+    return [read_document(name) for name in listed_documents()]
 
 
 def chunks(source: str, *texts: str, format: str = "markdown") -> list[Chunk]:

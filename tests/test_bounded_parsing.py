@@ -83,23 +83,25 @@ def test_a_small_file_that_becomes_a_huge_text_is_named_and_the_next_one_is_read
 
 def test_a_parser_that_crashes_is_started_again():
     with pytest.raises(UnreadableDocument, match="crashes its parser, or needs too much memory"):
-        bounded.call("signal.raise_signal", signal.SIGKILL)
-    assert bounded.call("include.rag.web_pages.read_page", PAGE).title == "Resetting"
+        bounded.call("a.html", "signal.raise_signal", signal.SIGKILL)
+    assert bounded.call("a.html", "include.rag.web_pages.read_page", PAGE).title == "Resetting"
 
 
 def test_a_parser_that_was_killed_between_two_files_is_started_again():
-    bounded.call("include.rag.web_pages.read_page", PAGE)
+    bounded.call("a.html", "include.rag.web_pages.read_page", PAGE)
     process = bounded._running[os.getpid()].process
     process.kill()
     process.wait()
 
-    assert bounded.call("include.rag.web_pages.read_page", PAGE).title == "Resetting"
+    assert bounded.call("a.html", "include.rag.web_pages.read_page", PAGE).title == "Resetting"
 
 
 def test_one_process_serves_all_files_of_all_threads():
     pages = [f"<h1>Page {n}</h1>".encode() for n in range(100)]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda page: bounded.call("include.rag.web_pages.read_page", page).title, pages))
+        found = list(
+            pool.map(lambda page: bounded.call("a.html", "include.rag.web_pages.read_page", page).title, pages)
+        )
 
     assert found == [f"Page {n}" for n in range(100)]
     children = [child for child in psutil.Process().children() if "include.rag.bounded" in " ".join(child.cmdline())]
@@ -107,20 +109,20 @@ def test_one_process_serves_all_files_of_all_threads():
 
 
 def test_a_forked_process_has_a_parser_of_its_own():
-    bounded.call("include.rag.web_pages.read_page", PAGE)
+    bounded.call("a.html", "include.rag.web_pages.read_page", PAGE)
     child = os.fork()
     if child == 0:
-        found = bounded.call("include.rag.web_pages.read_page", b"<h1>Of the child</h1>").title
+        found = bounded.call("a.html", "include.rag.web_pages.read_page", b"<h1>Of the child</h1>").title
         os._exit(0 if found == "Of the child" else 1)
 
-    assert bounded.call("include.rag.web_pages.read_page", PAGE).title == "Resetting"
+    assert bounded.call("a.html", "include.rag.web_pages.read_page", PAGE).title == "Resetting"
     assert os.waitpid(child, 0)[1] == 0
 
 
 def test_the_parser_ends_with_the_task_that_started_it():
     code = (
         "import os, sys; from include.rag import bounded;"
-        "bounded.call('include.rag.web_pages.read_page', b'<h1>A</h1>');"
+        "bounded.call('a.html', 'include.rag.web_pages.read_page', b'<h1>A</h1>');"
         "print(bounded._running[os.getpid()].process.pid, flush=True); sys.stdin.read()"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as task:

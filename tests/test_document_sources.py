@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from include.rag.documents import document_names, knowledge_base, read_document
+from include.rag.documents import knowledge_base, listed_documents, read_document
 from include.rag.sources import mirror
 from tests.conftest import PROJECT
 from tests.storages import BUCKET, s3_connection
@@ -23,7 +23,7 @@ def test_the_folder_becomes_what_the_source_has(folder):
     assert mirror([("a.md", b"# A"), ("b/c.md", b"# C")], folder) == {"written": 2, "kept": 0, "removed": 0}
     (folder / ".gitkeep").touch()
     assert mirror([("a.md", b"# A"), ("b/d.md", b"# D")], folder) == {"written": 1, "kept": 1, "removed": 1}
-    assert document_names() == ["a.md", "b/d.md"]
+    assert list(listed_documents()) == ["a.md", "b/d.md"]
     assert (folder / ".gitkeep").exists()
     assert read_document("b/d.md").text == "# D"
 
@@ -37,11 +37,11 @@ def test_a_source_that_fails_half_way_or_has_nothing_removes_nothing(folder):
 
     with pytest.raises(OSError, match="the API is down"):
         mirror(failing(), folder)
-    assert document_names() == ["a.md", "b.md"]
+    assert list(listed_documents()) == ["a.md", "b.md"]
     assert read_document("a.md").text == "# New"
     with pytest.raises(ValueError, match="has no documents"):
         mirror([], folder)
-    assert document_names() == ["a.md", "b.md"]
+    assert list(listed_documents()) == ["a.md", "b.md"]
 
 
 def test_what_a_killed_run_left_is_removed_and_what_another_run_is_writing_is_not(folder):
@@ -72,5 +72,5 @@ def test_the_example_of_the_docs_brings_documents_from_a_bucket(folder, s3, monk
     defined: dict = {"__name__": "sync_documents"}
     exec(compile(example, "sync_documents.py", "exec"), defined)  # noqa: S102
     assert mirror(defined["documents"](), folder) == {"written": 2, "kept": 0, "removed": 0}
-    assert document_names() == ["one.md", "sub/two.md"]
+    assert list(listed_documents()) == ["one.md", "sub/two.md"]
     assert mirror(defined["documents"](), folder) == {"written": 0, "kept": 2, "removed": 0}

@@ -21,8 +21,8 @@ from include.rag.chunks import split_document
 from include.rag.documents import (
     CHUNK_CHARACTERS,
     Document,
-    document_names,
     file_checksum,
+    listed_documents,
     read_document,
 )
 from include.rag.formats import UnreadableDocument
@@ -179,7 +179,7 @@ def test_a_file_whose_name_is_not_utf_8_is_named_and_left_out(folder, caplog):
     (folder / "good.md").write_text("# Good")
     (Path(os.fsdecode(os.fsencode(folder) + b"/geb\xfchren.md"))).write_text("# Bad name")
 
-    assert document_names() == ["good.md"]
+    assert list(listed_documents()) == ["good.md"]
     assert r"b'geb\xfchren.md'" in caplog.text
 
 
@@ -196,7 +196,7 @@ def test_links_hidden_files_and_pipes_are_named_and_left_out(folder, tmp_path_fa
     (folder / ".git" / "description.md").write_text("# Hidden")
     os.mkfifo(folder / "pipe.md")
 
-    assert document_names() == ["good.md"]
+    assert list(listed_documents()) == ["good.md"]
     assert "symbolic links (copy the files instead): 3: inside.md, link.md, linked" in caplog.text
     assert "hidden: 2: .git, .hidden.md" in caplog.text
     assert "neither files nor folders: 1: pipe.md" in caplog.text
@@ -224,7 +224,7 @@ def test_a_knowledge_base_may_itself_be_a_link(tmp_path, monkeypatch):
     (tmp_path / "current").symlink_to(tmp_path / "version-1")
     monkeypatch.setenv("GENAI_KNOWLEDGE_BASE", str(tmp_path / "current"))
 
-    assert [read_document(name).title for name in document_names()] == ["Good"]
+    assert [read_document(name).title for name in listed_documents()] == ["Good"]
 
 
 def test_files_that_are_no_documents_are_counted_once_and_are_no_errors(folder, caplog):
@@ -233,7 +233,7 @@ def test_files_that_are_no_documents_are_counted_once_and_are_no_errors(folder, 
     for name in ("logo.png", "style.css", "film.mp4"):
         (folder / name).write_bytes(b"\0")
 
-    assert document_names() == ["good.md"]
+    assert list(listed_documents()) == ["good.md"]
     (record,) = caplog.records
     assert (record.levelname, record.getMessage()) == ("INFO", "Left out, files of types that are not read: 3")
 
@@ -242,7 +242,7 @@ def test_files_that_are_no_documents_are_counted_once_and_are_no_errors(folder, 
 def test_a_folder_without_documents_is_an_error_that_names_it(folder, monkeypatch, name):
     monkeypatch.setenv("GENAI_KNOWLEDGE_BASE", str(folder / name))
     with pytest.raises(ValueError, match=str(folder / name)):
-        document_names()
+        listed_documents()
 
 
 def test_a_document_that_is_not_there_is_named_with_those_that_are(folder):
@@ -311,4 +311,4 @@ def test_a_files_checksum_changes_with_its_bytes_and_with_the_size_of_chunks(fol
     smaller = file_checksum("a.md")
     path.write_text("Text!")
     assert len({before, smaller, file_checksum("a.md")}) == 3
-    assert document_names() == ["a.md"]
+    assert list(listed_documents()) == ["a.md"]

@@ -12,7 +12,7 @@ from llmock.scenarios import Match, Reply, ToolCall
 
 from include.rag import documents, ingestion
 from include.rag.bucket import Bucket
-from include.rag.documents import document_names, knowledge_base, listed_documents, read_document
+from include.rag.documents import knowledge_base, listed_documents, read_document
 from include.rag.search import INDEX
 from include.rag.stores.open import open_vector_store
 from tests.storages import BUCKET, on_storage, s3_requests
@@ -118,7 +118,7 @@ def test_what_is_no_document_is_left_out_and_named(handbook, storage, s3, caplog
     for name in ("folder/", ".hidden.md", ".git/x.md", "../up.md", "a//b.md", "logo.png"):
         s3.put_object(Bucket=BUCKET, Key=f"{prefix}/handbook/{name}", Body=b"")
 
-    assert document_names() == ["a.md", "c.txt", "sub folder/b?.md"]
+    assert list(listed_documents()) == ["a.md", "c.txt", "sub folder/b?.md"]
     assert "hidden: 3: ../up.md, .git/x.md, .hidden.md" in caplog.text
     assert "have // (rename them): 1: a//b.md" in caplog.text
     assert "files of types that are not read: 1" in caplog.text
@@ -142,7 +142,7 @@ def test_a_large_object_is_refused_before_it_fills_the_memory(handbook, monkeypa
 
 def test_a_password_in_the_url_is_refused_and_not_shown(monkeypatch):
     monkeypatch.setenv("GENAI_KNOWLEDGE_BASE", "s3://key:the-secret@your-bucket/handbook")
-    for call in (document_names, listed_documents, lambda: read_document("a.md"), knowledge_base):
+    for call in (listed_documents, lambda: read_document("a.md"), knowledge_base):
         with pytest.raises(ValueError, match="put it into a connection") as refused:
             call()
         assert "the-secret" not in str(refused.value)

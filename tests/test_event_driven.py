@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from llmock.scenarios import Reply, ToolCall
 
 from include.messages.contract import DEAD_LETTERS, EVENT_REQUESTS, REPLIES, STREAM_REQUESTS, new_request
-from include.messages.kafka.dead_letters import position
 from local.send import send
 from local.sqs_server import sqs_client
 from tests.hostile_messages import HOSTILE
-from tests.kafka import Broker
+from tests.kafka import Broker, position
 from tests.stack import RunningAirflow, local, wait_until
 
 
@@ -122,3 +124,46 @@ def test_a_broker_that_the_command_cannot_reach_is_named():
     (nobody,) = free_ports(1)
     with pytest.raises(StackError, match="The broker did not take the messages"):
         send({"bootstrap.servers": f"127.0.0.1:{nobody}", "delivery.timeout.ms": 1000}, "any", 1)
+
+
+@pytest.fixture
+def start_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Start each run of `event_driven_inference` by so many messages, and send no replies but count them."""
+
+    def start(number: int) -> None:
+        place = {"topic": "any", "partition": 0, "error": None}
+        payloads = [{**place, "offset": n, "request": new_request("Hi.").model_dump()} for n in range(number)]
+        events = [SimpleNamespace(timestamp=n, extra={"payload": payload}) for n, payload in enumerate(payloads)]
+        monkeypatch.setattr("include.common.asset_events.triggering_events", lambda *assets: events)
+        counted = lambda _, requests, answers: (len(list(filter(None, answers))), ["the others"])  # noqa: E731
+        monkeypatch.setattr("include.messages.kafka.events.send_replies", counted)
+
+    return start
+
+
+def test_a_run_that_cannot_map_its_requests_fails(run_dag, storage, logged, start_by):
+    start_by(1025)
+    run = run_dag("event_driven_inference")
+
+    assert "1025 items are too many" in logged()
+    assert run.states()["reply"] == "upstream_failed"
+    assert run.state == "failed"
+
+
+def test_a_run_without_a_request_is_skipped_to_its_end(run_dag, storage, start_by):
+    start_by(0)
+    run = run_dag("event_driven_inference")
+
+    assert set(run.states().values()) == {"skipped"}
+    assert run.state == "success"
+
+
+@pytest.mark.parametrize("answered", [0, 1])
+def test_answers_that_fail_keep_no_reply_from_being_sent(run_dag, llm, start_by, answered):
+    start_by(2)
+    for _ in range(answered):
+        llm.add(Reply(tool_calls=(ToolCall("final_result", {"category": "technical", "summary": "A greeting."}),)))
+    llm.add(Reply(text="{}", times=None))
+    run = run_dag("event_driven_inference")
+
+    assert run.xcom("reply")["result"] == f"{answered} answered; failed: the others"

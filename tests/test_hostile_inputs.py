@@ -67,7 +67,7 @@ def seconds(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_no_text_takes_a_task_long(seconds, function):
     seconds(10)
     for unit in TEXT_UNITS:
-        bounded.call(function, unit * (LONG // len(unit)))
+        bounded.call("a file", function, unit * (LONG // len(unit)))
 
 
 # Documents, which a process of its own reads
@@ -99,9 +99,9 @@ def test_every_document_is_read_or_refused_in_its_time_and_so_is_the_next(docume
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bounded, "MOST_CPU_SECONDS", 5)
         with suppress(UnreadableDocument):
-            _, text, _ = bounded.call(FORMATS[suffix][1], data)
+            _, text, _ = bounded.call("a file", FORMATS[suffix][1], data)
             assert len(text) < 20 * len(data) + 1000
-            bounded.call("include.rag.formats.cut", text, FORMATS[suffix][0], 800, 100)
+            bounded.call("a file", "include.rag.formats.cut", text, FORMATS[suffix][0], 800, 100)
 
 
 @pytest.mark.parametrize(
@@ -112,8 +112,8 @@ def test_every_document_is_read_or_refused_in_its_time_and_so_is_the_next(docume
 def test_pages_that_took_minutes_or_gigabytes_are_read_within_their_bounds(seconds, page):
     seconds(60)
     with suppress(UnreadableDocument):
-        bounded.call("include.rag.web_pages.read_page", page)
-    assert bounded.call("include.rag.web_pages.read_page", b"<h1>A</h1>").title == "A"
+        bounded.call("a file", "include.rag.web_pages.read_page", page)
+    assert bounded.call("a file", "include.rag.web_pages.read_page", b"<h1>A</h1>").title == "A"
 
 
 # Servers

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from llmock.scenarios import Match, Reply, ToolCall
 
-from include.rag.documents import document_names
+from include.rag.documents import listed_documents
 from include.rag.evaluation import is_grounded, regressions, spread_sample
 from include.sample.data import evaluation_questions
 from include.spend.scores import read_scores
@@ -34,7 +34,7 @@ def test_the_questions_are_many_different_and_name_documents_that_there_are():
 
     assert len({each["question"] for each in questions}) == len(questions) >= 60
     assert documents.pop(None) >= 10
-    assert set(documents) == set(document_names())
+    assert set(documents) == set(listed_documents())
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def test_changed_documents_are_shared_out_evenly_and_each_once(index, knowledge_
         (knowledge_base / f"page-{number}.md").write_text(f"# Page {number}")
     shares = share_out(find_changes(), 5)
     assert [len(share["documents"]) for share in shares] == [4, 3]
-    assert [name for share in shares for name in share["documents"]] == documents.document_names()
+    assert [name for share in shares for name in share["documents"]] == list(documents.listed_documents())
 
 
 def test_what_is_gone_is_in_one_share_and_an_index_in_step_has_none(index, knowledge_base):
@@ -459,7 +459,7 @@ def test_the_first_run_indexes_every_document_in_a_few_requests(run_dag, llm, st
     run = run_answered(run_dag, llm)
 
     assert run.state == "success"
-    names = documents.document_names()
+    names = list(documents.listed_documents())
     assert len(names) == 30
     assert in_step(INDEX)
     assert len([request for request in embedding_requests(llm) if request["input"] != ["length"]]) == 2
@@ -671,7 +671,7 @@ def test_the_check_of_retrieval_is_skipped_without_an_index_and_then_names_what_
     run = run_dag("asset_or_time")
 
     missed = json.loads(stored_file(run.xcom("check_retrieval")["missed"]).read_bytes())
-    kept = set(documents.document_names())
+    kept = set(documents.listed_documents())
     assert {each["document"] for each in missed} >= {each["document"] for each in questions()} - kept
     assert f"{len(questions()) - len(missed)} of {len(questions())} questions" in run.xcom("check_retrieval")["result"]
 

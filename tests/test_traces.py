@@ -35,7 +35,7 @@ from include.common.storage import storage_path
 from include.jobs.job import Job, Outcome
 from include.jobs.operator import PaidJobOperator
 from include.messages.contract import DEAD_LETTERS, REPLIES, new_request
-from include.messages.kafka import dead_letters, stream
+from include.messages.kafka import stream
 from include.messages.model import PromptedModel
 from include.page.trace_link import trace_link
 from include.rag.search import best_hits
@@ -49,6 +49,7 @@ from include.traces.listener import TaskSpans
 from include.traces.sending import LONGEST_FLUSH_S, Telemetry, begin_sending, telemetry
 from include.traces.settings import CONTENT, TRACE_URL, trace_url, traces_are_on
 from tests.conftest import KEY, PROJECT, chat_requests
+from tests.kafka import position
 from tests.otlp import Receiver
 
 DATE = datetime(2026, 1, 2, tzinfo=UTC)
@@ -348,7 +349,7 @@ def test_a_message_is_linked_to_its_senders_trace_which_its_reply_and_its_dead_l
     assert outcomes == ["answered", "answered", "dead-lettered"]
     replies = {json.loads(each.value())["request_id"]: dict(each.headers() or []) for each in kafka.read(REPLIES)}
     assert replies[request.request_id] == dict(headers)
-    (dead,) = [each for each in kafka.read(DEAD_LETTERS) if dead_letters.position(each)[0] == topic]
+    (dead,) = [each for each in kafka.read(DEAD_LETTERS) if position(each)[0] == topic]
     assert dict(headers).items() <= dict(dead.headers()).items()
 
 

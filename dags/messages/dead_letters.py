@@ -1,11 +1,11 @@
 """
-### Dead letters: what could not be answered, and back to where it came from
+### Dead letters: count what could not be answered, or put it back on its topic
 
 *stream_inference* puts a message that it cannot read, or that the model never answers, on the topic
-*inference_dead_letters*: as it came, with the reason and its position. This DAG counts them by reason; with *replay* it
-puts each back on its topic, once, for example after a sender or the contract was corrected. **A dead letter is only
-checked off when the broker has taken it back.** A message that was too large for the dead letters comes from storage;
-one that its topic does not take stays, and the result says why.
+*inference_dead_letters*: unchanged, with the reason and its position. This DAG counts them by reason; with *replay* it
+puts each back on its topic, once, for example after a sender or the contract was corrected. **A dead letter is
+committed only when the broker has the message back.** A message that was too large for the dead letters is read from
+storage; one that its topic refuses stays, and the result says why.
 """
 
 from airflow.sdk import Param, dag, get_current_context, task
@@ -26,7 +26,7 @@ from include.messages.contract import DEAD_LETTERS
             False,
             type="boolean",
             title="Replay",
-            description="Put them back on their topic, to be answered again. Otherwise they are only counted.",
+            description="Put them back on their topic, to be answered. Otherwise they are only counted.",
         ),
     },
 )

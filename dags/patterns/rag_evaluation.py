@@ -3,7 +3,7 @@
 
 Asks the knowledge base 66 questions whose documents are known, in every search mode and in each store that the run
 names, and measures recall@k and MRR. A sample of the questions, some of which no document answers, goes to the
-language model too: an answer is grounded if it stands in the passages that it cites, or rightly says that there is
+language model too: an answer is grounded if the passages that it cites support it, or if it rightly says that there is
 none. It leaves a table and a chart. **A score below its threshold fails the run**, once the report is written:
 schedule it, or run it before a new model, chunk size or prompt goes live.
 """
@@ -60,20 +60,20 @@ from include.sample.data import evaluation_questions
             "hybrid",
             enum=["hybrid", "vector", "keyword"],
             title="Search",
-            description="The mode that the recall threshold holds for, and that passages for answers come from.",
+            description="The mode that must reach the minimum recall, and that finds the passages for the answers.",
         ),
         "rerank": Param(
             None,
             type=["null", "string"],
             **limits(maxLength=200),
             title="Re-ranking",
-            description="The connection to a model that orders the passages anew, measured beside the mode without.",
+            description="The connection to a model that re-ranks the passages, measured beside the mode without it.",
         ),
         "min_recall": Param(
             0.8,
             type="number",
             **limits(minimum=0, maximum=1),
-            title="Least recall",
+            title="Minimum recall",
             description="The run fails if fewer of the questions find their document.",
         ),
         "answers": Param(
@@ -81,13 +81,13 @@ from include.sample.data import evaluation_questions
             type="integer",
             **limits(minimum=1, maximum=1000),
             title="Answers",
-            description="How many of the questions the language model answers, at most. Each is one call.",
+            description="The most questions that the language model answers. Each is one call.",
         ),
         "min_grounded": Param(
             0.9,
             type="number",
             **limits(minimum=0, maximum=1),
-            title="Least share of grounded answers",
+            title="Minimum share of grounded answers",
             description="The run fails if there are fewer. The embedded model is too small for this: set 0 for it.",
         ),
     },

@@ -1,14 +1,13 @@
 """
-### RAG: answer a question from a knowledge base, and say where the answer stands
+### RAG: answer a question from a knowledge base, and cite the sources
 
-The first half keeps the vector store in step with the documents: only chunks that changed are embedded, in batches,
-and what was removed is deleted. **A second run over unchanged documents embeds none of them.** After a change of the
-embedding model, a new collection is filled and then takes the old one's place: vectors of two models never mix.
+The first half keeps the vector store in step with the documents: only changed chunks are embedded, in batches, and
+removed documents are deleted. **A second run over unchanged documents embeds none of them.** After a change of the
+embedding model, a new collection is filled and then replaces the old one: vectors of two models never mix.
 
-The second half answers the question from the retrieved passages alone. Where they hold no answer it says
-"I don't know", and where nothing similar is found, no model is called at all. A citation of a passage that was not
-retrieved is refused, and the model asked again. The store is that of the connection *vector_store_default*: LanceDB or
-Weaviate.
+The second half answers the question from the retrieved passages alone. If they hold no answer it says "I don't know",
+and if nothing similar is found, no model is called at all. A citation of a passage that was not retrieved is refused,
+and the model is asked again. The store is that of the connection *vector_store_default*: LanceDB or Weaviate.
 """
 
 from dataclasses import asdict
@@ -37,7 +36,7 @@ FILTER = {"type": "array", "items": {"type": "string", "maxLength": 200}, "maxIt
 
 
 @dag(
-    description="Answers a question from the knowledge base, and cites where the answer stands.",
+    description="Answers a question from the knowledge base, and cites its sources.",
     schedule=None,
     default_args=DEFAULT_ARGS,
     tags=["genai", "pattern", "rag", "embeddings"],
@@ -69,7 +68,7 @@ FILTER = {"type": "array", "items": {"type": "string", "maxLength": 200}, "maxIt
             type=["null", "string"],
             **limits(maxLength=200),
             title="Re-ranking",
-            description="The connection to a model that orders the passages anew; empty: none. One more call.",
+            description="The connection to a model that re-ranks the passages, with one more call; empty: none.",
         ),
         "min_score": Param(
             0.2,
@@ -93,7 +92,7 @@ def rag_pipeline():
     def find_changes():
         return ingestion.share_out(ingestion.find_changes(), DOCUMENTS_PER_TASK)
 
-    # Where the index is in step with the documents there is no share, and Airflow skips both without starting them.
+    # If the index is in step with the documents there is no share, and Airflow skips both tasks without starting them.
     @task(map_index_template="{{ names }}", pool=LLM_POOL)
     def index_documents(share: dict):
         names = share["documents"]

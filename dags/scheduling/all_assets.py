@@ -1,8 +1,8 @@
 """
 ### All of two assets (AND): one digest, once both reviews and tickets have arrived
 
-The schedule *CUSTOMER_REVIEWS & SUPPORT_TICKETS* runs **once** when both were updated since its last run, in either
-order and however often, and then waits for both again. It counts what the new feedback is about, from both sides.
+The schedule *CUSTOMER_REVIEWS & SUPPORT_TICKETS* starts **one** run when both were updated since the last run, in
+either order and however often, and then waits for both again. The run counts the topics of the new feedback by source.
 """
 
 from airflow.sdk import dag, task

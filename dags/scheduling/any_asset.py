@@ -1,9 +1,9 @@
 """
-### Any of two assets (OR): a report on new reviews, or whenever somebody asks
+### Any of two assets (OR): a report on new reviews, or on request
 
-The schedule *CUSTOMER_REVIEWS | REPORT_REQUEST* runs as soon as **one** of them is updated: new reviews have arrived,
-or somebody has pressed *Create Event* on *report_request* in the UI (or by REST). Then it reports on the newest reviews
-that there are.
+The schedule *CUSTOMER_REVIEWS | REPORT_REQUEST* starts a run as soon as **one** of them is updated: new reviews have
+arrived, or someone has pressed *Create Event* on *report_request* in the UI (or used REST). The run reports on the
+newest reviews.
 """
 
 from airflow.providers.common.compat.sdk import AirflowSkipException

@@ -1,9 +1,9 @@
 """
 ### Asset consumer: runs because the knowledge base was updated
 
-Scheduled on the asset *knowledge_base*, with no time and no sensor. It reads the events that triggered it and writes
-what is new for the support team. **Several updates before it starts make one run with all their events**, so it goes
-through all of them. Started by hand, it takes the asset's newest event.
+Scheduled on the asset *knowledge_base*, with no time and no sensor. It reads the events that started it and reports
+what is new to the support team. **Several updates before it starts become one run with all their events**, so it reads
+all of them. Started by hand, it takes the asset's newest event.
 """
 
 import json

@@ -1,9 +1,9 @@
 """
 ### Asset or time: check retrieval when the knowledge base changes, and every morning
 
-*AssetOrTimeSchedule* runs the DAG at 06:00 UTC **and** whenever *knowledge_base* is updated: a bad document shows at
-once, and a vector store that was changed by somebody else shows by the next morning. The check asks the index
-questions with known answers; no language model is called. The task says which of the two made it run.
+*AssetOrTimeSchedule* runs the DAG at 06:00 UTC **and** whenever *knowledge_base* is updated: a bad document is noticed
+at once, and a change to the vector store by someone else by the next morning. The check asks the index questions with
+known answers; no language model is called. The task reports which of the two started it.
 """
 
 from airflow.providers.common.compat.sdk import AirflowSkipException
@@ -18,7 +18,7 @@ from include.common.task_defaults import DEFAULT_ARGS, LLM_POOL
 from include.rag.stores.base import SearchQuery
 from include.sample.data import questions
 
-PASSAGES = 3  # the right document must be among so many
+PASSAGES = 3  # the right document must be among this many
 
 
 @dag(

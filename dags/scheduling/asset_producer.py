@@ -1,11 +1,11 @@
 """
 ### Asset producer: keep the knowledge base fresh, and start every DAG that waits for it
 
-Every hour it embeds the documents that changed, then updates the asset *knowledge_base*. DAGs scheduled on that asset
-run because of it. **Without a change there is no update**: the task is skipped, and no DAG is started for nothing.
+Every hour it embeds the documents that changed, then updates the asset *knowledge_base*, which starts the DAGs that
+are scheduled on it. **Without a change there is no update**: the task is skipped, and no DAG is started for nothing.
 
-The update carries numbers and the URL of a file, not the data: an event is a row in Airflow's database. What was
-published is remembered only after the update is stored, so a crash in between repeats an update and never loses one.
+The update has numbers and the URL of a file, not the data: an event is a row in Airflow's database. What was published
+is remembered only after the update is stored, so a crash in between repeats an update and never loses one.
 """
 
 import json

@@ -1,7 +1,7 @@
 """
-### Feedback intake: two assets, updated together or each by itself
+### Feedback intake: two assets, updated together or separately
 
-Stands for the systems that deliver reviews and tickets. Each task lands a file of new rows and updates its asset with
+Simulates the systems that deliver reviews and tickets. Each task writes a file of new rows and updates its asset with
 the number of rows and the file's URL. *any_asset* and *all_assets* wait for these two assets in different ways.
 """
 
@@ -18,7 +18,7 @@ SOURCES = ["reviews", "tickets"]
 
 
 @dag(
-    description="Lands new reviews and tickets, and updates an asset for each.",
+    description="Writes new reviews and tickets to files, and updates an asset for each.",
     schedule=None,
     default_args=DEFAULT_ARGS,
     tags=["genai", "scheduling", "asset"],
@@ -30,7 +30,7 @@ SOURCES = ["reviews", "tickets"]
             items={"type": "string", "enum": SOURCES},
             minItems=1,
             title="Sources",
-            description="Which of reviews and tickets have arrived.",
+            description="Whether reviews, tickets or both have arrived.",
         ),
     },
 )

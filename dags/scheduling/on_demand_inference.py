@@ -7,10 +7,10 @@ A POST to */api/v2/dags/on_demand_inference/dagRuns* starts a run, with this bod
 {"logical_date": null, "conf": {"message": "..."}}
 ```
 
-The params are a JSON schema: a wrong body is refused before a run exists, with the field's name. One task, as each
-costs Airflow a second or two; its return value is the answer, as JSON.
+The params are a JSON schema: an invalid body is refused before a run exists, with the field's name. There is one task,
+as each costs Airflow a second or two; its return value is the answer, as JSON.
 
-The caller's own *dag_run_id* is an idempotency key: sent twice, it is one run, paid once.
+The caller's own *dag_run_id* is an idempotency key: sent twice, it starts one run, paid once.
 """
 
 from typing import Literal

@@ -1,8 +1,8 @@
-"""Answer messages so that none is lost and none is paid twice, whatever they come from.
+"""Answer messages from any broker so that none is lost and none is paid twice.
 
 A message is handled at least once. Its answer is stored by request id before its reply is sent, and the message is
-settled (committed, deleted) only after the reply or the dead letter has arrived. So a message that comes again finds
-its answer: it is not paid again, and its reply is the same.
+settled (committed or deleted) only after the reply or the dead letter has arrived. So a message that is delivered again
+finds its answer: it is not paid again, and its reply is the same.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ log = logging.getLogger(__name__)
 
 
 class Mailbox(Protocol[Message]):
-    """Where messages come from, and their replies and dead letters go to."""
+    """Where messages come from, and where their replies and dead letters go."""
 
     def name(self, message: Message) -> str:
-        """Return a name that no other message of this mailbox has, and that is the same when it comes again."""
+        """Return a unique name of the message, the same at each delivery."""
 
     def read(self, message: Message) -> tuple[Request | None, str | None]:
         """Return the message's request, or what is wrong with it."""
@@ -52,14 +52,14 @@ class Mailbox(Protocol[Message]):
     async def reply(self, message: Message, reply: Reply) -> None:
         """Send a reply; return when it has arrived.
 
-        :raises TooLarge: there is no place for a reply of this size.
+        :raises TooLarge: no reply of this size can be sent.
         """
 
     async def bury(self, message: Message, reason: str) -> None:
         """Make the message a dead letter; return when it has arrived."""
 
     async def settle(self, message: Message) -> None:
-        """See that the message does not come again."""
+        """Make sure that the message is not delivered again."""
 
 
 async def answer_all(
@@ -67,15 +67,15 @@ async def answer_all(
 ) -> Counter[str]:
     """Answer messages, `model.in_flight` of them at a time.
 
-    What fails for one message (`Refused`) keeps no other from being answered. After any other failure none is begun.
+    A refusal of one message (`Refused`) does not affect the others. After any other failure no message is begun.
 
-    :param folder: on the project's storage, where the answers are.
+    :param folder: the folder of the answers on the project's storage.
     :param seconds: after this time no message is begun.
-    :return: the number of messages that were `answered`, `repeated` and `dead-lettered`, and those `left` for lack of
-        time.
+    :return: the number of messages that were `answered`, `repeated` and `dead-lettered`, and of those `left` for lack
+        of time.
     :raises Refused: a reply or dead letter was refused. Its message is not settled.
     :raises AirflowFailException: the account or a connection is at fault; no retry helps.
-    :raises AirflowException: the model, the storage or the mailbox fails now. What was done by then is settled.
+    :raises AirflowException: the model, the storage or the mailbox fails now. What is done by then is settled.
     """
     answers = RequestAnswers(folder, model)
     free = asyncio.Semaphore(model.in_flight)
@@ -112,7 +112,7 @@ async def answer_all(
 
 
 def _span(message: Message, mailbox: Mailbox[Message]) -> AbstractContextManager[trace.Span]:
-    """Trace what is done for a message, with a link to the trace of its sender."""
+    """Trace the handling of a message, with a link to the trace of its sender."""
     carried = TraceContextTextMapPropagator().extract(mailbox.trace(message), Context())
     sender = trace.get_current_span(carried).get_span_context()
     attributes = {"messaging.operation.type": "process", "messaging.message.id": mailbox.name(message)}
@@ -120,7 +120,7 @@ def _span(message: Message, mailbox: Mailbox[Message]) -> AbstractContextManager
 
 
 async def _answer(message: Message, mailbox: Mailbox[Message], answers: RequestAnswers) -> str:
-    """Send the reply or the dead letter; return what the message is counted as."""
+    """Send the reply or the dead letter; return the outcome that is counted."""
     request, reason = mailbox.read(message)
     if request is not None:
         try:
@@ -141,9 +141,9 @@ async def _answer(message: Message, mailbox: Mailbox[Message], answers: RequestA
 
 
 class StoredAnswer(BaseModel):
-    """An answer, and the name of the message that it was given to.
+    """An answer, and the name of the message that got it as its reply.
 
-    `message` is empty where the reply could not be sent: the next message with this id gets it.
+    `message` is empty if the reply could not be sent: the next message with this id gets it.
     """
 
     request_id: str
@@ -156,19 +156,19 @@ class StoredAnswer(BaseModel):
 class RequestAnswers:
     """Answers requests, each id once.
 
-    :param folder: on the project's storage, where the answers are.
-    :param model: gives the answers.
+    :param folder: the folder of the answers on the project's storage.
+    :param model: the model that answers.
     """
 
     def __init__(self, folder: str, model: PromptedModel) -> None:
-        self._folder = storage_path(folder, "answers")  # opened once, as that costs more than to read an answer
+        self._folder = storage_path(folder, "answers")  # opened once, as opening costs more than reading an answer
         self._model = model
         self._of_id: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def reply(self, request: Request, message: str) -> Reply | None:
-        """Return the reply to a request that came as this message, with the stored answer if there is one.
+        """Return the reply to the request in this message, with the stored answer if there is one.
 
-        :return: None if another message with this id gets the reply.
+        :return: the reply; None if another message with this id gets it.
         :raises Unanswerable: the model never answers this text, or the id was used for another text.
         :raises AirflowException: see `PromptedModel.ask`.
         """
@@ -187,7 +187,7 @@ class RequestAnswers:
                 raise Unanswerable("request_id: it was used for another text before")
             if not stored.message:
                 stored.message = message
-                await asyncio.to_thread(write_answer, path, stored)
+                await asyncio.to_thread(write_artifact, path, stored.model_dump_json())
         if stored.message != message:
             return None
         return Reply(
@@ -198,7 +198,7 @@ class RequestAnswers:
         )
 
     async def release(self, request_id: str) -> str:
-        """Let the next message with this id have the stored answer, as the reply to this one cannot be sent.
+        """Give the stored answer to the next message with this id, as the reply to this one cannot be sent.
 
         :return: the URL of the answer.
         """
@@ -207,11 +207,11 @@ class RequestAnswers:
             stored = await asyncio.to_thread(read_answer, path)
             if stored is not None:
                 stored.message = ""
-                await asyncio.to_thread(write_answer, path, stored)
+                await asyncio.to_thread(write_artifact, path, stored.model_dump_json())
         return str(path)
 
     def _path(self, request_id: str) -> ObjectStoragePath:
-        """Return where the answer is. An id can be anything: the name is a hash, spread over 256 folders."""
+        """Return the path of the answer. An id can be any text, so the name is a hash, spread over 256 folders."""
         name = hashlib.sha256(request_id.encode()).hexdigest()
         return self._folder.joinpath(name[:2], f"{name}.json")
 
@@ -219,7 +219,7 @@ class RequestAnswers:
 def read_answer(path: ObjectStoragePath) -> StoredAnswer | None:
     """Read the stored answer; return None if there is none.
 
-    :raises AirflowFailException: there is one that cannot be read.
+    :raises AirflowFailException: the stored answer cannot be read.
     """
     try:
         return StoredAnswer.model_validate_json(read_artifact(path))
@@ -229,8 +229,3 @@ def read_answer(path: ObjectStoragePath) -> StoredAnswer | None:
         raise AirflowFailException(
             f"The stored answer {path} cannot be read. Delete it to have the request answered again."
         ) from None
-
-
-def write_answer(path: ObjectStoragePath, answer: StoredAnswer) -> None:
-    """Write the answer, whole or not at all."""
-    write_artifact(path, answer.model_dump_json())

@@ -1,10 +1,10 @@
-"""The messages of the event-driven DAGs: what senders put on a topic or queue, what comes back, how a message is read.
+"""The messages of the event-driven DAGs: requests, replies, and how a message is read.
 
-A request is one JSON object, `Request`. Whoever sends from another language needs its fields and nothing else:
+A request is one JSON object, `Request`. A sender in another language needs only its fields:
 
     {"version": 1, "request_id": "ticket-4711", "text": "My tracker is offline.", "sent_at": "2026-11-24T08:30:00Z"}
 
-An incompatible change gets a new version. New optional fields do not: readers ignore fields that they do not know.
+An incompatible change gets a new version. New optional fields do not: readers ignore unknown fields.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ REPLIES = "inference_replies"
 DEAD_LETTERS = "inference_dead_letters"
 
 
-# W3C Trace Context: what a sender's trace is called. Replies and dead letters carry it on.
+# W3C Trace Context: the id of a sender's trace, which replies and dead letters keep.
 TRACE_HEADERS = {
     "traceparent": re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}"),
     "tracestate": re.compile(r"[\x20-\x7e]{1,512}"),
@@ -38,11 +38,11 @@ class ReplyOptions(BaseModel):
     """What the sender wants to get back."""
 
     wanted: bool = Field(default=True, description="Whether a reply is sent. The answer is stored anyway.")
-    echo: str = Field(default="", max_length=500, description="Comes back as it is, for the sender's own use.")
+    echo: str = Field(default="", max_length=500, description="Returned as is, for the sender's own use.")
 
 
 class Request(BaseModel):
-    """A text to be answered."""
+    """A text to answer."""
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
@@ -51,9 +51,9 @@ class Request(BaseModel):
         min_length=1,
         max_length=200,
         pattern=r"^[\w.:/@+=-]+$",
-        description="The sender's own id. A request that comes twice with the same id is answered once.",
+        description="The sender's own id. A request that arrives twice with the same id is answered once.",
     )
-    text: str = Field(min_length=1, max_length=20_000, description="What is to be answered.")
+    text: str = Field(min_length=1, max_length=20_000, description="What to answer.")
     reply: ReplyOptions = Field(default=ReplyOptions(), description="What the sender wants to get back.")
     sent_at: AwareDatetime = Field(description="When it was sent, with the time zone.")
 
@@ -89,9 +89,9 @@ class Reply(BaseModel):
 
 
 class Received(dict[str, Any]):
-    """A message as an event: `topic`, `partition`, `offset`, and either `request` or `error` is not None.
+    """A message as an event: `topic`, `partition`, `offset`, and one of `request` and `error`; the other is None.
 
-    Airflow logs every event of a trigger: of this one only its position, not its text.
+    Airflow logs every event of a trigger; for this one it logs the position, not the text.
     """
 
     def __repr__(self) -> str:
@@ -102,12 +102,12 @@ def parse_message(*args: Any) -> Received:
     """Read a message of Kafka, given as the last argument (a `confluent_kafka.Message`).
 
     Airflow's trigger calls this. It never raises (that would be a crash loop) and never returns anything falsy (that
-    would skip the message in silence). What it returns is plain JSON that every database can store.
+    would silently skip the message). The result is plain JSON that every database can store.
     """
     message = args[-1]
     try:
         value, error = read_request(message.value())
-    except Exception as problem:  # whatever it is, the message must not stop its reader
+    except Exception as problem:  # no message may stop its reader
         value, error = None, f"it cannot be read ({type(problem).__name__})"
     return Received(
         topic=message.topic(),
@@ -119,7 +119,7 @@ def parse_message(*args: Any) -> Received:
 
 
 def read_request(value: bytes | None) -> tuple[Request | None, str | None]:
-    """Read the request in these bytes; return it, or else what is wrong with them without quoting them."""
+    """Read the request in these bytes; return it, or else what is wrong, without quoting them."""
     if value is None:
         return None, "it has no value (a tombstone)"
     if not value:
@@ -135,7 +135,7 @@ def read_request(value: bytes | None) -> tuple[Request | None, str | None]:
 
 
 def trace_headers(headers: Iterable[tuple[str, Any]]) -> dict[str, str]:
-    """Return those of a message's headers that say which trace it is of, if they are valid."""
+    """Return the valid TRACE_HEADERS among a message's headers."""
     texts = {name: value.decode(errors="replace") if isinstance(value, bytes) else value for name, value in headers}
     return {
         name: text
@@ -145,7 +145,7 @@ def trace_headers(headers: Iterable[tuple[str, Any]]) -> dict[str, str]:
 
 
 def new_request(text: str, request_id: str = "", echo: str = "", wanted: bool = True) -> Request:
-    """Make a request that is sent now, with a new id unless one is given.
+    """Make a request that is sent now, with a new id if none is given.
 
     :raises pydantic.ValidationError: a field breaks the contract.
     """

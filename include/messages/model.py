@@ -1,4 +1,4 @@
-"""Ask a model about many texts at once, and find out whose fault it is when one gets no answer."""
+"""Ask a model about many texts at once, and find out whether a text without an answer is itself at fault."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from include.ai import BaseModel
 
 TRIES = 3
-# Every model can answer this: if it does not, the fault is with the account, the connection or the provider.
+# Every model can answer this. If it does not, the account, the connection or the provider is at fault.
 HARMLESS = "Hello, is the app down for everybody?"
 
 
@@ -31,7 +31,7 @@ class PromptedModel:
 
     :param system_prompt: what to do with the texts.
     :param output_type: the form of the answers.
-    :param in_flight: how many texts the model is asked about at the same time.
+    :param in_flight: how many calls are made at the same time.
     :param conn_id: the connection to the model.
     """
 
@@ -48,11 +48,11 @@ class PromptedModel:
     async def ask(self, text: str) -> Any:
         """Ask about a text and return the answer as plain JSON.
 
-        A text that gets no answer is tried again, each time after the model has answered something harmless.
+        A text that gets no answer is tried again, each time after the model has answered a harmless text.
 
-        :raises Unanswerable: it gets no answer in TRIES tries.
+        :raises Unanswerable: the text gets no answer in TRIES tries.
         :raises AirflowFailException: the account or the connection is at fault; no retry helps.
-        :raises AirflowException: the provider fails now, whatever it is asked.
+        :raises AirflowException: the provider fails now, for any text.
         """
         reason = ""
         for _ in range(TRIES):
@@ -66,7 +66,7 @@ class PromptedModel:
         raise Unanswerable(f"no answer in {TRIES} tries, while the model answers others: {reason}")
 
     async def _ask_harmless(self, failed_at: float) -> None:
-        """See that the model answers now. Texts that fail at the same time share one call."""
+        """Check that the model answers now. Texts that fail at the same time share one call."""
         async with self._asking_harmless:
             if self._well_at < failed_at:
                 asked_at = time.monotonic()
@@ -75,7 +75,7 @@ class PromptedModel:
 
 
 def _fault_of_the_text(error: Exception) -> str:
-    """Return what a text may have done to cause the error; empty if no text can be at fault.
+    """Return how the text may have caused the error; empty if it cannot be at fault.
 
     A refused key, an unknown model, a used-up quota, a rate limit and an unreachable server are never the text's fault.
     """
@@ -84,7 +84,7 @@ def _fault_of_the_text(error: Exception) -> str:
             return "the provider refuses it"
         case UnexpectedModelBehavior():
             return "the model's answers never have the required form"
-    match error.__context__:  # `ConnectionModel` keeps the provider's error out of the log, but not from here
+    match error.__context__:  # `ConnectionModel` hides the provider's error from the log, but keeps it here
         case ModelServerError():
             return "the provider fails on it"
         case ModelTimeoutError():

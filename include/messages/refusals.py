@@ -1,4 +1,4 @@
-"""What a topic or queue does not take. Not in the contract, which senders use without Airflow."""
+"""Messages that a topic or queue refuses. Not in the contract, which senders use without Airflow."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from airflow.providers.common.compat.sdk import AirflowException
 
 
 class Refused(AirflowException):
-    """A topic or queue does not take this message. It may take others, and later this one."""
+    """A topic or queue refuses this message. It may accept others, and later this one."""
 
 
 class TooLarge(Refused):

@@ -1,7 +1,7 @@
 """Answer messages of an Amazon SQS queue, each of which stays there until its reply is sent.
 
-A message that is received is not gone: it comes back after the visibility timeout, unless it is deleted. It is deleted
-here when its reply (or its dead letter) is on its queue. include/messages/answers.py says what follows from this.
+SQS delivers a received message again after the visibility timeout, unless it is deleted. It is deleted here once its
+reply (or its dead letter) is on its queue. include/messages/answers.py explains what this guarantees.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from include.messages.refusals import Refused, TooLarge
 from include.messages.stored import StoredMessage, store
 
 AWS_CONN_ID = "aws_default"
-# No answer is begun later than this in a run: what is left comes back to the next one.
+# After this time a run begins no answer: the messages that are left come back to the next run.
 BUDGET_S = 240.0
-# What SQS says to a receipt that is no longer valid: the message has come back since, with another.
+# SQS's errors for a receipt that is no longer valid: the message has been delivered again, with a new one.
 OLD_RECEIPT = ("ReceiptHandleIsInvalid", "InvalidParameterValue")
 
 log = logging.getLogger(__name__)
 
 
 class Message(BaseModel):
-    """A message as SQS gives it out. The receipt is needed to delete it."""
+    """A message as SQS delivers it. The receipt is needed to delete it."""
 
     message_id: str = Field(alias="MessageId", min_length=1, max_length=200)
     receipt: str = Field(alias="ReceiptHandle", min_length=1)
@@ -40,24 +40,24 @@ class Message(BaseModel):
 
     @property
     def content(self) -> bytes:
-        """The body's bytes, also where it is not valid Unicode."""
+        """Return the body's bytes, even if it is not valid Unicode."""
         return self.body.encode("utf-8", "surrogatepass")
 
 
 def messages_of(events: Iterable[Any]) -> list[Message]:
     """Return the messages in these events (oldest first), each once, with its newest receipt.
 
-    An event that does not come from the watcher is left out with an error in the log (anybody who may call the REST
-    API can create one).
+    An event that is not from the watcher (anyone with access to the REST API can create one) is left out, with an error
+    in the log.
     """
     found = {}
     for event in events:
         if not event.extra:
-            continue  # a run that rings for its successor
+            continue  # the event by which a run starts its successor
         try:
             messages = [Message.model_validate(each) for each in event.extra["payload"]["message_batch"]]
         except (TypeError, KeyError, ValueError):
-            log.error("The event of %s holds no messages of the watcher; it is left out.", event.timestamp)
+            log.error("The event of %s has no messages of the watcher; it is left out.", event.timestamp)
         else:
             found.update({message.message_id: message for message in messages})
     return list(found.values())
@@ -67,8 +67,8 @@ async def answer_messages(url: str, folder: str, model: PromptedModel, messages:
     """Answer messages that came from the queue `url`, and delete them.
 
     :param folder: where the answers are stored.
-    :return: the counts of `answer_all`, and whether there is a `backlog`: other messages, in events that no run has
-        read, or that another run is at work on.
+    :return: the counts of `answer_all`, and whether there is a `backlog`: other messages that were received, in events
+        that no run has read, or in another run.
     :raises AirflowException: see `answer_all` and `Queues`.
     """
     queues = await asyncio.to_thread(Queues, url)
@@ -82,7 +82,7 @@ class Queues:
 
     :param url: of the queue of requests.
     :raises AirflowFailException: there is no URL.
-    :raises Refused: the connection `aws_default` is not complete, or a queue cannot be used.
+    :raises Refused: the connection `aws_default` is incomplete, or a queue cannot be used.
     """
 
     def __init__(self, url: str) -> None:
@@ -91,12 +91,12 @@ class Queues:
         self.url = url
         self._client: Any = None
         self._largest: dict[str, int] = {}  # bytes of a message with its attributes, by queue
-        for each in ("", "-replies", "-dead-letters"):  # before anything is paid for that could not be delivered
+        for each in ("", "-replies", "-dead-letters"):  # before paying for answers that could not be sent
             found = self._call("get_queue_attributes", url + each, AttributeNames=["MaximumMessageSize"])
             self._largest[each] = int(found["Attributes"]["MaximumMessageSize"])
 
     def hidden(self) -> int:
-        """Return about how many messages were given out and are not deleted."""
+        """Return about how many messages were received and are not deleted yet."""
         name = "ApproximateNumberOfMessagesNotVisible"
         return int(self._call("get_queue_attributes", self.url, AttributeNames=[name])["Attributes"][name])
 
@@ -109,21 +109,21 @@ class Queues:
         return read_request(message.content)
 
     def trace(self, message: Message) -> dict[str, str]:
-        """Return nothing: Airflow's trigger does not ask SQS for the attributes of messages."""
+        """Return an empty dict: Airflow's trigger does not request the attributes of messages."""
         return {}
 
     async def reply(self, message: Message, reply: Reply) -> None:
         """Send a reply.
 
-        :raises TooLarge: the queue does not take a reply of this size.
+        :raises TooLarge: the queue refuses a reply of this size.
         """
-        # ASCII, as SQS refuses some characters that JSON may hold.
+        # ASCII, as SQS refuses some characters that JSON allows.
         await asyncio.to_thread(self._send, "-replies", json.dumps(reply.model_dump(mode="json")), {})
 
     async def bury(self, message: Message, reason: str) -> None:
-        """Send a message to the dead letters as it came, with the reason as an attribute.
+        """Send a message to the dead letters unchanged, with the reason as an attribute.
 
-        One that is too large with it goes to the project's storage, and the dead letter points to it.
+        If it is too large with that, it goes to the project's storage, and the dead letter points to it.
         """
         own = {"reason": reason[:1000], "message_id": message.message_id}
         try:
@@ -143,7 +143,7 @@ class Queues:
         size = sum(len(part.encode("utf-8", "surrogatepass")) for part in parts)
         if size > self._largest[ending]:
             raise TooLarge(
-                f"The queue {shown_url(self.url + ending)} takes {self._largest[ending]} bytes; a message has {size}."
+                f"The queue {shown_url(self.url + ending)} accepts {self._largest[ending]} bytes; a message has {size}."
             )
         self._call("send_message", self.url + ending, MessageBody=body, MessageAttributes=typed)
 
@@ -158,12 +158,10 @@ class Queues:
         except (BotoCoreError, ClientError) as error:
             code = getattr(error, "response", {}).get("Error", {}).get("Code")
             if operation == "delete_message" and code in OLD_RECEIPT:
-                log.warning(
-                    "A message of %s was not deleted, as it has come back since; it is a repeat then.", shown_url(url)
-                )
+                log.warning("A message of %s was not deleted, as SQS has delivered it again.", shown_url(url))
                 return None
             raise Refused(
                 f"Connection {AWS_CONN_ID!r}, queue {shown_url(url)}: {operation} failed: {shown_text(error)}. Does "
-                "the queue exist, in the connection's region, and may this role use it? Nothing is lost: what is not "
-                "deleted comes back."
+                "the queue exist, in the connection's region, and may this role use it? Nothing is lost: messages "
+                "that are not deleted come back."
             ) from None

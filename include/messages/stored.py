@@ -1,4 +1,4 @@
-"""Messages that are too large for a dead letter, whole, on the project's storage."""
+"""Messages that are too large for a dead letter, kept whole on the project's storage."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FOLDER = "dead_letters"
 
 
 class StoredMessage(BaseModel):
-    """A message as it came; in the file, bytes are base64."""
+    """A message as it was received; in the file, bytes are base64."""
 
     model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", hide_input_in_errors=True)
 
@@ -23,7 +23,7 @@ class StoredMessage(BaseModel):
 
 
 class Pointer(BaseModel):
-    """What stands in a dead letter instead of the message."""
+    """What a dead letter contains instead of the message."""
 
     stored_at: str
     value_bytes: int
@@ -31,7 +31,7 @@ class Pointer(BaseModel):
 
 
 def store(source: str, message: StoredMessage) -> Pointer:
-    """Write a message of the topic or queue `source` whole, or not at all; the same message is stored once."""
+    """Write a message of the topic or queue `source`, whole or not at all. The same message is stored once."""
     content = message.model_dump_json().encode()
     sha256 = hashlib.sha256(content).hexdigest()
     path = storage_path(FOLDER, name_on_storage(source), f"{sha256}.json")
@@ -52,7 +52,7 @@ def fetch(pointer: str | bytes) -> StoredMessage:
     except FileNotFoundError:
         raise ValueError(f"{to.stored_at} does not exist") from None
     if hashlib.sha256(content).hexdigest() != to.sha256:
-        raise ValueError(f"{to.stored_at} is not what was stored: its SHA-256 is another")
+        raise ValueError(f"{to.stored_at} is not what was stored: its SHA-256 differs")
     try:
         return StoredMessage.model_validate_json(content)
     except ValidationError:

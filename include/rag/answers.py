@@ -1,6 +1,6 @@
 """Answers from retrieved passages: the prompt, the answer's shape, and what makes an answer count.
 
-A model sees the passages numbered from 1, as it copies a number rightly and an id of 36 characters wrongly. What is
+A model sees the passages numbered from 1: it copies a number correctly, but often not an id of 36 characters. What is
 published names chunks by their ids.
 """
 
@@ -17,7 +17,7 @@ from include.ai import BaseModel, untrusted
 from include.common.markdown import as_markdown_line, as_markdown_quote, as_markdown_text
 
 MOST_PASSAGES = 10
-MOST_CITED = 2  # one sentence stands in one passage, or in two
+MOST_CITED = 2  # one sentence needs one passage, or two
 
 ANSWER_PROMPT = (
     "Answer the question in one short sentence, with the exact words and numbers of the passages. "
@@ -47,7 +47,7 @@ class Answer(BaseModel):
 def answer_prompt(question: str, passages: Sequence[Mapping[str, Any]]) -> Any:
     """Build the prompt from passages (dicts of `include.rag.stores.base.Hit`), best first; the best comes last.
 
-    No text of a document can end its fence: every tag of that name is made harmless.
+    No text of a document can close its fence: every such tag in it is escaped.
     """
     numbered = reversed(list(enumerate(passages, 1)))
     fenced = [f'<passage number="{number}">\n{_fence(passage["text"])}\n</passage>' for number, passage in numbered]
@@ -55,7 +55,7 @@ def answer_prompt(question: str, passages: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def published_answer(answer: Mapping[str, Any] | None, passages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the answer with the ids and documents of the chunks that it cites, or that nothing is known.
+    """Return the answer with the ids and documents of the chunks that it cites, or DONT_KNOW.
 
     An answer counts if the model says that the passages hold it, and cites at least one.
 
@@ -74,7 +74,7 @@ def published_answer(answer: Mapping[str, Any] | None, passages: Sequence[Mappin
 
 
 def answer_parts(published: Mapping[str, Any], passages: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Write what `published_answer` returned as Markdown: the answer, and each passage that it cites."""
+    """Return the result of `published_answer` as Markdown: the answer, and each passage that it cites."""
     cited = [passage for passage in passages if passage["id"] in published["chunks"]]
     sources = [f"**{as_markdown_line(each['source'])}**\n\n{as_markdown_quote(each['text'])}" for each in cited]
     return [as_markdown_text(published["answer"]), *sources]

@@ -1,6 +1,6 @@
-"""Untrusted files are read and cut in a process of its own: none of them can stop or fill the task.
+"""Read and cut untrusted files in a separate process, so that none of them can crash or block the task.
 
-One process serves all files of a task: it starts at the first, and again after one that it did not survive.
+One process serves all files of a task. It starts with the first file, and again after a file that crashed it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any, NamedTuple
 
-MOST_CPU_SECONDS = 120  # of computing time, so that a busy machine refuses nothing that an idle one reads
+MOST_CPU_SECONDS = 120  # CPU time, so that a busy machine reads the same files as an idle one
 MOST_MEMORY = 2_000_000_000
-MOST_OUTPUT = 50_000_000  # bytes of what comes back to the task
+MOST_OUTPUT = 50_000_000  # bytes that come back to the task
 
 _SERVE = "import sys; sys.path.insert(0, sys.argv[1]); from include.rag.bounded import serve; serve(int(sys.argv[2]))"
 
@@ -34,15 +34,15 @@ class _Process(NamedTuple):
     pipe: Connection
 
 
-_running: dict[int, _Process] = {}  # by the process that started it: one that was forked from it starts its own
+_running: dict[int, _Process] = {}  # by the process that started it: a fork of that starts its own
 _one_at_a_time = threading.Lock()
 
 
-def call(function: str, *arguments: Any) -> Any:
-    """Call `function`, as `include.rag.pdf.read_pdf`, with the bytes of a file or its text.
+def call(name: str, function: str, *arguments: Any) -> Any:
+    """Call `function`, such as `include.rag.pdf.read_pdf`, with the bytes or the text of the file `name`.
 
-    :raises UnreadableDocument: it did, or any other error, or needed more than MOST_CPU_SECONDS or MOST_MEMORY, or
-        came to more than MOST_OUTPUT.
+    :raises UnreadableDocument: the function failed, needed more than MOST_CPU_SECONDS or MOST_MEMORY, or returned more
+        than MOST_OUTPUT.
     """
     with _one_at_a_time:
         process, pipe = _started()
@@ -53,13 +53,11 @@ def call(function: str, *arguments: Any) -> Any:
             del _running[os.getpid()]
             pipe.close()
             code = process.wait()
+            reason = f"crashes its parser, or needs too much memory for it (exit code {code})"
             if code == -signal.SIGPROF:
-                raise UnreadableDocument(f"takes more than {MOST_CPU_SECONDS} s to read") from None
-            raise UnreadableDocument(
-                f"crashes its parser, or needs too much memory for it (exit code {code})"
-            ) from None
+                reason = f"takes more than {MOST_CPU_SECONDS} s to read"
     if reason:
-        raise UnreadableDocument(reason)
+        raise UnreadableDocument(f"{name} {reason}")
     return found
 
 
@@ -71,7 +69,7 @@ def _started() -> _Process:
             [sys.executable, "-c", _SERVE, str(Path(__file__).parents[2]), str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,  # else it would hold the task's log open
+            stderr=subprocess.DEVNULL,  # inherited, it would hold the task's log open
             pass_fds=[theirs.fileno()],
         )
         theirs.close()

@@ -1,7 +1,7 @@
-"""A knowledge base in a bucket, which workers without a shared disk see alike.
+"""A knowledge base in a bucket, for workers that share no disk.
 
-The version of a document is what the object storage says of it, such as its ETag: to list a thousand documents is one
-request, and only those that are new or have changed are fetched.
+The version of a document is what the object storage reports for it, such as its ETag: listing a thousand documents is
+one request, and only new and changed ones are fetched.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from airflow.providers.common.compat.sdk import AirflowException
 from include.common.storage import open_path
 from include.rag.bounded import UnreadableDocument
 
-# What changes with an object's content, as each object storage calls it, and at last its size and time.
-MARKS = ("ETag", "etag", "md5Hash", "content_md5")
-TIMES = ("LastModified", "last_modified", "mtime", "created")
+# What changes with an object's content, as the object storages call it: a hash, or else a time.
+VERSION_FIELDS = ("ETag", "etag", "md5Hash", "content_md5", "LastModified", "last_modified", "mtime", "created")
 
 
 class Bucket:
@@ -45,19 +44,19 @@ class Bucket:
         folder = self._file("")
         try:
             found = self._path.fs.find(folder.rstrip("/"), detail=True)
-        except Exception as error:  # each object storage has its own
+        except Exception as error:  # each object storage raises its own
             raise AirflowException(f"{self} cannot be listed: {error}") from error
         return {path.removeprefix(folder): _version(info) for path, info in found.items() if not path.endswith("/")}
 
     def read(self, name: str, most: int) -> tuple[str, bytes]:
-        """Return version and content of an object; at most so many bytes.
+        """Return the version and the content of an object, at most `most` bytes of it.
 
-        The content may be newer than the version, on storage that cannot read a certain one. The next listing then
+        On storage that cannot read a given version, the content may be newer than the version. The next listing then
         has another version, and the document is read again.
 
-        :raises FileNotFoundError: there is none.
-        :raises UnreadableDocument: it must not be read.
-        :raises AirflowException: the bucket does not answer, or the object changed meanwhile. A retry may help.
+        :raises FileNotFoundError: there is no such object.
+        :raises UnreadableDocument: access to it is denied.
+        :raises AirflowException: the bucket does not answer, or the object changed during the read. A retry may help.
         """
         if any(part in ("", ".", "..") for part in name.split("/")):
             raise FileNotFoundError(name)
@@ -69,7 +68,7 @@ class Bucket:
             raise FileNotFoundError(name) from None
         except PermissionError as error:
             raise UnreadableDocument(f"{name} cannot be read: {error}") from error
-        except Exception as error:  # each object storage has its own
+        except Exception as error:  # each object storage raises its own
             raise AirflowException(f"{name} cannot be read from {self}: {error}") from error
 
     def _file(self, name: str) -> str:
@@ -77,5 +76,5 @@ class Bucket:
 
 
 def _version(info: Mapping[str, Any]) -> str:
-    mark = next((info[key] for key in (*MARKS, *TIMES) if info.get(key)), "")
+    mark = next((info[key] for key in VERSION_FIELDS if info.get(key)), "")
     return f"{info['size']}-{mark.timestamp() if isinstance(mark, datetime) else mark}"

@@ -1,4 +1,4 @@
-"""Documents cut into chunks, each below the path of headings that leads to it."""
+"""Cut documents into chunks, each with the path of headings above it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from uuid import NAMESPACE_URL, uuid5
 
 from include.rag import bounded
-from include.rag.bounded import UnreadableDocument
 from include.rag.documents import CHUNK_CHARACTERS, CHUNK_OVERLAP, Document, text_checksum
 from include.rag.titles import LONGEST_TITLE, Heading
 
@@ -37,18 +36,14 @@ class Chunk:
 def split_document(document: Document) -> list[Chunk]:
     """Cut a document along its structure into overlapping chunks of at most CHUNK_CHARACTERS, headings not counted.
 
-    :raises UnreadableDocument: it takes too long.
+    :raises UnreadableDocument: this takes too long.
     """
-    try:
-        pieces, found = bounded.call(
-            "include.rag.formats.cut", document.text, document.format, CHUNK_CHARACTERS, CHUNK_OVERLAP
-        )
-    except UnreadableDocument as error:
-        raise UnreadableDocument(f"{document.source} {error}") from error
+    arguments = (document.text, document.format, CHUNK_CHARACTERS, CHUNK_OVERLAP)
+    pieces, found = bounded.call(document.source, "include.rag.formats.cut", *arguments)
     starts, paths = [heading.start for heading in found], _heading_paths(document.title, found)
     chunks = []
     for position, (start, text) in enumerate(pieces):
-        # With its overlap, a chunk begins in the section before its own: the middle says where it belongs.
+        # With its overlap, a chunk begins in the section before its own: its middle decides where it belongs.
         section = bisect_right(starts, start + len(text) // 2)
         headings = paths[section - 1] if section else document.title
         text = f"{headings}\n{text}"
@@ -72,7 +67,7 @@ def split_document(document: Document) -> list[Chunk]:
 def _heading_paths(title: str, found: Sequence[Heading]) -> list[str]:
     """Return for each heading the path of headings down to it.
 
-    It begins with the title, as that of front matter, if no heading of level 1 stands above.
+    It begins with the document's title (from front matter, for example) if no heading of level 1 is above.
     """
     above = [] if title in [heading.text for heading in found] else [Heading(0, 0, title)]
     paths = []

@@ -17,7 +17,7 @@ from include.rag.formats import FORMATS, read_text
 
 try:
     from include.rag.bucket import Bucket
-except ImportError:  # as in a copy that reads a folder only
+except ImportError:  # a copied pattern may lack it
     Bucket = None  # type: ignore[assignment,misc]
 
 CHUNK_CHARACTERS = 800  # about 200 tokens: one or two sections of a help page
@@ -60,7 +60,7 @@ class Document:
 
 
 def location() -> str:
-    """Return where the documents are, as messages name it."""
+    """Return the name of the folder or bucket, for messages."""
     return str(_bucket() or knowledge_base())
 
 
@@ -84,34 +84,26 @@ def _bucket() -> Bucket | None:
 
 
 def listed_documents() -> dict[str, str]:
-    """List the documents, sorted by name, each with its `Document.checksum`, for which none is parsed.
+    """List the documents of the knowledge base, sorted by name, each with its `Document.checksum`; parse none.
 
-    :raises ValueError: see `document_names`.
+    Documents are the files of a supported type. Left out, and named in the log, are hidden files, links (they may lead
+    anywhere on the worker), devices and pipes, and files whose name is not UTF-8, which no database accepts. Files of
+    other types are counted.
+
+    :raises ValueError: there are no documents, as in a folder that was not deployed.
     """
     if bucket := _bucket():
         versions = bucket.versions()
         names = _documents(str(bucket), ((name, _reason_in_name(name)) for name in versions))
         return {name: _document_checksum(versions[name]) for name in names}
-    return {name: file_checksum(name) for name in document_names()}
-
-
-def document_names() -> list[str]:
-    """List the documents in the knowledge base and below: the files of a type that is read.
-
-    Left out, and named in the log, are hidden files, links (they may lead anywhere on the worker), devices and pipes,
-    and files whose name is not UTF-8, which no database takes. Files of other types are counted.
-
-    :raises ValueError: there are no documents, as in a folder that was not deployed.
-    """
-    if _bucket():
-        return list(listed_documents())
     folder = knowledge_base()
     entries = ((path, path.relative_to(folder).as_posix()) for path in _entries(folder))
-    return _documents(str(folder), ((name, _reason_to_leave_out(path, name)) for path, name in entries))
+    names = _documents(str(folder), ((name, _reason_to_leave_out(path, name)) for path, name in entries))
+    return {name: file_checksum(name) for name in names}
 
 
 def _documents(where: str, entries: Iterable[tuple[str, str]]) -> list[str]:
-    """Sort those names that have no reason to be left out, and log the others."""
+    """Return the names that have no reason to be left out, sorted, and log the others."""
     names: list[str] = []
     left_out: dict[str, list[str]] = {}
     for name, reason in entries:
@@ -131,7 +123,7 @@ def _documents(where: str, entries: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def _entries(folder: Path) -> Iterator[Path]:
-    """Yield all in a folder and below that is not a folder; links and hidden folders are not entered."""
+    """Yield everything below a folder that is not a folder itself; do not enter links and hidden folders."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.is_dir() and not path.is_symlink() and not path.name.startswith("."):
             yield from _entries(path)
@@ -157,7 +149,7 @@ def _reason_in_name(name: str) -> str:
 
 
 def file_checksum(name: str) -> str:
-    """Compute the `Document.checksum` of a file without parsing it; another one if it cannot be read."""
+    """Compute the `Document.checksum` of a file without parsing it; a fixed one if it cannot be read."""
     try:
         with _path(name).open("rb") as file:
             return _document_checksum(hashlib.file_digest(file, "sha256").hexdigest())
@@ -168,11 +160,11 @@ def file_checksum(name: str) -> str:
 def read_document(name: str, checksum: str = "") -> Document:
     """Read the document of this name.
 
-    :param checksum: of the version that was listed, if no other will do.
-    :raises NotAsListed: the document has another one, or is missing.
-    :raises AirflowFailException: there is none; the message lists those that there are.
+    :param checksum: that of the listed version, if no other version will do.
+    :raises NotAsListed: the document has another checksum, or is missing.
+    :raises AirflowFailException: there is no such document; the message lists those that exist.
     :raises AirflowException: its bucket does not answer.
-    :raises include.rag.formats.UnreadableDocument: it cannot be used.
+    :raises UnreadableDocument: it cannot be used.
     """
     bucket, reason = _bucket(), ""
     try:
@@ -181,7 +173,7 @@ def read_document(name: str, checksum: str = "") -> Document:
         if checksum:
             raise NotAsListed(f"{name} is missing on this worker.") from None
         raise AirflowFailException(
-            f"There is no document {name!r}. There are: {', '.join(document_names())}."
+            f"There is no document {name!r}. There are: {', '.join(listed_documents())}."
         ) from None
     except OSError as error:
         version, data, reason = UNREADABLE, b"", f"cannot be read: {error.strerror or error}"
@@ -192,12 +184,12 @@ def read_document(name: str, checksum: str = "") -> Document:
         raise NotAsListed(f"{name} is not the version that was listed.")
     if reason:
         raise UnreadableDocument(f"{name} {reason}")
-    file = read_text(data, name)
-    return Document(name, file.title, file.text, found, file.format, file.notes)
+    format_name, parsed = read_text(data, name)
+    return Document(name, parsed.title, parsed.text, found, format_name, tuple(parsed.notes))
 
 
 def _read_file(name: str, most: int) -> tuple[str, bytes]:
-    """Return version and content of a file, read once so that both are of the same one; at most so many bytes."""
+    """Return the version and the content of a file, at most `most` bytes, from one read, so that they match."""
     with _path(name).open("rb") as file:
         data = file.read(most)
     return hashlib.sha256(data).hexdigest(), data
@@ -206,7 +198,7 @@ def _read_file(name: str, most: int) -> tuple[str, bytes]:
 def _path(name: str) -> Path:
     """Return the path of a document.
 
-    :raises OSError: there is none, or a link leads to it.
+    :raises FileNotFoundError: there is none, or it is behind a link.
     """
     folder = knowledge_base().resolve()
     path = folder / name

@@ -1,4 +1,4 @@
-"""How good retrieval and answers are, on questions with known documents."""
+"""Measure retrieval and answers on questions whose documents are known."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from include.rag.stores.base import Hit, SearchMode, SearchQuery
 
 try:
     from include.spend import scores as score_book
-except ImportError:  # a copied pattern may lack it: then its scores are in its reports only
+except ImportError:  # a copied pattern may lack it: then the scores are only in its reports
     score_book = None  # type: ignore[assignment]
 
-# An answer stands in its passages if they hold this share of its words, and all of its numbers.
+# An answer is grounded if its passages hold this share of its words, and all of its numbers.
 GROUNDED_WORDS = 0.8
 
 
 class Score(TypedDict):
     """Retrieval in one store and mode. `recall`: the share of questions whose document is among the first k passages.
 
-    `mrr`: the mean of 1 / rank of the document's first passage, 0 where it is not among them. `questions`: how many.
-    `higher` and `lower`: of how many of them re-ranking moved the document so.
+    `mrr`: the mean of 1 / rank of the document's first passage, 0 if it is not among them. `questions`: their number.
+    `higher` and `lower`: for how many of them re-ranking moved the document up and down.
     """
 
     store: str
@@ -48,7 +48,7 @@ class Score(TypedDict):
 
 
 def search_name(mode: str, rerank_conn_id: str | None) -> str:
-    """Return what scores and reports call a search."""
+    """Return the name of a search in scores and reports."""
     return f"{mode}, re-ranked" if rerank_conn_id else mode
 
 
@@ -61,7 +61,8 @@ def score_retrieval(
 ) -> list[Score]:
     """Score each search mode in the store `conn_id`, on the questions that have a document.
 
-    :param rerank_mode: the mode to score with re-ranking, too, by the model of `rerank_conn_id`, if that is given.
+    :param rerank_mode: the mode that is also scored with re-ranking, if `rerank_conn_id` is given.
+    :param rerank_conn_id: the connection to the re-ranking model.
     :raises AirflowFailException: the store has no index, or one of another embedding model.
     """
     asked = [each for each in questions if each["document"]]
@@ -72,7 +73,7 @@ def score_retrieval(
     if rerank_mode and rerank_conn_id:
         queries = [SearchQuery(each["question"], k, rerank_mode) for each in asked]
         reranked = _ranks(asked, search(queries, conn_id=conn_id, rerank_conn_id=rerank_conn_id))
-        # Reciprocal, so that a document that is not among the first k is below all that are.
+        # Reciprocal, so that a document that is not among the first k ranks below all that are.
         moved = [_reciprocal(rank) - _reciprocal(ranks[rerank_mode][question]) for question, rank in reranked.items()]
         score = _score(conn_id, search_name(rerank_mode, rerank_conn_id), reranked)
         scores.append({**score, "higher": sum(each > 0 for each in moved), "lower": sum(each < 0 for each in moved)})
@@ -91,7 +92,7 @@ def _score(store: str, mode: str, ranks: Mapping[str, int]) -> Score:
 
 
 def _ranks(asked: Sequence[Mapping[str, Any]], found: Sequence[Sequence[Hit]]) -> dict[str, int]:
-    """Find the place of each question's document among its hits, from 1; 0 if it is not there."""
+    """Return the rank of each question's document among its hits, from 1; 0 if it is not among them."""
     ranks = {}
     for each, hits in zip(asked, found, strict=True):
         sources = [hit.source for hit in hits]
@@ -104,13 +105,13 @@ def _reciprocal(rank: int) -> float:
 
 
 def spread_sample(questions: Sequence[Mapping[str, Any]], size: int) -> list[Mapping[str, Any]]:
-    """Take `size` of the questions, the same at every run, evenly from the whole list."""
+    """Take `size` of the questions, evenly from the whole list and the same in every run."""
     size = min(size, len(questions))
     return [questions[(2 * n + 1) * len(questions) // (2 * size)] for n in range(size)]
 
 
 def is_grounded(question: Mapping[str, Any], passages: Sequence[Mapping[str, Any]], answer: Mapping[str, Any]) -> bool:
-    """Judge whether the answer stands in the passages that it cites; or says "I don't know" where no document answers.
+    """Return whether the passages that it cites support the answer, or it rightly says "I don't know".
 
     :param answer: `include.rag.answers.Answer`, as XCom has it.
     """
@@ -127,9 +128,9 @@ def is_grounded(question: Mapping[str, Any], passages: Sequence[Mapping[str, Any
 
 
 def write_report(k: int, scores: Sequence[Score], grounded: Mapping[str, bool]) -> str:
-    """Write a table and a chart of the scores, and what was missed; return the URL of their folder.
+    """Write a table and a chart of the scores, and the questions that were missed; return the URL of their folder.
 
-    :param grounded: by question whether its answer is.
+    :param grounded: by question, whether its answer is grounded.
     """
     rows = [[s["store"], s["mode"], f"{s['recall']:.2f}", f"{s['mrr']:.2f}"] for s in scores]
     lines = [table(["store", "mode", f"recall@{k}", "MRR"], rows)]
@@ -157,9 +158,9 @@ def write_report(k: int, scores: Sequence[Score], grounded: Mapping[str, bool]) 
 
 
 def record_scores(k: int, scores: Sequence[Score], grounded: Mapping[str, bool], mode: str) -> None:
-    """Record the scores for the page GenAI, by the models and the prompt that they are of.
+    """Record the scores for the page GenAI, with the models and the prompt that they measure.
 
-    :param mode: the search that the passages of the answers came from.
+    :param mode: the search that found the passages of the answers.
     """
     if score_book is None:
         return

@@ -1,6 +1,6 @@
-"""Documents as text, each format by a parser from PyPI.
+"""Read documents as text, each format with a parser from PyPI.
 
-All but plain text become Markdown, so that they are cut along headings; a PDF's headings are its pages.
+All but plain text become Markdown, which is cut along headings; a PDF's headings are its pages.
 """
 
 from __future__ import annotations
@@ -23,26 +23,14 @@ TEXT = "text"
 
 
 class Parsed(NamedTuple):
-    """A document's title, its text, and what of it could not be read."""
+    """A document's title, its text, and notes on what could not be read, such as single pages of a PDF."""
 
     title: str
     text: str
     notes: Sequence[str] = ()
 
 
-class FileText(NamedTuple):
-    """A file as text: Markdown, or plain text where the format is `TEXT`.
-
-    `notes` says what of it could not be read, such as single pages of a PDF.
-    """
-
-    format: str
-    title: str
-    text: str
-    notes: tuple[str, ...]
-
-
-# By suffix: the format, as searches can be filtered by it, and what reads it.
+# By suffix: the format, by which searches can be filtered, and the function that reads it.
 FORMATS: dict[str, tuple[str, str]] = {
     ".md": ("markdown", "include.rag.formats.read_markdown"),
     ".markdown": ("markdown", "include.rag.formats.read_markdown"),
@@ -60,32 +48,30 @@ else:
     FORMATS |= OFFICE_FORMATS
 
 
-def read_text(data: bytes, name: str) -> FileText:
-    """Read the content of a file.
+def read_text(data: bytes, name: str) -> tuple[str, Parsed]:
+    """Read the content of a file as Markdown, or as plain text where the format is `TEXT`.
 
-    :param name: what the file is called; its ending says the format.
-    :raises UnreadableDocument: it is of no known type, empty, wrongly encoded or broken, or holds too much text.
+    :param name: that of the file; its suffix gives the format.
+    :return: the format, and what was read.
+    :raises UnreadableDocument: its type is unknown, it is empty, wrongly encoded or broken, or holds too much text.
     """
     suffix = PurePosixPath(name).suffix.lower()
     if suffix not in FORMATS:
         raise UnreadableDocument(f"{name} has a type that is not read. Those that are: {', '.join(FORMATS)}.")
     format_name, parser = FORMATS[suffix]
-    try:
-        title, text, notes = bounded.call(parser, data)
-    except UnreadableDocument as error:
-        raise UnreadableDocument(f"{name} {error}") from error
+    title, text, notes = bounded.call(name, parser, data)
     text = _tidy(text)
     if not text:
         raise UnreadableDocument(f"{name} is empty, or holds no text.")
     if len(text) > MAX_CHARACTERS:
         raise UnreadableDocument(f"{name} holds more than {MAX_CHARACTERS:,} characters.")
-    return FileText(format_name, _tidy(title), text, tuple(map(clean_text, notes)))
+    return format_name, Parsed(_tidy(title), text, [clean_text(note) for note in notes])
 
 
 def cut(text: str, format_name: str, characters: int, overlap: int) -> tuple[list[tuple[int, str]], list[Heading]]:
-    """Cut a text along its structure into overlapping pieces of at most so many characters.
+    """Cut a text along its structure into overlapping pieces of at most `characters`.
 
-    :return: the pieces, each with where it starts, and the text's headings.
+    :return: the pieces, each with its start, and the text's headings.
     """
     splitter = TextSplitter if format_name == TEXT else MarkdownSplitter
     pieces = splitter(characters, overlap=overlap).chunk_indices(text)
@@ -93,7 +79,7 @@ def cut(text: str, format_name: str, characters: int, overlap: int) -> tuple[lis
 
 
 def read_plain(data: bytes) -> Parsed:
-    """Read a plain text, in which nothing is a heading."""
+    """Read plain text, which has no headings."""
     text = _decode(data)
     return Parsed(title_of(text), text)
 

@@ -1,9 +1,9 @@
-"""Keeps the index of the knowledge base in step with its documents, in three steps that can be tasks.
+"""Keep the index of the knowledge base in step with its documents, in three steps that can be tasks.
 
 `find_changes` lists the documents and decides what to do, `index_documents` indexes what is new, `finish_index` deletes
-what is gone, and lets searches see a new collection once it is full. The list alone decides, as each step may run on
-another worker, whose folder may be older or empty. After a crash, or beside another run, the next run finds what is
-still missing, and only that.
+what was removed, and switches searches to a new collection once it is full. Only the list decides: each step may run on
+another worker, whose folder may be older or empty. After a crash, or in parallel with another run, a run indexes only
+what is still missing.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from include.rag.documents import NotAsListed, listed_documents, location, read_
 from include.rag.stores.base import VectorCollection
 from include.rag.stores.open import VECTOR_STORE_CONN_ID, open_vector_store
 
-# Chunks that are embedded and written together: with 1,536 numbers each, about 50 MB as Python's floats.
+# Chunks that are embedded and written together: about 50 MB of Python floats with 1,536 numbers each.
 CHUNKS_AT_ONCE = 1024
-# A folder that lacks more than this share of the indexed documents, and has no other, was not deployed completely.
+# A folder that lacks more than this share of the indexed documents, and has no new one, was not deployed completely.
 MOST_GONE = 0.5
 LONGEST_REASON = 500
 
@@ -34,10 +34,10 @@ log = logging.getLogger(__name__)
 
 
 class Changes(TypedDict):
-    """What there is to do for `collection`, that of the current embedding model; with checksums by document.
+    """What there is to do in `collection`, that of the current embedding model, as checksums by document.
 
-    `documents` are those that the collection lacks or has in another version, as they are listed; `gone` those of the
-    collection that are not listed, as they are stored. `in_step` says that there are none, and that searches use it.
+    `documents` are the listed ones that the collection lacks or has in another version; `gone` are the stored ones that
+    are no longer listed. `in_step` means that there are none of either, and that searches use the collection.
     """
 
     collection: str
@@ -47,11 +47,11 @@ class Changes(TypedDict):
 
 
 class Indexed(TypedDict):
-    """What an `index_documents` did.
+    """The result of `index_documents`.
 
-    `embedded` is how many of the chunks the embedding model was asked for. Two kinds of documents were left out:
-    `unreadable` has the reason for each, `differing` those that are not what was listed. `incomplete` has what is
-    missing of documents that went in, such as single pages of a PDF.
+    `embedded` is how many of the chunks had to be embedded. Two kinds of documents were left out: `unreadable` has the
+    reason for each, `differing` names those that are not the listed version. `incomplete` says what is missing from
+    indexed documents, such as single pages of a PDF.
     """
 
     documents: int
@@ -63,7 +63,7 @@ class Indexed(TypedDict):
 
 
 class Finished(TypedDict):
-    """What the index is after a run. `removed` names the documents that were deleted from it."""
+    """The index after a run. `removed` names the documents that were deleted from it."""
 
     collection: str
     chunks: int
@@ -71,7 +71,7 @@ class Finished(TypedDict):
 
 
 def find_changes(conn_id: str = VECTOR_STORE_CONN_ID) -> Changes:
-    """Compare the documents with the index, and make its collection unless it is there.
+    """Compare the documents with the index, and create its collection if it does not exist.
 
     :raises ValueError: there are no documents, or far too few: a folder that was not deployed, or not completely, must
         not empty the index. A retry may run on a worker that has them.
@@ -88,8 +88,8 @@ def find_changes(conn_id: str = VECTOR_STORE_CONN_ID) -> Changes:
     _check_complete(listed.keys(), indexed.keys())
     changed = {source: checksum for source, checksum in listed.items() if stored.get(source) != checksum}
     gone = {source: checksum for source, checksum in stored.items() if source not in listed}
-    log.info("%d of %d documents are new or changed, %d are gone.", len(changed), len(listed), len(gone))
-    in_step = not changed and not gone and indexed is stored
+    log.info("%d of %d documents are new or changed, %d were removed.", len(changed), len(listed), len(gone))
+    in_step = not changed and not gone and active == name
     return {"collection": name, "documents": changed, "gone": gone, "in_step": in_step}
 
 
@@ -99,16 +99,15 @@ def _check_complete(listed: Set[str], indexed: Set[str]) -> None:
         raise ValueError(
             f"{location()} lacks {len(missing)} of the {len(indexed)} documents of the index, among them "
             f"{min(missing)}, and has no other document: it was probably not deployed completely. The index stays as "
-            "it is. Deploy all documents, or set GENAI_KNOWLEDGE_BASE to their bucket, or to their "
-            "folder on every worker. If so many "
-            "were deleted on purpose, raise MOST_GONE in include/rag/ingestion.py."
+            "it is. Deploy all documents, or set GENAI_KNOWLEDGE_BASE to their bucket, or to their folder on every "
+            "worker. If so many were deleted on purpose, raise MOST_GONE in include/rag/ingestion.py."
         )
 
 
 def share_out(changes: Changes, most: int) -> list[Changes]:
-    """Share the documents out evenly among as few tasks as possible, if one takes `most` at most.
+    """Divide the documents evenly among as few tasks as possible, of at most `most` each.
 
-    :returns: no share if the index is in step, else at least one. What is gone is in the first.
+    :return: a share for each task; none if the index is in step. Only the first has what is `gone`.
     """
     if changes["in_step"]:
         return []
@@ -122,15 +121,15 @@ def share_out(changes: Changes, most: int) -> list[Changes]:
 def index_documents(collection_name: str, documents: Mapping[str, str], conn_id: str = VECTOR_STORE_CONN_ID) -> Indexed:
     """Chunk, embed and store these documents in place of their earlier versions.
 
-    A chunk whose text the index holds already is not embedded again, wherever in its document it stands now. A document
-    that cannot be used, or is not as listed (it was edited since, or this worker has an older folder), is left out,
-    with an error in the log; the index keeps its last version.
+    A chunk whose text is already in the index is not embedded again, even if it has moved in its document. A document
+    that cannot be used, or is not the listed version (it was edited since, or this worker has an older folder), is left
+    out with an error in the log; the index keeps its last version.
 
     :param collection_name: `Changes.collection`.
     :param documents: all or some of `Changes.documents`.
     :raises AirflowFailException: the collection is for another embedding model than the current one.
-    :raises AirflowException: documents are not as listed, and a new collection must not replace the old one without
-        them. A retry may run on a worker that has them.
+    :raises AirflowException: documents are not the listed versions, and a new collection must not replace the old one
+        without them. A retry may run on a worker that has them.
     """
     done = Indexed(documents=0, chunks=0, embedded=0, unreadable={}, incomplete={}, differing=[])
     embedder = Embedder()
@@ -154,9 +153,9 @@ def index_documents(collection_name: str, documents: Mapping[str, str], conn_id:
 
 
 def finish_index(collection_name: str, gone: Mapping[str, str], conn_id: str = VECTOR_STORE_CONN_ID) -> Finished:
-    """Delete documents that are gone, and point the searches at this collection, if they still use an older one.
+    """Delete documents that are no longer listed, and switch searches to this collection if they use an older one.
 
-    It needs neither an embedding model nor the documents. What another run has indexed since stays.
+    This needs neither an embedding model nor the documents. What another run has indexed since then stays.
 
     :param collection_name: `Changes.collection`, filled.
     :param gone: `Changes.gone`.
@@ -181,7 +180,7 @@ def finish_index(collection_name: str, gone: Mapping[str, str], conn_id: str = V
 
 
 def refresh_index(conn_id: str = VECTOR_STORE_CONN_ID) -> Finished:
-    """Take all three steps, one after the other. A retry goes on with what is still missing."""
+    """Take all three steps, one after the other. A retry does only what is still missing."""
     changes = find_changes(conn_id)
     if changes["documents"]:
         index_documents(changes["collection"], changes["documents"], conn_id)
@@ -189,7 +188,7 @@ def refresh_index(conn_id: str = VECTOR_STORE_CONN_ID) -> Finished:
 
 
 def _split_documents(documents: Mapping[str, str], done: Indexed) -> Iterator[list[Chunk]]:
-    """Yield the chunks of one document after the other, and note in `done` what was left out."""
+    """Yield the chunks of each document, and note in `done` what was left out."""
     for source, checksum in documents.items():
         try:
             document = read_document(source, checksum)
@@ -197,7 +196,7 @@ def _split_documents(documents: Mapping[str, str], done: Indexed) -> Iterator[li
         except NotAsListed as error:
             log.error("Left out: %s", error)
             done["differing"].append(source)
-        except AirflowException:  # the bucket does not answer: a retry goes on
+        except AirflowException:  # the bucket does not answer: a retry may help
             raise
         except Exception as error:  # one document must not stop the others
             known = isinstance(error, UnreadableDocument)

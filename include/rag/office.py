@@ -1,7 +1,7 @@
-"""Office files and tables as Markdown. It is optional: without this module, such files are no documents.
+"""Read office files and tables as Markdown. Optional: without this module, such files are not read.
 
-Of a table, each row becomes a paragraph in which every value stands beside its label, so that no chunk of a long table
-lacks its header.
+Each row of a table becomes a paragraph with the label before each value, so that no chunk of a long table lacks its
+header.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import csv
 import io
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, time
-from functools import wraps
 from typing import Any
 from xml.etree import ElementTree
 
@@ -20,9 +20,7 @@ from include.rag.bounded import UnreadableDocument
 from include.rag.formats import Parsed
 from include.rag.titles import headings, own_title, title_of
 
-Parser = Callable[[bytes], Parsed]
-
-# By suffix: the format, and what reads it.
+# By suffix: the format, and the function that reads it.
 OFFICE_FORMATS = {
     ".docx": ("word", "include.rag.office.read_word"),
     ".pptx": ("powerpoint", "include.rag.office.read_powerpoint"),
@@ -31,22 +29,15 @@ OFFICE_FORMATS = {
 }
 
 
-def _needs(package: str) -> Callable[[Parser], Parser]:
-    """Say which package is missing, where it is: each is optional."""
-
-    def decorate(read: Parser) -> Parser:
-        @wraps(read)
-        def needing(data: bytes) -> Parsed:
-            try:
-                return read(data)
-            except ImportError:
-                raise UnreadableDocument(
-                    f"needs the package {package}, which is not installed: see Office documents in requirements.txt"
-                ) from None
-
-        return needing
-
-    return decorate
+@contextmanager
+def _needs(package: str) -> Iterator[None]:
+    """Name the package, which is optional, if it is missing."""
+    try:
+        yield
+    except ImportError:
+        raise UnreadableDocument(
+            f"needs the package {package}, which is not installed: see Office documents in requirements.txt"
+        ) from None
 
 
 @_needs("mammoth")
@@ -67,7 +58,7 @@ def read_word(data: bytes) -> Parsed:
 
 @_needs("python-pptx")
 def read_powerpoint(data: bytes) -> Parsed:
-    """Read each slide with its title as heading, its texts and tables from top to bottom, and its notes."""
+    """Read each slide: its title as heading, its texts and tables from top to bottom, and its notes."""
     from pptx import Presentation
 
     slides, first = [], ""
@@ -87,7 +78,7 @@ def read_powerpoint(data: bytes) -> Parsed:
 
 @_needs("python-calamine")
 def read_excel(data: bytes) -> Parsed:
-    """Read every sheet that is shown, with its name as heading."""
+    """Read every visible sheet, with its name as heading."""
     from python_calamine import CalamineWorkbook, SheetVisibleEnum
 
     book = CalamineWorkbook.from_filelike(io.BytesIO(data))
@@ -106,7 +97,7 @@ def read_excel(data: bytes) -> Parsed:
 
 
 def read_csv(data: bytes) -> Parsed:
-    """Read a table with commas, semicolons or tabs."""
+    """Read a table that is separated by commas, semicolons or tabs."""
     try:
         text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError as error:
@@ -120,7 +111,7 @@ def read_csv(data: bytes) -> Parsed:
 
 
 def _rows(rows: Iterable[list[str]]) -> Iterator[str]:
-    """Yield a paragraph for each row with something in it: its values, behind their labels where there is a header."""
+    """Yield a paragraph for each row that is not empty: its values, each after its label if there is a header."""
     header: list[str] | None = None
     for row in rows:
         filled = [cell for cell in row if cell]
@@ -159,7 +150,7 @@ def _shape_texts(shape: Any) -> Iterator[str]:
 
 
 def _title(data: bytes) -> str:
-    """Read the title of the file's properties; empty if it has none, or one that a program wrote."""
+    """Return the title in the file's properties; empty if there is none, or a program wrote it."""
     with zipfile.ZipFile(io.BytesIO(data)) as file:
         if "docProps/core.xml" not in file.namelist():
             return ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-from typing import Any
 
 from pypdf import PdfReader
 
@@ -13,11 +12,11 @@ from include.rag.bounded import UnreadableDocument
 from include.rag.formats import MAX_CHARACTERS, Parsed
 from include.rag.titles import own_title, title_of
 
-logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it warns of each small flaw that it repairs
+logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # it warns about every small flaw that it repairs
 
 
 def read_pdf(data: bytes) -> Parsed:
-    """Read what pages say; note each page that cannot be read, and those that hold nothing but pictures.
+    """Read the text of the pages; note each page that cannot be read, and those that hold only pictures.
 
     :raises UnreadableDocument: no page can be read: it asks for a password, is broken, or is a scan.
     """
@@ -29,7 +28,7 @@ def read_pdf(data: bytes) -> Parsed:
         try:
             page = reader.pages[number - 1]
             text = clean_text(page.extract_text()).strip()
-            if not text and _has_pictures(page):
+            if not text and page.images.keys():
                 pictures.append(number)
         except Exception as error:  # pypdf raises all kinds of errors on a broken page
             broken.append(f"page {number} cannot be read ({type(error).__name__}: {error})")
@@ -56,9 +55,5 @@ def read_pdf(data: bytes) -> Parsed:
 def _title(reader: PdfReader) -> str:
     try:
         return clean_text(str((reader.metadata and reader.metadata.title) or ""))
-    except Exception:  # a broken title is none
+    except Exception:  # a broken title counts as none
         return ""
-
-
-def _has_pictures(page: Any) -> bool:
-    return len(page.images.keys()) > 0

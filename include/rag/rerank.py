@@ -1,8 +1,8 @@
-"""Re-rank passages: a model reads the question and the best hits, and orders them anew.
+"""Re-rank passages: a model reads the question and the best hits, and reorders them.
 
 The model is that of a connection. `sentence-transformers:<name>` is a cross-encoder in the worker's own process, which
-needs that package; any other is a language model, which is asked once for each question. No answer, or one that does
-not order these passages, leaves the hits as they were, with a warning.
+needs that package; any other is a language model, which is asked once for each question. If there is no answer, or not
+a valid order of these passages, the hits keep their order, with a warning.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from include.rag.stores.base import Hit
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
 
-# Hits that are read for each one that is wanted, and at the most: a hit has up to 800 characters.
+# Hits to re-rank for each one that is wanted, and at most: a hit has up to 800 characters.
 READ_FOR_EACH = 4
 MOST_READ = 20
 AT_ONCE = 4
@@ -49,14 +49,14 @@ class Ranking(BaseModel):
 
 
 def hits_to_read(limit: int) -> int:
-    """Return how many hits to re-rank where so many are wanted."""
+    """Return how many hits to re-rank where `limit` are wanted."""
     return min(MOST_READ, READ_FOR_EACH * limit)
 
 
 def rerank(conn_id: str, questions: Sequence[str], found: Sequence[Sequence[Hit]]) -> list[list[Hit]]:
     """Return the hits of each question in the order of the connection's model; those that it does not name come last.
 
-    :raises AirflowFailException: the connection describes no model that can be used, or its budget is used up.
+    :raises AirflowFailException: the connection describes no usable model, or its budget is used up.
     """
     model_id = read_model_source(conn_id, DEFAULT_MODEL).model_id
     if model_id.startswith(IN_PROCESS):
@@ -76,7 +76,7 @@ async def _by_model(model: Model, questions: Sequence[str], found: Sequence[Sequ
             try:
                 ranking = (await agent.run(answer_prompt(question, [{"text": hit.text} for hit in hits]))).output
             except UnexpectedModelBehavior:
-                return _kept(hits, "its answer does not have the form")
+                return _kept(hits, "its answer does not have the required form")
             except AirflowException as error:
                 if not isinstance(error.__context__, ModelAPIError):
                     raise
@@ -87,9 +87,9 @@ async def _by_model(model: Model, questions: Sequence[str], found: Sequence[Sequ
 
 
 def reordered(hits: Sequence[Hit], numbers: Sequence[int]) -> list[Hit]:
-    """Return the hits in the order of their numbers, which begin at 1, and then the others.
+    """Return the hits in the order of these numbers, which begin at 1, and then the others.
 
-    If a number is none of a hit, or there twice, the hits stay as they were.
+    If a number is not that of a hit, or occurs twice, the hits keep their order.
     """
     if len(set(numbers)) < len(numbers) or not set(numbers) <= set(range(1, len(hits) + 1)):
         return _kept(hits, f"its answer does not order {len(hits)} passages")

@@ -24,12 +24,12 @@ try:
 except ImportError:
     spans = None  # type: ignore[assignment]
 
-# The alias of the collection that searches use. The names of all its collections begin so.
+# The alias of the collection that searches use, and the beginning of the names of all its collections.
 INDEX = "KnowledgeBase"
 
-# Two texts that share this much of their words say the same: one of them is enough.
+# Two texts that share this much of their words count as the same.
 NEAR_DUPLICATE = 0.85
-# How many times more hits than wanted are looked at, so that enough are left without near-duplicates.
+# Read this many times more hits than wanted, so that enough are left without near-duplicates.
 SPARE_HITS = 3
 
 
@@ -57,8 +57,8 @@ def search(
 
     A text that several queries share is embedded once.
 
-    :param rerank_conn_id: the connection to a model that orders more hits anew, of which the first are returned.
-    :raises AirflowFailException: there is no index yet, or it is of another embedding model than the current one.
+    :param rerank_conn_id: the connection to a model that re-ranks more hits, of which the best are returned.
+    :raises AirflowFailException: there is no index yet, or it is that of another embedding model than the current one.
     """
     if rerank_conn_id:
         if reranking is None:
@@ -96,7 +96,7 @@ def best_hits(collection: VectorCollection, query: SearchQuery, vector: Sequence
         if searching:
             searching.set_attribute("db.response.returned_rows", len(hits))
     for hit in hits:
-        text = hit.text.partition("\n")[2] or hit.text  # without its headings, which copies need not share
+        text = hit.text.partition("\n")[2] or hit.text  # without its headings, which copies may not share
         words = set(re.findall(r"\w+", text.lower()))
         is_new = all(len(words & other) < NEAR_DUPLICATE * len(words | other) for _, other in kept)
         if is_new and hit.score >= min_score:

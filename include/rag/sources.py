@@ -1,6 +1,6 @@
-"""Documents from elsewhere (a bucket, SharePoint, Confluence, ...), brought into the folder of the knowledge base.
+"""Bring documents from elsewhere (a bucket, SharePoint, Confluence, ...) into the folder of the knowledge base.
 
-A source is one function without arguments that yields the name and the bytes of every document that there is now.
+A source is one function without arguments that yields the name and the bytes of every current document.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from uuid import uuid4
 
 PART = ".part"
-OLD_PART_SECONDS = 3600  # a part is there for as long as one file is written, unless its process was killed
+OLD_PART_SECONDS = 3600  # a part exists only while a file is written, unless its process was killed
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 def mirror(documents: Iterable[tuple[str, bytes]], folder: Path) -> dict[str, int]:
     """Make the folder hold these documents and no others, and return how many were `written`, `kept` and `removed`.
 
-    Each file is replaced whole. Nothing is removed before the source has come to its end without an error.
+    Each file is replaced whole. Nothing is removed unless the source ends without an error.
 
     :param documents: name (a path with `/`, below the folder) and content of each.
     :raises ValueError: a name leads out of the folder, or the source has no document at all.
@@ -38,7 +38,7 @@ def mirror(documents: Iterable[tuple[str, bytes]], folder: Path) -> dict[str, in
             counts["kept"] += 1
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{uuid4().hex}{PART}")  # hidden files are no documents
+        part = path.with_name(f".{uuid4().hex}{PART}")  # hidden files are not documents
         try:
             part.write_bytes(content)
             part.replace(path)
@@ -52,7 +52,7 @@ def mirror(documents: Iterable[tuple[str, bytes]], folder: Path) -> dict[str, in
             path.unlink()
             counts["removed"] += 1
     for path in folder.rglob(f".*{PART}"):
-        with suppress(FileNotFoundError):  # another worker's, which has just been done
+        with suppress(FileNotFoundError):  # another worker has just finished it
             if path.stat().st_mtime < time.time() - OLD_PART_SECONDS:
                 path.unlink()
     log.info("%(written)d documents written, %(kept)d unchanged, %(removed)d removed.", counts)

@@ -1,4 +1,4 @@
-"""What a document is called, by its front matter, its headings, its own properties or its first line."""
+"""Find the title of a document: in its front matter, its headings, its own properties or its first line."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import yaml
 from markdown_it import MarkdownIt
 
 LONGEST_TITLE = 200
-LONGEST_LINE = 1000  # of which a title is looked for in a line's beginning
+LONGEST_LINE = 1000  # a title is looked for in this much of a line
 
 _FRONT_MATTER = re.compile(
     r"---[ \t]*\n(?P<yaml>.{0,50000}?)^(?:---|\.\.\.)[ \t]*$|\+\+\+[ \t]*\n(?P<toml>.{0,50000}?)^\+\+\+[ \t]*$",
     re.DOTALL | re.MULTILINE,
 )
-# A line of YAML or TOML that begins at the margin: a key, an item of a list, a table, a comment, a closing bracket.
+# A line of YAML or TOML: a key, an item of a list, a table, a comment, a closing bracket, indented, or empty.
 _KEYS = re.compile(r"""["'\w][^:=\n]{0,200}(:(\s|$)|=)|[-#\[\]{}]|[ \t]|$""")
-# What programs write where a title belongs: their own name, that there is none, or the name of the file.
+# What programs write instead of a title: their own name, that there is none, or the name of the file.
 _NO_TITLE = re.compile(
     r"microsoft\s(office\s)?(word|excel|powerpoint|publisher|visio)\b.*"
     r"|(untitled|unnamed|unbenannt|no title|title|titel|binder|document|dokument|presentation|präsentation|slide"
@@ -32,7 +32,7 @@ _NO_TITLE = re.compile(
     r"|x?html?|pages|key|numbers|vsdx?|pub|jpe?g|png|tiff?)",
     re.IGNORECASE,
 )
-# HTML in a line of Markdown, but not in code; and the name that some generators take from a heading's end.
+# HTML in a line of Markdown, but not in code; and the anchor that some generators put at the end of a heading.
 _TAGS = re.compile(
     r"(`[^`]*`)|</?(?:a|abbr|b|br|center|code|div|em|font|h[1-6]|i|img|kbd|p|small|span|strong|sub|sup|u)\b[^<>]*>"
     r"|\s*\{#[^{}]*\}\s*$"
@@ -40,7 +40,7 @@ _TAGS = re.compile(
 
 
 class Heading(NamedTuple):
-    """A heading of a Markdown text: at which character it starts, its level, and its text."""
+    """A heading of a Markdown text: the character at which it starts, its level, and its text."""
 
     start: int
     level: int
@@ -48,16 +48,16 @@ class Heading(NamedTuple):
 
 
 def split_front_matter(text: str) -> tuple[str, str]:
-    """Split a text into the title of its front matter (YAML or TOML), empty if it has none, and the rest.
+    """Split a text into the title in its front matter (YAML or TOML), empty if it has none, and the rest.
 
-    What only looks like front matter, such as a text between two rules, is text.
+    What only looks like front matter, such as text between two rules, stays in the text.
     """
     found = _FRONT_MATTER.match(text)
     block = (found["yaml"] or found["toml"] or "") if found else ""
     if not found or not block.strip() or not all(_KEYS.match(line) for line in block.split("\n")):
         return "", text
     try:
-        # Its loader of plain strings: a title "2026" or "On" is what it says.
+        # BaseLoader keeps all values strings, such as the titles "2026" and "On".
         fields = yaml.load(block, yaml.BaseLoader) if found["yaml"] else tomllib.loads(block)  # noqa: S506
     except (yaml.YAMLError, tomllib.TOMLDecodeError, RecursionError):
         line = re.search(r"^[\"']?title[\"']?[ \t]*[:=](.+)$", block, re.MULTILINE)
@@ -69,13 +69,13 @@ def split_front_matter(text: str) -> tuple[str, str]:
 
 
 def own_title(title: str | None) -> str:
-    """Return a title as a document's properties have it; empty if it is one that programs write."""
+    """Return the title in a document's properties; empty if it is one that programs write."""
     title = shown(title or "")
     return "" if _NO_TITLE.fullmatch(title) else title
 
 
 def headings(text: str) -> list[Heading]:
-    """Find the headings of a Markdown text, in their order."""
+    """Return the headings of a Markdown text, in their order."""
     starts = [0]
     for line in text.split("\n"):
         starts.append(starts[-1] + len(line) + 1)
@@ -86,14 +86,14 @@ def headings(text: str) -> list[Heading]:
     ]
 
 
-def title_of(text: str, found: Iterable[Heading] = (), given: str = "") -> str:
-    """Return the title of a text: its first heading of level 1; else what is given; its first heading; its first line.
+def title_of(text: str, found: Iterable[Heading] = ()) -> str:
+    """Return the title of a text: its first heading of level 1, else its first heading, or its first line.
 
     :param found: the text's headings.
     """
     named = [heading for heading in found if heading.text]
     top = next((heading.text for heading in named if heading.level == 1), "")
-    return top or given or (named[0].text if named else _first_line(text))
+    return top or (named[0].text if named else _first_line(text))
 
 
 def _first_line(text: str) -> str:
@@ -104,7 +104,7 @@ def _first_line(text: str) -> str:
 def shown(line: str) -> str:
     """Return the beginning of a line of Markdown without pictures, addresses of links, tags and anchors.
 
-    :return: empty if no words are left.
+    :return: the text; empty if no words are left.
     """
     line = re.sub(r"!\[[^\[\]]*\]\([^()]*\)", "", line[:LONGEST_LINE])
     line = re.sub(r"\[([^\[\]]*)\]\([^()]*\)", r"\1", line)
@@ -114,5 +114,5 @@ def shown(line: str) -> str:
 
 @cache
 def _block_parser() -> MarkdownIt:
-    """Make a parser of Markdown's blocks, all that is needed. Making it takes longer than most documents do."""
+    """Make a parser of Markdown's blocks only. Cached, as making it takes longer than parsing most documents."""
     return MarkdownIt("commonmark").disable(["inline", "text_join"])

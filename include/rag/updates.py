@@ -1,4 +1,4 @@
-"""Updates of the asset `knowledge_base`: what changed in the index since the last one."""
+"""Updates of the asset `knowledge_base`: what has changed in the index since the last update."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Update(TypedDict):
 
 
 def update_of(documents: dict[str, str]) -> Update:
-    """Compare these documents with those of the update that was remembered last. At first, all of them are new.
+    """Compare these documents with those of the last remembered update. If there is none, all of them are new.
 
     :param documents: the checksum of each document by name, as `indexed_documents` returns them.
     """
@@ -38,7 +38,7 @@ def update_of(documents: dict[str, str]) -> Update:
 
 
 def remember_update(update: Update) -> None:
-    """Count the next update from this one. Call it once the asset's event is in the database."""
+    """Make this the update that the next one is compared with. Call it once the asset's event is in the database."""
     write_artifact(_remembered(), json.dumps(update["documents"]))
 
 

@@ -1,4 +1,4 @@
-"""A web page as Markdown: what a browser shows of it, without what a site has on every page."""
+"""Read a web page as Markdown: what a browser shows, without what a site repeats on every page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from include.rag.bounded import UnreadableDocument
 from include.rag.formats import Parsed
 from include.rag.titles import headings, shown, split_front_matter, title_of
 
-DEEPEST = 100  # levels of elements: what is nested deeper becomes plain text
+DEEPEST = 100  # levels of elements; what is nested deeper becomes plain text
 
 NEVER_SHOWN = ["script", "style", "noscript", "template", "svg", "iframe", "object"]
 CONTENT = ["main", "article", "[role=main]"]
@@ -26,13 +26,13 @@ _DECLARED = re.compile(
     rb"|^\s{0,99}<\?xml\b[^>]{0,200}?\bencoding\s{0,9}=\s{0,9}[\"']([\w.:-]+)",
     re.IGNORECASE,
 )
-# The text of a link that is there to be copied: a pilcrow, a hash, a chain, an icon of a font, or nothing visible.
+# The text of a link to copy a heading's address from: a pilcrow, a hash, a chain, an icon of a font, or nothing.
 _SIGN = re.compile(r"[\s¶§#∞⚓↩↑⇧\U0001f517\ufe0e\ufe0f\u200b-\u200d\u2060\ufeff\ue000-\uf8ff]*")
 _LINK_TO_HEADING = re.compile(r"(?i)(section titled|permalink|permanent link|direct link|link to) .*")
 _SKIP = re.compile(r"(?i)(skip|jump) to .*")
 
-# What the converter escapes outside code, though nobody renders the text. In a table "|" stays what it escapes, and at
-# the beginning of a line "#".
+# What the converter escapes outside code; this is undone, as nobody renders the text. "|" in a table stays escaped, and
+# "#" at the beginning of a line.
 _ESCAPED = re.compile(r"((`{3,}).*?\2|`[^`\n]+`|^\\#)|\\([!-/:-@\[-`{}~])", re.DOTALL | re.MULTILINE)
 
 _MARKDOWN = ConversionOptions(
@@ -50,15 +50,15 @@ _MARKDOWN = ConversionOptions(
 
 
 def read_page(data: bytes) -> Parsed:
-    """Read a page, with a heading of level 1 in any case. A generator of sites may have left its front matter."""
+    """Read a page; the text always gets a heading of level 1. Site generators may have left front matter in it."""
     title, text = split_front_matter(decode(data))
     return page_as_markdown(text, title)
 
 
 def decode(data: bytes) -> str:
-    """Decode a page by the rules of the WHATWG: a byte order mark first, then what is declared.
+    """Decode a page by the rules of the WHATWG: a byte order mark first, then the declared encoding.
 
-    :raises UnreadableDocument: it declares nothing, and is not UTF-8. A browser would guess.
+    :raises UnreadableDocument: it declares no encoding, and is not UTF-8. A browser would guess.
     """
     head = re.sub(rb"<!--.*?-->", b"", data[:4096], flags=re.DOTALL)
     labels = [(found[1] or found[2]).decode("ascii", "replace") for found in _DECLARED.finditer(head)]
@@ -68,7 +68,7 @@ def decode(data: bytes) -> str:
             return data.decode()
         except UnicodeDecodeError as error:
             raise UnreadableDocument(
-                f"is wrongly encoded (expected is UTF-8, as it declares nothing): {error}"
+                f"is wrongly encoded (expected is UTF-8, as it declares no encoding): {error}"
             ) from None
     if declared is None or declared.name.startswith("utf-16"):  # it was read as ASCII
         declared = webencodings.UTF8
@@ -80,14 +80,14 @@ def decode(data: bytes) -> str:
 def page_as_markdown(html: str, title: str = "") -> Parsed:
     """Convert a page.
 
-    :param title: known from elsewhere; else it is the first heading of level 1, in the page's main part if it has one.
+    :param title: from elsewhere; by default the first heading of level 1, in the page's main part if it has one.
     """
     page = LexborHTMLParser(html)
     if page.body is None:
         return Parsed("", "")
     _flatten(page.body)
     page.strip_tags(NEVER_SHOWN)
-    for link in reversed(page.css("a[href*='#']")):  # what is inside another comes first: dropping that frees both
+    for link in reversed(page.css("a[href*='#']")):  # inner ones first: dropping a link also frees what is in it
         if _is_no_text(link, page):
             link.decompose()
     for line_break in page.css("h1 br"):
@@ -105,7 +105,7 @@ def page_as_markdown(html: str, title: str = "") -> Parsed:
 
 
 def _flatten(body: Any) -> None:
-    """Make plain text of what is nested too deep for whoever walks the page by recursion."""
+    """Turn what is nested too deeply for recursive code into plain text."""
     waiting = [(body, 0)]
     while waiting:
         node, depth = waiting.pop()
@@ -116,7 +116,7 @@ def _flatten(body: Any) -> None:
 
 
 def _is_no_text(link: Any, page: Any) -> bool:
-    """Whether a link is a sign to copy a heading's address from, or skips to the main part."""
+    """Return whether a link is a sign to copy a heading's address from, or skips to the main part."""
     text = _text(link).strip()
     if _SIGN.fullmatch(text) or _LINK_TO_HEADING.fullmatch(text):
         return True
@@ -132,9 +132,9 @@ def _is_no_text(link: Any, page: Any) -> bool:
 
 
 def _drop_what_is_around(page: Any, has_content: bool, heading: Any) -> None:
-    """Drop navigation, and what stands around the main part, unless the page's heading or main part is in it.
+    """Drop navigation, and what surrounds the main part, unless the page's heading or main part is in it.
 
-    Of a page that marks no main part, asides and forms are kept, as they may hold anything.
+    If a page marks no main part, asides and forms are kept, as they may hold anything.
     """
     content = ", ".join(CONTENT)
     around = AROUND_CONTENT if has_content else ["header", "footer"]

@@ -1,8 +1,8 @@
-"""Kafka as an Airflow connection: clients with its settings, and errors that say what to do.
+"""Kafka clients with the settings of an Airflow connection, and errors that say what to do.
 
-The connection's extra holds librdkafka's settings (`bootstrap.servers`, TLS, SASL, ...). What makes a reader or writer
-safe is set here and cannot be forgotten there: no automatic commits, no topics created by a typing error, acknowledged
-writes.
+The connection's extra has librdkafka's settings (`bootstrap.servers`, TLS, SASL, ...). Settings that make reading and
+writing safe are made here, so that a connection cannot omit them: no automatic commits, no topics created by a typo,
+acknowledged writes.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from include.common.shown import shown_url
 
 KAFKA_CONN_ID = "kafka_default"
 METADATA_TIMEOUT_S = 10.0
-DELIVERY_TIMEOUT_S = 30.0
-# The partitions of a consumer that was killed go to another after this time, unless the connection sets another.
+DELIVERY_TIMEOUT_MS = 30_000
+# After this time the partitions of a killed consumer go to another, unless the connection sets another time.
 SESSION_TIMEOUT_MS = 10_000
-# Until a broker that has just started, or taken over, knows a group: how long it is asked, and how often.
+# A broker that has just started, or taken over, does not know a group yet: how long to ask it, and the pause.
 COORDINATOR_S, COORDINATOR_PAUSE_S = 30.0, 0.5
 NO_COORDINATOR = (
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 class _Settings(KafkaBaseHook):
-    """The provider's hook, for its settings: callbacks by name and the tokens of managed services are resolved."""
+    """The provider's hook, for its settings: it resolves callbacks by name and the tokens of managed services."""
 
     def _get_client(self, config: dict[str, Any]) -> dict[str, Any]:
         return config
@@ -63,8 +63,8 @@ class KafkaClients:
             ) from None
         except ValueError as error:
             raise AirflowFailException(f"Connection {conn_id!r}: {error} Set it in the connection's extra.") from None
-        # librdkafka's own log goes nowhere else: what matters of it, the errors here say. While no broker answers, its
-        # default is to begin with the first address again, many times a second; without that it waits up to 10 s.
+        # librdkafka's own log is off: the errors here say what matters. While no broker answers, it would by default
+        # start again with the first address many times a second; without that it waits up to 10 s.
         quiet = {"log_level": 0, "error_cb": _note, "metadata.recovery.strategy": "none"}
         self._config = {**quiet, **config}
 
@@ -72,7 +72,7 @@ class KafkaClients:
         return f"Connection {self.conn_id!r} (broker {shown_url(self._config['bootstrap.servers'])})"
 
     def consumer(self, group: str, settings: Mapping[str, Any]) -> Consumer:
-        """Make a consumer of this group that starts with the oldest message and commits only what it is asked to."""
+        """Make a consumer of this group that starts with the oldest message and commits nothing by itself."""
         own = {
             "group.id": group,
             "enable.auto.commit": False,
@@ -88,21 +88,21 @@ class KafkaClients:
             "acks": "all",
             "enable.idempotence": True,
             "allow.auto.create.topics": False,
-            "delivery.timeout.ms": int(DELIVERY_TIMEOUT_S * 1000),
-            # The topic's own limit is the one that counts. It is for compressed records, and this one for others.
+            "delivery.timeout.ms": DELIVERY_TIMEOUT_MS,
+            # The topic's own limit, which is for compressed records, is the one that counts; this one is for others.
             "message.max.bytes": LARGEST_RECORD,
         }
-        # A message that came compressed would otherwise be too large for its topic when it is sent on.
-        return Producer({"compression.type": "zstd", **self._common(), **own, **settings})
+        # Otherwise a message that was received compressed could be too large for a topic when it is sent on.
+        return Producer({"compression.type": "zstd", **self._config, **own, **settings})
 
     def has_reader(self, group: str) -> bool:
-        """Return whether the broker holds a consumer of this group for alive.
+        """Return whether a consumer of this group is alive, as far as the broker knows.
 
-        One that was killed is so for its session time-out. The embedded broker names no consumers.
+        A killed one counts as alive until its session time-out. The embedded broker lists no consumers.
 
         :raises AirflowException: the broker cannot be reached.
         """
-        admin = AdminClient(self._common())  # must outlive its answer
+        admin = AdminClient(self._config)  # must outlive its answer
         deadline = time.monotonic() + COORDINATOR_S
         with self.failing(f"asking who reads as {group!r}"):
             while True:
@@ -113,11 +113,6 @@ class KafkaClients:
                     if error.args[0].code() not in NO_COORDINATOR or time.monotonic() > deadline:
                         raise
                 time.sleep(COORDINATOR_PAUSE_S)
-
-    def _common(self) -> dict[str, Any]:
-        """The settings that are not for consumers alone."""
-        of_consumers = ("group.", "session.", "heartbeat.", "max.poll.", "auto.", "fetch.", "enable.auto.")
-        return {key: value for key, value in self._config.items() if not key.startswith(of_consumers)}
 
     def partitions(self, client: Consumer | Producer, *topics: str) -> dict[str, int]:
         """Return the number of partitions by topic.
@@ -131,13 +126,13 @@ class KafkaClients:
             if found.error is not None:
                 raise AirflowException(
                     f"{self}: the topic {topic!r} cannot be used ({found.error.str()}). Create it, or allow this "
-                    "client to use it: nothing was lost, and the next run goes on."
+                    "client to use it: nothing was lost, and the next run continues."
                 )
             counts[topic] = len(found.partitions)
         return counts
 
     def committed(self, consumer: Consumer, topic: str, partitions: Sequence[int]) -> dict[int, int]:
-        """Return the offset that the consumer's group has committed, by partition; negative where there is none.
+        """Return the offset that the consumer's group has committed, by partition; negative if there is none.
 
         :raises AirflowException: the broker cannot be reached.
         """

@@ -1,4 +1,4 @@
-"""The trigger that rings when a topic has messages that a consumer group has not committed."""
+"""The trigger that fires when a topic has messages that a consumer group has not committed."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ if TYPE_CHECKING:
 
 Found = TypeVar("Found")
 
-# The first message after a pause rings at once; a stream of them rings this often, as one run answers them all.
+# The first message after a pause rings at once; a stream of them rings this often, as one run answers many.
 PAUSE_S = 5.0
-# While a run reads, it gets the messages that come: so often is looked whether it still does.
+# While a run reads, it gets new messages itself: how often to check whether it still reads.
 READER_PAUSE_S = 1.0
-# What is not committed by then rings again: an event can be lost on its way, and a run can fail.
+# What is not committed after this time rings again: an event can get lost, and a run can fail.
 RING_AGAIN_S = 20.0
 TROUBLE_PAUSE_S = 5.0
-# Trouble that goes on is said once, and other trouble this often at the most.
+# A lasting error is logged once, and other errors at most this often.
 SAY_AGAIN_S = 60.0
 
 
 class KafkaDoorbellTrigger(BaseEventTrigger):
     """Ring for messages of `topic` after the offset that `group` has committed.
 
-    It only looks at the group, as no member of it: it commits nothing, so that it can lose nothing, and two of them
-    only ring twice. It does not ring while a member of the group is alive, which reads what there is; of one that died,
-    the broker knows after its session time-out. It never ends. It logs once that a broker is down or a topic missing,
-    and waits.
+    It only watches the group and is not a member of it: it commits nothing, so it loses nothing, and two of them only
+    ring twice. It does not ring while a member of the group is alive, as that reads all messages; the broker notices
+    the death of a member after its session time-out. It never ends. If a broker is down or a topic is missing, it logs
+    that once and waits.
 
-    :param topic: to watch.
-    :param group: the consumer group of the runs that the bell is for.
+    :param topic: the topic to watch.
+    :param group: the consumer group of the runs that answer the messages.
     :param kafka_config_id: the Airflow connection.
     """
 
@@ -74,7 +74,7 @@ class KafkaDoorbellTrigger(BaseEventTrigger):
 
         :raises AirflowException: the broker fails, or a message cannot be read.
         """
-        # librdkafka is a library of C: the triggerer loads it here, the DAG file does not.
+        # librdkafka is a C library: the triggerer loads it here, the DAG file does not.
         from confluent_kafka import KafkaError
 
         from include.messages.kafka.clients import KafkaClients
@@ -94,7 +94,7 @@ class KafkaDoorbellTrigger(BaseEventTrigger):
                         waiting = True
                         seen[message.partition() or 0] = (message.offset() or 0) + 1
                     elif error.code() == KafkaError._BAD_COMPRESSION:
-                        # This consumer cannot get past it; one that starts after the next commit can.
+                        # This consumer cannot pass this message; one that starts after the next commit can.
                         yield TriggerEvent({"topic": self.topic})
                         raise clients.failure("reading a message", error)
                 now = time.monotonic()
@@ -114,7 +114,7 @@ class KafkaDoorbellTrigger(BaseEventTrigger):
                     yield TriggerEvent({"topic": self.topic})
 
     def _start(self, clients: KafkaClients, consumer: Consumer) -> int:
-        """Begin with what is not committed; return the number of partitions."""
+        """Start at the committed offsets; return the number of partitions."""
         from confluent_kafka import OFFSET_BEGINNING, TopicPartition
 
         count = clients.partitions(consumer, self.topic)[self.topic]
@@ -130,9 +130,9 @@ class KafkaDoorbellTrigger(BaseEventTrigger):
     def _is_behind(self, clients: KafkaClients, consumer: Consumer, seen: Mapping[int, int]) -> bool:
         """Return whether a run would get a message: one that was seen here, is not committed and still exists.
 
-        Offsets alone do not say so: some are of a transaction's markers, or of messages that the broker has deleted.
+        Offsets alone are not enough: some are those of a transaction's markers, or of deleted messages.
 
-        :param seen: by partition the offset after the last message that this consumer was given.
+        :param seen: by partition, the offset after the last message that this consumer got.
         """
         from confluent_kafka import TopicPartition
 
@@ -150,7 +150,7 @@ class KafkaDoorbellTrigger(BaseEventTrigger):
 
 
 class _Watch:
-    """A thread for one consumer: other triggers need not wait for it, and it is closed while no call uses it."""
+    """A thread for one consumer: it blocks no other trigger, and the consumer is closed while no call uses it."""
 
     def __init__(self) -> None:
         self.consumer: Consumer | None = None

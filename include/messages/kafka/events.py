@@ -1,4 +1,4 @@
-"""Read the messages in events of a Kafka watcher, and send the replies to them."""
+"""Read the messages in the events of a Kafka watcher, and send the replies."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 def requests_of(events: Sequence[Any]) -> list[dict[str, Any]]:
     """Return the requests in these events as JSON, each id once.
 
-    An event whose message cannot be answered, or that does not come from the watcher (anybody who may call the REST
-    API can create one), is left out with an error in the log that names the message's position.
+    An event whose message cannot be answered, or that is not from the watcher (anyone with access to the REST API can
+    create one), is left out, with an error in the log that names the message's position.
     """
     requests: dict[str, dict[str, Any]] = {}
     for event in events:
@@ -31,7 +31,7 @@ def requests_of(events: Sequence[Any]) -> list[dict[str, Any]]:
                 continue
             request = Request.model_validate(received["request"])
         except (TypeError, KeyError, ValueError):
-            log.error("The event of %s holds no message of the watcher; it is left out.", event.timestamp)
+            log.error("The event of %s has no message of the watcher; it is left out.", event.timestamp)
             continue
         requests.setdefault(request.request_id, request.model_dump(mode="json"))
     return list(requests.values())
@@ -40,10 +40,10 @@ def requests_of(events: Sequence[Any]) -> list[dict[str, Any]]:
 def send_replies(conn_id: str, requests: Sequence[dict[str, Any]], answers: Sequence[Any]) -> tuple[int, list[str]]:
     """Send a reply for each answer; return the number of answers, and the ids of the requests without one.
 
-    A reply that is too large for its topic counts as none, with an error in the log that names the request.
+    A reply that is too large for its topic counts as missing, with an error in the log that names the request.
 
-    :param answers: in the order of the requests; None where there is none.
-    :raises AirflowException: the broker did not take all of them; the next try sends them again.
+    :param answers: in the order of the requests; None for a missing one.
+    :raises AirflowException: the broker did not accept all of them; the next try sends them again.
     """
     failed: list[str] = []
     sent = {}

@@ -13,7 +13,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from include.messages.kafka.clients import KafkaClients
 
-# So long may the broker give out neither a partition nor a message nor the end of what there is.
+# How long the broker may send neither a partition nor a message nor the end of a partition.
 SILENCE_S = 60.0
 TAKEN_OVER = (
     KafkaError.FENCED_INSTANCE_ID,
@@ -29,7 +29,7 @@ Place = tuple[int, int]
 
 
 class TakenOver(Exception):
-    """The broker has given the partitions to another reader of the group, which goes on from the last commit."""
+    """The broker has given the partitions to another reader of the group, which continues from the last commit."""
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def reading(clients: KafkaClients, topic: str, group: str, **settings: Any) -> I
 class Reader:
     """Reads the topic that its consumer has subscribed to.
 
-    A message that cannot be decompressed (it is larger than `receive.message.max.bytes`) is read with its position
+    A message that cannot be decompressed (it is larger than `receive.message.max.bytes`) is returned with its position
     alone: its `error()` says why. All other messages have no error.
     """
 
@@ -60,15 +60,15 @@ class Reader:
         self._topic = topic
         self._group = group
         self._consumer = consumer
-        self._at_end: set[int] = set()  # the partitions of which everything was read
+        self._at_end: set[int] = set()  # the partitions that were read to their end
         self._past_unreadable: defaultdict[int, int] = defaultdict(int)
 
     def next(self, most: int, linger_s: float = 0.0) -> list[Message]:
         """Return the next messages, in the order of their partitions.
 
-        :return: none if all are read, and no more came for `linger_s` seconds.
-        :raises TakenOver: another reader goes on.
-        :raises AirflowException: the broker fails, or gives out nothing for SILENCE_S.
+        :return: an empty list if all are read, and no more arrived for `linger_s` seconds.
+        :raises TakenOver: another reader continues.
+        :raises AirflowException: the broker fails, or sends nothing for SILENCE_S.
         """
         began = all_read_at = time.monotonic()
         while True:
@@ -83,13 +83,13 @@ class Reader:
             all_read_at = now
             if now - began > SILENCE_S:
                 raise AirflowException(
-                    f"{self._clients}: it has given out nothing of {self._topic!r} for {SILENCE_S:.0f} s. Does "
+                    f"{self._clients}: it has sent nothing of {self._topic!r} for {SILENCE_S:.0f} s. Does "
                     f"something else read it as the group {self._group!r}?"
                 )
 
     def _read(self, most: int) -> list[Message]:
         first = self._consumer.poll(0.2)
-        if first is None:  # a message without a value is false, too
+        if first is None:  # not `not first`: a message without a value is falsy
             return []
         found = []
         unreadable: dict[int, Message] = {}
@@ -101,16 +101,16 @@ class Reader:
             elif error.code() == KafkaError._PARTITION_EOF:
                 self._at_end.add(place(message)[0])
             elif error.code() == KafkaError._BAD_COMPRESSION:
-                unreadable[place(message)[0]] = message  # it comes again until it is passed over
+                unreadable[place(message)[0]] = message  # returned again until it is skipped
                 self._at_end.discard(place(message)[0])
             else:
                 raise self._failure("reading messages", error)
         return found + [self._pass_over(message) for message in unreadable.values()]
 
     def _pass_over(self, message: Message) -> Message:
-        """Go on after the first message that has not been read of a batch which cannot be decompressed.
+        """Skip the first unread message of a batch that cannot be decompressed.
 
-        The error only tells where the batch begins. So each message of it is passed over by itself.
+        The error only says where the batch begins. So each of its messages is skipped on its own.
         """
         partition, begin = place(message)
         (position,) = self._consumer.position([TopicPartition(self._topic, partition)])
@@ -127,7 +127,7 @@ class Reader:
     def commit(self, offsets: Mapping[int, int]) -> None:
         """Commit these offsets, by partition.
 
-        :raises TakenOver: another reader goes on.
+        :raises TakenOver: another reader continues.
         :raises AirflowException: the broker fails.
         """
         if not offsets:
@@ -145,7 +145,7 @@ class Reader:
 def place(message: Message) -> Place:
     """Return the message's partition and offset."""
     partition, offset = message.partition(), message.offset()
-    assert partition is not None and offset is not None  # noqa: S101, PT018  (every message that was read has both)
+    assert partition is not None and offset is not None  # noqa: S101, PT018  (every message has both)
     return partition, offset
 
 

@@ -1,4 +1,4 @@
-"""Send records to Kafka and learn of each what became of it."""
+"""Send records to Kafka, with the outcome of each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from include.messages.kafka.clients import KafkaClients
 from include.messages.refusals import Refused, TooLarge
 
 TOO_LARGE = (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE)
-# Other records may be taken, but this one, or its topic, will not be.
+# The broker refuses this record, or its topic, but may accept others.
 REFUSED = (
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError._UNKNOWN_TOPIC,
@@ -24,7 +24,7 @@ REFUSED = (
 
 
 class Sender:
-    """Sends records while it is open, each in a batch of its own, as a topic's limit is that of a batch."""
+    """Sends records while it is open, each in its own batch, as a topic's limit is for a batch."""
 
     def __init__(self, clients: KafkaClients) -> None:
         self._clients = clients
@@ -43,13 +43,13 @@ class Sender:
             self.producer.poll(0.1)
 
     def send(self, record: dict[str, Any]) -> Future[Message]:
-        """Begin to send a record (arguments of `Producer.produce`).
+        """Start to send a record (arguments of `Producer.produce`).
 
-        :return: its place, when the broker has it. Or it raises `TooLarge`; `Refused`, where the broker may take other
-            records; `AirflowException`, where the broker fails.
+        :return: the future of its position, set once the broker has it. It raises `TooLarge`; `Refused`, if the broker
+            may accept other records; `AirflowException`, if the broker fails.
         """
         sent: Future[Message] = Future()
-        sent.set_running_or_notify_cancel()  # from here on nobody who waits can cancel it
+        sent.set_running_or_notify_cancel()  # so that no waiter can cancel it
 
         def delivered(error: KafkaError | None, message: Message) -> None:
             if error is None:
@@ -60,7 +60,7 @@ class Sender:
         while True:
             try:
                 self.producer.produce(**record, on_delivery=delivered)
-            except BufferError:  # too much is on its way
+            except BufferError:  # too many records are in flight
                 self.producer.poll(0.1)
             except KafkaException as error:
                 delivered(error.args[0], Message())

@@ -1,7 +1,7 @@
-"""Answer the requests of a Kafka topic, whatever is killed or restarted.
+"""Answer the requests of a Kafka topic, even across kills and restarts.
 
-A run reads from the committed offset, in batches. Only what is settled is committed, without a gap. See
-include/messages/answers.py for what follows from this.
+A run reads from the committed offset, in batches. Only settled messages are committed, without a gap.
+include/messages/answers.py explains what this guarantees.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from include.messages.model import PromptedModel
 from include.messages.refusals import TooLarge
 
 BATCH = 200
-# A run that finds the topic empty waits this long for more: the next message then finds it at work.
+# A run that finds the topic empty waits this long for more, so that it answers the next message at once.
 LINGER_S = 4.0
-# No answer is begun later than this in a batch. The broker takes a run for dead that is not back for the next batch
-# within the second time; the two leave room for the longest call with its waits (include/ai/model.py).
+# After this time a batch begins no answer. If a run does not fetch the next batch within the second time, the broker
+# considers it dead; the two leave room for the longest call with its waits (include/ai/model.py).
 BATCH_S = 240.0
 LONGEST_BATCH_MS = 20 * 60 * 1000
 
@@ -35,20 +35,20 @@ log = logging.getLogger(__name__)
 
 
 async def answer_topic(topic: str, group: str, model: PromptedModel, budget_s: float) -> dict[str, Any]:
-    """Answer what is on a topic, until it is empty or the time is over.
+    """Answer the messages on a topic, until it is empty or the time is over.
 
-    :param group: the consumer group whose committed offset is the place to go on from; also the folder of the answers.
+    :param group: the consumer group whose committed offset is the start; also the folder of the answers.
     :param budget_s: after these seconds no batch is begun.
     :return: numbers of messages (`answered`, `repeated`, `dead-lettered`) and whether there is a `backlog`.
     :raises AirflowFailException: the account or a connection is at fault; no retry helps.
-    :raises AirflowException: the broker or the model fails; a later run goes on.
+    :raises AirflowException: the broker or the model fails; a later run continues.
     """
     ends = time.monotonic() + budget_s
     clients = KafkaClients()
     counts: Counter[str] = Counter()
     settings = {"max.poll.interval.ms": LONGEST_BATCH_MS}
     if clients.has_reader(group):
-        log.info("Another run reads %r as %r, or one that died has not been missed yet. This one ends.", topic, group)
+        log.info("Another run reads %r as %r, or died without the broker noticing yet. This one ends.", topic, group)
         return {"backlog": False}
     try:
         with Sender(clients) as sender, reading(clients, topic, group, **settings) as reader:
@@ -68,7 +68,7 @@ async def answer_topic(topic: str, group: str, model: PromptedModel, budget_s: f
 
 
 class Topics:
-    """The topics that messages come from, with those of replies and dead letters: a `Mailbox`."""
+    """The topic of the messages, with those of replies and dead letters: a `Mailbox`."""
 
     def __init__(self, sender: Sender) -> None:
         self._sender = sender
@@ -92,7 +92,7 @@ class Topics:
     async def reply(self, message: Message, reply: Reply) -> None:
         """Send a reply.
 
-        :raises TooLarge: the topic does not take a reply of this size.
+        :raises TooLarge: the topic refuses a reply of this size.
         """
         headers = [(name, value.encode()) for name, value in self.trace(message).items()]
         value = reply.model_dump_json().encode()
@@ -109,7 +109,7 @@ class Topics:
             await self._send(await asyncio.to_thread(stored_dead_letter, DEAD_LETTERS, message, reason))
 
     async def settle(self, message: Message) -> None:
-        """Note that the message can be committed."""
+        """Mark the message as ready to be committed."""
         self.settled.add(place(message))
 
     async def _send(self, record: dict[str, Any]) -> None:

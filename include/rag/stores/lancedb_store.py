@@ -22,16 +22,16 @@ from include.rag.chunks import Chunk
 from include.rag.stores.base import HIT_FIELDS, Hit, SearchQuery, complete_documents
 
 ALIASES = "_aliases"
-TOKENIZER = "icu/split"  # finds words where no spaces stand between, as in Chinese or Thai, and parts of identifiers
+TOKENIZER = "icu/split"  # finds words in text without spaces, such as Chinese or Thai, and parts of identifiers
 
 TEXT_COLUMNS = ("source", "title", "headings", "text", "format", "checksum", "document_checksum")
 NUMBER_COLUMNS = ("position", "document_chunks")
 
-# How LanceDB says that somebody else's commit came first: a RuntimeError, with one of these texts.
+# The texts of the RuntimeError that LanceDB raises when another commit came first.
 LOST_RACE = r"(?is).*(commit conflict|incompatible transaction|concurrent writers|contention)"
 
-# LanceDB solves most such conflicts itself, but not with a table that two create at once: the second replaces the
-# first, and breaks what is being done to it. What is decorated can be done again, from the table as it is then.
+# LanceDB resolves most such conflicts itself, but not if two create a table at once: the second replaces the first, and
+# breaks operations on it. The decorated functions can be repeated, on the table as it is then.
 _again_after_a_lost_race = retry(
     retry=retry_if_exception_message(match=LOST_RACE), stop=stop_after_attempt(10), wait=wait_random(0, 1), reraise=True
 )
@@ -63,11 +63,11 @@ class LanceDBStore:
         aliases = self._db.create_table(ALIASES, schema=schema, exist_ok=True)
         aliases.merge_insert("alias").when_matched_update_all().when_not_matched_insert_all().execute(row)
         if before and before != name:
-            with suppress(ValueError):  # somebody else was first
+            with suppress(ValueError):  # another run was first
                 self._db.drop_table(before)
 
     def close(self) -> None:
-        """LanceDB holds nothing open."""
+        """Do nothing: LanceDB holds nothing open."""
 
 
 class LanceDBCollection:
@@ -101,7 +101,7 @@ class LanceDBCollection:
 
     def known_vectors(self, checksums: Sequence[str]) -> dict[str, list[float]]:
         table = _table(self._db, self._name)
-        if table is None or not checksums:
+        if table is None:
             return {}
         query = table.search().where(_one_of("checksum", checksums)).select(["checksum", "vector"])
         return {row["checksum"]: row["vector"] for row in query.limit(None).to_list()}
@@ -154,7 +154,7 @@ class LanceDBCollection:
         try:
             self._db.open_table(self._name).optimize()
         except RuntimeError as error:
-            if not re.match(LOST_RACE, str(error)):  # else another writer does the same right now, which is as good
+            if not re.match(LOST_RACE, str(error)):  # else another writer is doing the same, which is enough
                 raise
 
 

@@ -1,4 +1,4 @@
-"""Opens the vector store of a connection, whose type chooses it: LanceDB or Weaviate."""
+"""Open the vector store of a connection, LanceDB or Weaviate by its type."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VECTOR_STORE_CONN_ID = "vector_store_default"
 def open_vector_store(conn_id: str = VECTOR_STORE_CONN_ID) -> Iterator[VectorStore]:
     """Open the store of the connection `conn_id`, and close it at the end of the block.
 
-    :raises AirflowFailException: the connection's type is none of the supported stores, or its key is refused.
+    :raises AirflowFailException: the connection's type is not supported, or its key is refused.
     :raises AirflowException: the store does not answer.
     """
     conn = Connection.get(conn_id)
@@ -31,7 +31,7 @@ def open_vector_store(conn_id: str = VECTOR_STORE_CONN_ID) -> Iterator[VectorSto
             from include.rag.stores.weaviate_store import WeaviateStore
         except ImportError as error:
             raise AirflowFailException(
-                f"Connection {conn_id!r} is to Weaviate, for which {error.name} is missing. It takes "
+                f"Connection {conn_id!r} is to Weaviate, for which {error.name} is missing. It needs "
                 "include/rag/stores/weaviate_store.py and the package apache-airflow-providers-weaviate."
             ) from error
         store = WeaviateStore(conn_id)

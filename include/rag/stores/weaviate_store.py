@@ -32,21 +32,21 @@ from include.common.shown import shown_text
 from include.rag.chunks import Chunk
 from include.rag.stores.base import HIT_FIELDS, Hit, SearchQuery, complete_documents
 
-# How long a server that starts, or restarts, is waited for.
+# How long to wait for a server that is starting.
 READY_TIMEOUT_S = 60.0
 READY_PAUSE_S = 1.0
 
-# Objects in one request: 3,072 numbers each are 3 MB, and a server takes 10 MB where it is set to little.
+# Objects in one request: with 3,072 numbers each they are 3 MB, and a small server takes 10 MB.
 BATCH_OBJECTS = 256
 BATCH_DOCUMENTS = 64
 BATCH_TRIES = 4
 FIRST_PAUSE_S = 0.5
 
-# The most that a server returns or deletes at once (its QUERY_MAXIMUM_RESULTS, unless it is set).
+# The most that a server returns or deletes at once (the default of its QUERY_MAXIMUM_RESULTS).
 MAXIMUM_RESULTS = 10_000
 
 # A word of a script that is written without spaces: Thai, Lao, Burmese, Khmer, Japanese, Chinese. Each of Weaviate's
-# tokenizers that know such words is for one language, and has to be enabled on the server; none is for Thai.
+# tokenizers for such words is for one language and has to be enabled on the server; none is for Thai.
 UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
 
 VECTOR = "default"
@@ -58,7 +58,7 @@ log = logging.getLogger(__name__)
 
 
 def connect(conn_id: str) -> WeaviateClient:
-    """Connect to the server, once that is ready.
+    """Connect to the server once it is ready.
 
     :raises AirflowFailException: the key is refused.
     :raises AirflowException: the server is not ready in time.
@@ -111,7 +111,7 @@ class WeaviateStore:
         if before is None:
             try:
                 self._client.alias.create(alias_name=alias, target_collection=name)
-            except UnexpectedStatusCodeError:  # somebody else was first
+            except UnexpectedStatusCodeError:  # another run was first
                 if self.active(alias) is None:
                     raise
         if self.active(alias) != name:
@@ -136,7 +136,7 @@ class WeaviateCollection:
             return
         try:
             self._client.collections.create(self._name, **schema())
-        except UnexpectedStatusCodeError:  # somebody else was first
+        except UnexpectedStatusCodeError:  # another run was first
             if not self._exists():
                 raise
 
@@ -166,7 +166,7 @@ class WeaviateCollection:
                 for chunk, vector in group
             ]
             insert_all(self._collection, objects)
-        # Ids stand for positions: what is left of the earlier versions are positions that no longer exist.
+        # Ids stand for positions: what is left of earlier versions are positions that no longer exist.
         versions: dict[str, set[str]] = {}
         for chunk in chunks:
             versions.setdefault(chunk.source, set()).add(chunk.document_checksum)
@@ -222,14 +222,14 @@ class WeaviateCollection:
         ]
 
     def optimize(self) -> None:
-        """Weaviate does so by itself."""
+        """Do nothing: Weaviate optimizes by itself."""
 
     def _exists(self) -> bool:
         return bool(self._client.collections.exists(self._name))
 
 
 def schema() -> dict[str, Any]:
-    """Return what a collection is created with: its properties, and how they and the vectors are indexed."""
+    """Return the schema of a collection: its properties, and how they and the vectors are indexed."""
     text, number = DataType.TEXT, DataType.INT
     whole: dict[str, Any] = {"data_type": text, "tokenization": Tokenization.FIELD, "index_searchable": False}
     return {
@@ -246,11 +246,11 @@ def schema() -> dict[str, Any]:
 
 
 def insert_all(collection: Collection[Any, Any], objects: Sequence[Any]) -> None:
-    """Insert or replace these objects, and again those of them that the server did not take.
+    """Insert or replace these objects, and retry those that the server did not store.
 
-    `WeaviateHook.batch_data` never looks at failed objects, so that a batch of which half is lost succeeds.
+    `WeaviateHook.batch_data` ignores failed objects, so that a batch of which half is lost succeeds.
 
-    :raises AirflowException: some fail again and again; the message names them, with what the server says.
+    :raises AirflowException: some fail every time; the message names the first, with the server's reasons.
     """
     left, pause = list(objects), FIRST_PAUSE_S
     for tries_left in reversed(range(BATCH_TRIES)):
@@ -279,16 +279,17 @@ def _properties(chunk: Chunk) -> dict[str, Any]:
 
 
 def _words(text: str) -> str:
-    """Return what a keyword search compares: the text, with pairs of characters in place of words without spaces."""
-    return UNSPACED.sub(lambda found: " ".join(["", *_pairs(found[0]), ""]), text)
+    """Return what a keyword search compares: the text, with pairs of characters in place of unspaced words."""
 
+    def pairs(found: re.Match[str]) -> str:
+        word = found[0]
+        return " ".join(["", *(word[start : start + 2] for start in range(max(1, len(word) - 1))), ""])
 
-def _pairs(word: str) -> list[str]:
-    return [word[start : start + 2] for start in range(max(1, len(word) - 1))]
+    return UNSPACED.sub(pairs, text)
 
 
 def _matches(filters: Mapping[str, Sequence[str]]) -> Any:
-    """A condition that each of these properties has one of its values; None if there are no filters."""
+    """Return the condition that each of these properties has one of its values; None if there are no filters."""
     conditions = [Filter.by_property(name).contains_any(list(values)) for name, values in filters.items()]
     return Filter.all_of(conditions) if conditions else None
 
