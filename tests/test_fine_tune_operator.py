@@ -291,7 +291,7 @@ def test_a_lost_answer_to_the_creation_is_looked_up_not_repeated(task, provider,
     provider.fault("POST", f"{JOBS}$", **fault)
     tuning = task()
     if creations > 1:
-        with pytest.raises(AirflowException, match="The next try looks for it once more"):
+        with pytest.raises(AirflowException, match="The next try looks for it again"):
             tuning.attempt()
         assert jobs_of(provider, tuning) == []
     assert tuning.attempt().startswith("ft:")
