@@ -234,7 +234,7 @@ def test_a_job_that_the_provider_does_not_know_is_no_reason_to_pay_again(task, p
     with pytest.raises(AirflowFailException, match=r"does not know job ftjob-of-another-account.*another account"):
         tuning.attempt()
     path.write_text("{")
-    with pytest.raises(AirflowFailException, match="cannot be read"):
+    with pytest.raises(AirflowFailException, match=r"is not valid\. Check at the provider"):
         tuning.attempt()
     assert len(jobs_of(provider, tuning)) == 1
 

@@ -77,15 +77,10 @@ class Chunk:
             if isinstance(content, Exception):
                 raise content
             for line in content.splitlines():
-                self._recall_line(line)
+                with suppress(ValueError):  # its process was killed while it wrote: the row does not count
+                    entry = json.loads(line)
+                    self.open_results.setdefault(entry["row"], Result(**entry))
         return list(self.open_results.values())
-
-    def _recall_line(self, line: bytes) -> None:
-        try:
-            entry = json.loads(line)
-        except ValueError:  # the process was killed while it wrote: the row does not count
-            return
-        self.open_results.setdefault(entry["row"], Result(**entry))
 
     async def note(self, result: Result) -> None:
         """Put a result into the journal; it is on the storage when this returns.

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import codecs
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -107,12 +108,9 @@ def parquet_rows(path: ObjectStoragePath, columns: list[str]) -> Iterator[Cells]
 
     # With a cache, the columns would evict each other's read-ahead.
     with path.open("rb", cache_type="none") as file:
-
-        def opened() -> tuple[ParquetFile, list[str]]:
+        with _errors_of_file(f"{path} is not a Parquet file that can be read"):
             table = parquet.ParquetFile(file, pre_buffer=False, buffer_size=PARQUET_BYTES)
-            return table, table.schema_arrow.names
-
-        table, names = _guarded(f"{path} is not a Parquet file that can be read", opened)
+            names = table.schema_arrow.names
         _require(path, columns, names)
         for group in range(table.num_row_groups):
             values = [_parquet_values(path, table, group, column) for column in columns]
@@ -125,11 +123,9 @@ def parquet_rows(path: ObjectStoragePath, columns: list[str]) -> Iterator[Cells]
 
 
 def _parquet_values(path: ObjectStoragePath, table: ParquetFile, group: int, column: str) -> Iterator[Any]:
-    where = f"{path}, row group {group + 1}, column {column!r}, cannot be read"
-    options: dict[str, Any] = {"row_groups": [group], "columns": [column], "batch_size": PARQUET_ROWS}
-    batches = _guarded(where, lambda: table.iter_batches(**options))
-    while (batch := _guarded(where, lambda: next(batches, None))) is not None:
-        yield from (_parquet_value(column, scalar) for scalar in batch.column(0))
+    with _errors_of_file(f"{path}, row group {group + 1}, column {column!r}, cannot be read"):
+        for batch in table.iter_batches(batch_size=PARQUET_ROWS, row_groups=[group], columns=[column]):
+            yield from (_parquet_value(column, scalar) for scalar in batch.column(0))
 
 
 def _parquet_value(column: str, scalar: Any) -> Any:
@@ -141,15 +137,13 @@ def _parquet_value(column: str, scalar: Any) -> Any:
         return Unreadable(f"column {column!r}: {scalar.type} out of range: {error}")
 
 
-def _guarded(where: str, read: Callable[[], Any]) -> Any:
-    """Call `read`.
-
-    :raises AirflowFailException: the file is at fault. Errors of the storage are raised unchanged.
-    """
+@contextmanager
+def _errors_of_file(where: str) -> Iterator[None]:
+    """Raise an AirflowFailException if a Parquet file is at fault. Errors of the storage are raised unchanged."""
     import pyarrow as pa
 
     try:
-        return read()
+        yield
     except (pa.ArrowException, ValueError, OverflowError, OSError) as error:
         # Arrow's own OSErrors have no number and are not of a subclass.
         if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):

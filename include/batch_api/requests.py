@@ -124,7 +124,7 @@ def write_upload(path: ObjectStoragePath, requests: ObjectStoragePath, names: Se
             size += len(line)
             if size > LARGEST_FILE:
                 raise AirflowFailException(
-                    f"{requests} exceeds {LARGEST_FILE // 1_000_000} MB as sent, the limit of a batch: split it."
+                    f"{requests} is sent as over {LARGEST_FILE // 1_000_000} MB, the limit of a batch: split it."
                 )
             digest.update(line)
             file.write(line)
