@@ -5,7 +5,7 @@ When nobody is waiting for the answers, the provider's Batch API gives them at h
 hours and outside the rate limit. The rows of a CSV, JSON lines or Parquet file become one batch; the task that sent
 it waits without a worker slot, and collects the answers.
 
-**Answers are never paid twice**: after a retry, a clear, or the kill of a worker or triggerer, the task takes up the
+**Answers are never paid twice**: a retry, a cleared task, or a task whose worker or triggerer was killed takes up the
 existing batch. A batch that expired or was cancelled keeps its finished answers, too. Only requests without an answer,
 or with a temporary error, are sent again. Each answer is checked against the required form.
 

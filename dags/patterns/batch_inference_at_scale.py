@@ -4,8 +4,8 @@
 For thousands of rows, where a task per row (*batch_inference*) would cost more in Airflow than in tokens. The rows of
 a CSV, JSON lines or Parquet file are cut into chunks, a few tasks share them, and each has many rows in flight.
 
-**An answered row is not paid again**: its answer is on object storage before it counts. So a retry, a cleared task or
-the try after a killed worker goes on where the last one stopped. A row that fails keeps its error and its number, and
+**An answered row is not paid again**: its answer is on object storage before it counts. So a retry, a cleared task or a
+task whose worker was killed goes on where it stopped. A row that fails keeps its error and its number, and
 does not affect the others. All tasks together stay within the account's requests and tokens per minute, which the
 connection *pydanticai_default* states, and *budget_usd* ends the run before it costs more.
 """

@@ -2,8 +2,8 @@
 ### Fine-tuning: one paid job per run, whatever happens
 
 Check the examples, estimate the cost, upload each file once, train, compare, promote. **Nothing is spent before every
-line of the examples is valid and the estimate is within the budget.** After a retry, a clear, or the kill of a worker
-or triggerer, the task takes up the existing job. The fine-tuned model is promoted, as an update of the asset
+line of the examples is valid and the estimate is within the budget.** A retry, a cleared task, or a task whose worker
+or triggerer was killed takes up the existing job. The fine-tuned model is promoted, as an update of the asset
 *tuned_model*, only if its answers to the validation set are better than the base model's by a margin.
 
 The connection *openai_default* names the provider, the base model and the price.

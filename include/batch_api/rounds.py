@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Rounds:
     """The rounds of the task instance with this key.
 
-    :param max_tries: that of the task instance, which Airflow raises when the task is cleared.
+    :param max_tries: that of the task instance, which increases when the task is cleared.
     """
 
     def __init__(self, key: str, max_tries: int) -> None:

@@ -50,7 +50,7 @@ class JobLink(BaseOperatorLink):
 class PaidJobOperator(BaseOperator):
     """Start a job that costs money, wait for it, and return its result: one job per task instance.
 
-    The job carries a key of the task instance. After a retry, a clear, or the kill of a worker or triggerer, the task
+    The job carries a key of the task instance. A retry, a cleared task, or a task whose worker or triggerer was killed
     takes up the existing job. Clearing a task whose job succeeded gives the same result and costs nothing;
     clearing one whose job failed or was cancelled starts a new job, and so does a change of the request.
     No job is started if the connection's budgets have nothing left for it.

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class Record(BaseModel):
     """What this project remembers of a task instance's job.
 
-    `max_tries` is that of the task instance, which Airflow raises when the task is cleared, not at a retry; `killed`
-    says that the job was cancelled because the task's own process was killed.
+    `max_tries` is that of the task instance, which increases when the task is cleared, not at a retry; `killed` says
+    that the job was cancelled because the task's own process was killed.
     """
 
     intent_at: float

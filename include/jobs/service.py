@@ -75,7 +75,7 @@ class OpenAIService:
         from openai import DEFAULT_CONNECTION_LIMITS, AsyncOpenAI
 
         async def keep_secret(request: Request) -> None:
-            request.extensions["key"] = self.key  # for `describe`: with a login in the URL, no header has the key
+            request.extensions["key"] = self.key  # for `describe`: a login in the URL replaces the key in the header
 
         quiet_http_clients()
         base_url, _, query = self.url.partition("?")

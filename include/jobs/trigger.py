@@ -17,7 +17,7 @@ from include.jobs.wait import cancel, wait_for_job
 # States in which a task instance no longer needs its job. A cleared task is in none of them: it takes the job up again.
 GIVEN_UP = frozenset({"failed", "success", "skipped", "upstream_failed", "removed"})
 HAS_ON_KILL = hasattr(BaseTrigger, "on_kill")
-LONGEST_CANCEL_S = 120.0  # a busy API server takes a while to say how the task is
+LONGEST_CANCEL_S = 120.0  # a busy API server takes a while to report the task's state
 
 # By kind of job, connection and event loop: the API that this process's triggers share, and these triggers. With a
 # client per trigger, each look at a job would need a new connection.

@@ -107,9 +107,9 @@ def _log_change(api: JobApi, before: Job | None, now: Job) -> None:
     if now.status in api.underway or now.has_ended:
         log.info("Job %s: %s.", now.id, now.status)
     elif now.status == "paused":
-        log.warning("Job %s is paused at the provider: resume or cancel it there. Waiting on.", now.id)
+        log.warning("Job %s is paused at the provider: resume or cancel it there. Still waiting.", now.id)
     else:
-        log.warning("Job %s has the unknown status %r. Waiting on.", now.id, now.status)
+        log.warning("Job %s has the unknown status %r. Still waiting.", now.id, now.status)
 
 
 def _retry_after(error: Exception) -> float:
