@@ -64,7 +64,7 @@ class Progress:
         self.done += 1
         if result.error_class:
             self.errors[result.error_class] += 1
-        self.cost_usd = None if None in (self.cost_usd, result.cost_usd) else self.cost_usd + result.cost_usd  # type: ignore[operator]
+        self.cost_usd = None if self.cost_usd is None or result.cost_usd is None else self.cost_usd + result.cost_usd
 
     def __str__(self) -> str:
         """Return the progress as text, for the log and the UI."""

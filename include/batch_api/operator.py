@@ -33,9 +33,9 @@ class OpenAIBatchOperator(PaidJobOperator):
     """Have a file of requests answered by a batch. The output is the URL of the results.
 
     Answers are stored before they count, also those of a batch that expired or was cancelled, and are never requested
-    again. Requests that ended in a temporary error (429, 5xx, expired, no result at all) go into
-    another batch, up to `rounds` batches; clearing the task allows as many again. A request that the provider refuses
-    (400) keeps its error. So a task that succeeds may have errors in its results; their reader decides.
+    again. Requests that ended in a temporary error (429, 5xx, expired, no result at all) go into another batch, up to
+    `rounds` batches; clearing the task allows as many again. A request that the provider refuses (400) keeps its error.
+    So a task that succeeds may have errors in its results; their reader decides.
 
     Further XComs: `counts` (`{"answered": ..., "failed": ...}`), `batches` (the ids of all batches), and `job_id` and
     `job_url` of the last one. For what holds for each batch (one per round, the waits, kills and time-outs), see
