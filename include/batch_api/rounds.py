@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from include.batch_api.api import BatchApi
@@ -28,14 +29,9 @@ class Rounds:
         self._folder = storage_path("batches", key)
         self._max_tries = max_tries
         self._closed: list[dict[str, Any]] = []
-        while (closed := self._read(len(self._closed) + 1)) is not None:
-            self._closed.append(closed)
-
-    def _read(self, number: int) -> dict[str, Any] | None:
-        try:
-            return dict(json.loads(read_artifact(self._folder / str(number) / "closed.json")))
-        except FileNotFoundError:
-            return None
+        with suppress(FileNotFoundError):
+            while True:
+                self._closed.append(json.loads(read_artifact(self.folder / "closed.json")))
 
     @property
     def number(self) -> int:
