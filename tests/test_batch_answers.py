@@ -191,7 +191,7 @@ def test_refused_calls_are_waited_out_and_none_is_lost(model):
 
 def test_a_provider_that_is_down_fails_the_try_soon_and_pays_nothing_twice_when_it_is_back(model, monkeypatch):
     monkeypatch.setattr(batch_answers, "PAUSES_S", ())
-    with pytest.raises(AirflowException, match=r"10 rows in a row got no answer; the last: .*503.* A retry goes on"):
+    with pytest.raises(AirflowException, match=r"10 consecutive rows got no answer; the last: .*503.* A retry goes on"):
         answer(60, "review DOWN")
     assert len(model.calls()) < 30
 

@@ -64,7 +64,7 @@ BAD_LINES = {
         b'{"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"},'
         b' {"role": "assistant", "content": "c"}]}',
         "",
-        "a system message stands after",
+        "a system message comes after",
     ),
     "a duplicate": (lines()[3].replace(b"Question", b"QUESTION "), "messages", "the same conversation is in line 4"),
     "too many tokens": (message(content="word " * 20_000), "messages", "tokens are too many"),

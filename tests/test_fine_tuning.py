@@ -184,7 +184,7 @@ def test_the_preflight_says_when_the_account_may_not_fine_tune_and_what_to_use_i
 
 def test_the_preflight_knows_that_openai_takes_no_jobs_from_january_2027(monkeypatch):
     monkeypatch.setattr(steps, "OPENAI_ENDS", steps.OPENAI_CLOSED_TO_NEW)
-    with pytest.raises(AirflowFailException, match="OpenAI takes no new fine-tuning jobs since"):
+    with pytest.raises(AirflowFailException, match="OpenAI has accepted no new fine-tuning jobs since"):
         asyncio.run(preflight(OpenAIService("openai_default", None, "k", {"model": "gpt-4.1-mini"})))
 
 

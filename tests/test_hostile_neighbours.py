@@ -49,7 +49,7 @@ def test_of_many_runs_that_begin_a_batch_together_one_has_it(storage):
         refused = dict(zip(states, pool.map(try_to_claim, states), strict=True))
     (winner,) = [run_id for run_id, reason in refused.items() if not reason]
     for run_id in states.keys() - {winner}:
-        assert f"The run {winner!r} of batch_inference_at_scale answers this batch now" in refused[run_id]
+        assert f"The run {winner!r} of batch_inference_at_scale is answering this batch" in refused[run_id]
     claim(storage_path("batch"), Task(winner, states))  # each of its tasks does so
 
 
@@ -88,7 +88,7 @@ def test_a_second_run_of_a_batch_pays_nothing_while_the_first_is_running(run_dag
     set_state(first, "running")
     second = run_dag("batch_inference_at_scale", conf)
     assert (second.state, len(model.seen())) == ("failed", 1)
-    assert f"The run {first.run.run_id!r} of batch_inference_at_scale answers this batch now" in logged()
+    assert f"The run {first.run.run_id!r} of batch_inference_at_scale is answering this batch" in logged()
     set_state(first, "failed")
     third = run_dag("batch_inference_at_scale", conf)
     assert third.state == "success"

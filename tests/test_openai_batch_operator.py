@@ -326,7 +326,7 @@ def test_a_lost_answer_to_the_creation_is_looked_up_not_repeated(task, provider,
     provider.fault("POST", f"{BATCHES}$", **fault)
     batch = task()
     if creations > 1:
-        with pytest.raises(AirflowException, match="The next try looks for it once more"):
+        with pytest.raises(AirflowException, match="The next try looks for it again"):
             batch.attempt()
     assert batch.attempt() == ["A", "B", "C"]
     assert batch.asked() == [1, 1, 1]
@@ -340,14 +340,14 @@ def body(**more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([], "is empty"),
-        (["{}"], r"line 1: it is no \{"),
-        (["[1]"], r"line 1: it is no \{"),
+        ([], "has no requests"),
+        (["{}"], r"line 1: it is not of the form \{"),
+        (["[1]"], r"line 1: it is not of the form \{"),
         ([{"custom_id": "a", "body": body()}, "{half"], "line 2: it is not JSON"),
-        ([{"custom_id": "a", "body": body()}] * 2, "line 2: custom_id 'a' is that of line 1"),
-        ([{"custom_id": half, "body": body()} for half in ("\ud83d", "\ude9a")], "line 2: custom_id '\ufffd' is that"),
-        ([{"custom_id": "", "body": body()}], "line 1: custom_id is no text"),
-        ([{"custom_id": 7, "body": body()}], "line 1: custom_id is no text"),
+        ([{"custom_id": "a", "body": body()}] * 2, "line 2: custom_id 'a' is also in line 1"),
+        ([{"custom_id": half, "body": body()} for half in ("\ud83d", "\ude9a")], "line 2: custom_id '\ufffd' is also"),
+        ([{"custom_id": "", "body": body()}], "line 1: custom_id must be a string"),
+        ([{"custom_id": 7, "body": body()}], "line 1: custom_id must be a string"),
         ([{"custom_id": "a", "body": body(model="")}], "line 1: body.model is missing"),
         ([{"custom_id": "a", "body": body(messages=[])}], "line 1: body.messages is missing"),
         ([{"custom_id": n, "body": body(model=n)} for n in "ab"], "line 2: body.model is not 'a'"),
@@ -366,7 +366,7 @@ def test_more_than_a_batch_takes_is_refused_before_anything_is_uploaded(task, pr
     uploads = len(provider.requests("POST", "/v1/files"))
     batch = task()
     monkeypatch.setattr(batch_requests, "LARGEST_FILE", 100)
-    with pytest.raises(AirflowFailException, match="MB, the most of a batch"):
+    with pytest.raises(AirflowFailException, match="MB, the limit of a batch"):
         batch.attempt()
     monkeypatch.setattr(batch_requests, "MOST_REQUESTS", 2)
     with pytest.raises(AirflowFailException, match="has more than 2 requests"):
@@ -375,7 +375,7 @@ def test_more_than_a_batch_takes_is_refused_before_anything_is_uploaded(task, pr
     with pytest.raises(AirflowFailException, match="is not a file on this project's storage"):
         batch.attempt()
     assert len(provider.requests("POST", "/v1/files")) == uploads
-    with pytest.raises(ValueError, match="rounds is 1 or more"):
+    with pytest.raises(ValueError, match="rounds must be 1 or more"):
         task(rounds=0).operator()
 
 
@@ -391,7 +391,7 @@ def test_results_that_are_none_or_of_others_are_left_aside(task, caplog):
     with closing(batch_requests.Answers(requests)) as answers:
         answers.add(storage_path("raw.jsonl"))
         assert answers.missing() == {second, third}
-    assert "raw.jsonl, line 1, is no result" in caplog.text
+    assert "raw.jsonl, line 1, is not a result" in caplog.text
 
 
 def test_the_key_is_nowhere(task, provider, logged, storage):

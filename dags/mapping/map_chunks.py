@@ -1,12 +1,11 @@
 """
 ### Thousands of items: map chunks, not items
 
-A mapped task costs Airflow a second or two and a row in its database, and there may be no more of them than
-*[core] max_map_length* (1024). So thousands of items are mapped in lists: here each task sorts a chunk of tickets into
-categories by their embeddings alone, 256 in one request.
+A mapped task costs Airflow a second or two and a row in its database, and there may be at most
+*[core] max_map_length* (1024) of them. So thousands of items are mapped in lists: here each task sorts a chunk of
+tickets into categories by their embeddings alone, 256 per request.
 
-A task per item is right where each is slow or costs money of its own, for tens of items: see
-*batch_inference*.
+A task per item is right for tens of items that are each slow or cost money: see *batch_inference*.
 """
 
 from airflow.sdk import Param, dag, get_current_context, task
@@ -40,7 +39,7 @@ def name_of(chunk: list[int]) -> str:
             type="integer",
             **limits(minimum=0, maximum=100_000),
             title="Rows",
-            description="How many tickets; beyond 40 those of the sample data are repeated.",
+            description="How many tickets; beyond 40, the sample tickets repeat.",
         ),
         "chunk_size": Param(
             1_000,
@@ -56,7 +55,7 @@ def map_chunks():
     def get_chunks() -> list[list[int]]:
         params = get_current_context()["params"]
         chunks = mappable(chunked(range(params["rows"]), params["chunk_size"]))
-        return [[chunk[0], chunk[-1] + 1] for chunk in chunks]  # where each starts and ends: XCom is no place for data
+        return [[chunk[0], chunk[-1] + 1] for chunk in chunks]  # only where each starts and ends: XCom is not for data
 
     @task(map_index_template="{{ rows }}", pool=LLM_POOL)
     def sort_tickets(chunk: list[int]):

@@ -1,11 +1,11 @@
 """
 ### .expand(): one task per message
 
-Masks personal data before a message may go to a model. How many tasks there are is known only when the list is there.
+Masks personal data before a message may go to a model. The list decides, during the run, how many tasks there are.
 
-- **No messages**: the mapped task is skipped, and the report is made all the same.
-- **A bad message** (an empty one): its task fails, the others' results are kept, and the report names it.
-- **Too many**: refused at once, with the way out (*map_chunks*).
+- **No messages**: the mapped task is skipped, and the report is still written.
+- **A bad message** (an empty one): its task fails, the other results are kept, and the report names it.
+- **Too many**: refused at once, with the alternative (*map_chunks*).
 """
 
 from airflow.providers.common.compat.sdk import AirflowFailException

@@ -2,11 +2,11 @@
 ### .expand_kwargs(): several arguments that belong together
 
 Grades a model's answers against the expected ones. Two lists are zipped into pairs, and each pair becomes the keyword
-arguments of one task, where *.expand(answer=..., expected=...)* would try **every answer with every expectation**.
+arguments of one task. *.expand(answer=..., expected=...)* would combine **every answer with every expectation**.
 
-Lists of different lengths are refused with both lengths: *zip* alone would drop the surplus in silence.
+Lists of different lengths are refused, and the error names both lengths: *zip* alone would silently drop the surplus.
 
-Airflow itself renders each of these arguments as a template. Here it does not: an answer with {{ ... }} in it is text.
+Airflow would render each of these arguments as a template. Here it does not: an answer with {{ ... }} in it stays text.
 """
 
 from airflow.providers.common.compat.sdk import AirflowFailException
@@ -55,9 +55,8 @@ def map_expand_kwargs():
     def grade(answer: str, expected: str) -> float:
         score = word_recall(answer, expected)
         context = get_current_context()
-        context["grade"] = (
-            f"pair {context['ti'].map_index + 1}: {score:.0%}"  # names are in logs, which answers are not
-        )
+        # Without the answer, as names of tasks are in logs.
+        context["grade"] = f"pair {context['ti'].map_index + 1}: {score:.0%}"
         return score
 
     @task(trigger_rule="all_done")

@@ -1,11 +1,11 @@
 """
 ### .partial().expand(): what varies, and what does not
 
-A summary of each help document for one audience: the audience is the same for all (*partial*), the documents vary
-(*expand*). The tasks are named after their documents in the grid, by a *map_index_template* that is rendered from
-what the task puts into its context.
+A summary of each help document for one audience: the audience is the same for all tasks (*partial*), the documents vary
+(*expand*). The grid names each task after its document: *map_index_template* is rendered from what the task puts into
+its context.
 
-A document that fails does not stop the others: the report is made from the rest, and names it.
+A document that fails does not stop the others: the report covers the others, and names it.
 """
 
 from airflow.sdk import Param, dag, get_current_context, task
@@ -41,7 +41,7 @@ SUMMARY_PROMPT = (
             type="string",
             **limits(minLength=3, maxLength=100),
             title="Audience",
-            description="Whom the summaries are for.",
+            description="Who the summaries are for.",
         ),
     },
 )

@@ -1,9 +1,9 @@
 """
 ### A mapped task group: several steps per item
 
-Each company goes through the same two steps, look up and assess. As a mapped group, a company that is ready goes on
-while another is still being looked up, and a company that fails stops only itself. Two mapped tasks in a row would
-wait for **all** look-ups before the first assessment.
+Each company goes through the same two steps, look up and assess. In a mapped group, a company goes on to its next step
+while others are still being looked up, and a company that fails stops only itself. Two mapped tasks one after the other
+would wait for **all** look-ups before the first assessment.
 """
 
 from typing import get_args

@@ -1,16 +1,15 @@
 """
 ### Batch API: thousands of rows at half the price, by tomorrow
 
-When nobody waits for the answers, the provider's Batch API gives them for half of what single calls cost, within 24
-hours and beside the rate limit. The rows of a CSV, JSON lines or Parquet file become one batch; the task that has sent
-it waits without a worker slot, and collects.
+When nobody is waiting for the answers, the provider's Batch API gives them at half the price of single calls, within 24
+hours and outside the rate limit. The rows of a CSV, JSON lines or Parquet file become one batch; the task that sent
+it waits without a worker slot, and collects the answers.
 
-**What came back is never paid again**: a retry, a cleared task, or a worker or triggerer that is killed takes up the
-batch that there is, and also a batch that expired or was cancelled leaves its finished answers. Only requests that are
-missing, or met an error that may pass, are sent again. Each answer is checked against the form that was asked for.
+**Answers are never paid twice**: a retry, a cleared task, or a task whose worker or triggerer was killed takes up the
+existing batch. A batch that expired or was cancelled keeps its finished answers, too. Only requests without an answer,
+or with a temporary error, are sent again. Each answer is checked against the required form.
 
-The provider and the model are those of the connection *openai_default*. For answers now, see
-*batch_inference_at_scale*.
+The connection *openai_default* names the provider and the model. For answers now, see *batch_inference_at_scale*.
 """
 
 from typing import Literal
@@ -36,7 +35,7 @@ class ReviewLabels(BaseModel):
 
 
 @dag(
-    description="Labels a file of reviews at half the price, by the provider's Batch API.",
+    description="Labels a file of reviews at half the price with the provider's Batch API.",
     schedule=None,
     default_args=DEFAULT_ARGS,
     tags=["genai", "pattern", "llm", "batch-api"],
@@ -54,21 +53,21 @@ class ReviewLabels(BaseModel):
             type="string",
             **limits(minLength=1, maxLength=200),
             title="Text column",
-            description="What the model gets of each row.",
+            description="The column with the text for the model.",
         ),
         "id_column": Param(
             "review_id",
             type=["null", "string"],
             **limits(maxLength=200),
             title="Id column",
-            description="What to call the rows in the results; empty: their numbers.",
+            description="The column with the rows' names in the results; empty: row numbers.",
         ),
         "limit": Param(
             None,
             type=["null", "integer"],
             **limits(minimum=1, maximum=50_000),
             title="Limit",
-            description="Only the first rows, to try a prompt; empty: all, up to 50,000.",
+            description="Use only the first rows, to try a prompt; empty: all, up to 50,000.",
         ),
         "allowed_failures": Param(
             0.05,
@@ -77,7 +76,9 @@ class ReviewLabels(BaseModel):
             title="Allowed failures",
             description="The run fails if a larger share of the rows ends without a valid answer.",
         ),
-        "output_format": Param("parquet", enum=["parquet", "jsonl"], title="Results", description="Form of the file."),
+        "output_format": Param(
+            "parquet", enum=["parquet", "jsonl"], title="Results", description="Format of the file."
+        ),
     },
 )
 def batch_api_inference():

@@ -2,8 +2,8 @@
 ### Batch inference: one mapped task per review
 
 The simple way, right for tens of rows: each review is a task instance with its own log, retries and result, and the
-pool limits how many calls are in flight. **One bad row does not lose the others**: the report is written from what
-succeeded, and names what did not. Where rows carry labels, it states how often the model agreed with them.
+pool limits how many calls are in flight. **One bad row does not affect the others**: the report covers the rows that
+succeeded, and names the rest. If rows have labels, it says how often the model agreed with them.
 """
 
 from typing import Literal
@@ -50,7 +50,7 @@ class ReviewAnalysis(BaseModel):
             type=["null", "integer"],
             **limits(minimum=1, maximum=500),
             title="Limit",
-            description="Only the first reviews, to try a prompt; empty: all.",
+            description="Use only the first reviews, to try a prompt; empty: all.",
         ),
     },
 )

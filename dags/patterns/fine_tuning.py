@@ -2,11 +2,11 @@
 ### Fine-tuning: one paid job per run, whatever happens
 
 Check the examples, estimate the cost, upload each file once, train, compare, promote. **Nothing is spent before every
-line of the examples is valid and the estimate is within the budget.** A retry, a cleared task, a worker or a triggerer
-that is killed takes up the job that there is. The fine-tuned model is promoted, as an update of the asset
+line of the examples is valid and the estimate is within the budget.** A retry, a cleared task, or a task whose worker
+or triggerer was killed takes up the existing job. The fine-tuned model is promoted, as an update of the asset
 *tuned_model*, only if its answers to the validation set are better than the base model's by a margin.
 
-The provider, the base model and the price are those of the connection *openai_default*.
+The connection *openai_default* names the provider, the base model and the price.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ N_EPOCHS = 3
             type=["null", "string"],
             **limits(maxLength=2000),
             title="Validation examples",
-            description="Likewise; none of its questions may be among the training examples.",
+            description="URL as above; none of its questions may be among the training examples.",
         ),
         "budget_usd": Param(
             5.0,
@@ -59,14 +59,14 @@ N_EPOCHS = 3
             type="number",
             **limits(minimum=0, maximum=1),
             title="Margin",
-            description="By how much the tuned model must score better than the base model to be promoted.",
+            description="How much better than the base model the tuned one must score to be promoted.",
         ),
         "evaluation_size": Param(
             100,
             type="integer",
             **limits(minimum=1, maximum=1000),
             title="Evaluation size",
-            description="How many validation examples both models answer, at most.",
+            description="The most validation examples that both models answer.",
         ),
     },
 )

@@ -31,9 +31,9 @@ except ImportError:  # a copied pattern may lack it
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-# Pauses before a row without an answer is asked again; the model has repeated its call each time.
+# Pauses before a row without an answer is asked again. Each time, the model has already repeated its call.
 PAUSES_S = (2.0, 10.0, 30.0)
-# After so many rows in a row without an answer the provider is down, and the task waits for its next try.
+# After so many consecutive rows without an answer, the provider counts as down, and the try ends.
 MOST_UNANSWERED = 10
 PROGRESS_S = 10.0
 
@@ -41,12 +41,12 @@ log = logging.getLogger(__name__)
 
 
 class BudgetReached(AirflowFailException):
-    """What the rows may cost is spent. What was answered is kept."""
+    """The budget of the rows is spent. The answers so far are kept."""
 
 
 @dataclass
 class Progress:
-    """Counts over the rows of a task; `known` of them were done before its present try.
+    """Counts over the rows of a task; `known` of them were done before the current try.
 
     `cost_usd` is None as soon as the price of one call is unknown.
     """
@@ -64,10 +64,10 @@ class Progress:
         self.done += 1
         if result.error_class:
             self.errors[result.error_class] += 1
-        self.cost_usd = None if None in (self.cost_usd, result.cost_usd) else self.cost_usd + result.cost_usd  # type: ignore[operator]
+        self.cost_usd = None if self.cost_usd is None or result.cost_usd is None else self.cost_usd + result.cost_usd
 
     def __str__(self) -> str:
-        """Say how far it is, for the log and the UI."""
+        """Return the progress as text, for the log and the UI."""
         text = f"{self.done:,} of {self.rows:,} rows"
         if failed := self.errors.total():
             text += f", {failed:,} failed"
@@ -76,7 +76,7 @@ class Progress:
         return text
 
     def log(self) -> None:
-        """Log it, with the rows per second of this try and the time that is left at that."""
+        """Log the progress, with the rows per second of this try and the time left at that rate."""
         per_second = (self.done - self.known) / (time.monotonic() - self.started)
         left = f", about {(self.rows - self.done) / per_second:.0f} s left" if per_second else ""
         log.info("%s; %.1f rows/s%s.", self, per_second, left)
@@ -86,12 +86,12 @@ class Answering:
     """One task's work: the rows of its chunks.
 
     :param chunks: in the order of the input.
-    :param rows: how many rows these chunks have in all.
-    :param system_prompt: tells the model what to do with each row's text.
+    :param rows: how many rows these chunks have in total.
+    :param system_prompt: what the model is to do with each row's text.
     :param output_type: the form of an answer.
     :param at_once: rows in flight.
     :param conn_id: the connection to the model.
-    :param budget_usd: US dollars that these rows may cost in all, over all tries and runs; None for no limit.
+    :param budget_usd: US dollars that these rows may cost over all tries and runs; None for no limit.
     """
 
     def __init__(
@@ -120,9 +120,9 @@ class Answering:
     async def run(self) -> None:
         """Answer every row that has no result yet.
 
-        Whatever ends this early lets the calls in flight come back, so that they are not paid again.
+        If this ends early, the calls in flight are still awaited, so that they are not paid again.
 
-        :raises BudgetReached: the rest would cost more.
+        :raises BudgetReached: the remaining rows would exceed the budget.
         :raises AirflowFailException: the provider refuses the key, the model or the account.
         :raises AirflowException: rows are left without an answer; a retry goes on with them.
         """
@@ -141,7 +141,7 @@ class Answering:
             )
 
     def _rows_to_ask(self) -> Iterator[tuple[Chunk, list[Row], Row]]:
-        """Yield the rows without a result, each with its chunk and all of the chunk's rows."""
+        """Yield each row without a result, with its chunk and all rows of the chunk."""
         for chunk in self._chunks:
             known, complete = chunk.so_far()
             for result in known:
@@ -173,16 +173,16 @@ class Answering:
                         await asyncio.to_thread(chunk.complete, rows)
                         if self._spans:
                             self._spans.end(name)
-            except Exception as error:  # of several that fail for the same reason, the first says it
-                self._stop = self._stop or error.with_traceback(None)  # 40 frames of libraries
+            except Exception as error:  # of several, the first says why
+                self._stop = self._stop or error.with_traceback(None)  # which is 40 frames of libraries
             finally:
                 self._in_flight -= 1
 
     async def _result(self, row: Row) -> Result | None:
-        """Answer the row; return None if the provider gave no answer, which a later try may get."""
+        """Answer the row. Return None if the provider gave no answer; a later try may get one."""
         if row.text is None:
             return Result(row.number, row.id, error=row.error, error_class=row.error_class)
-        used = RunUsage()  # of all tries, also of those that fail
+        used = RunUsage()  # of all tries, including those that fail
         for pause in (*PAUSES_S, None):
             try:
                 answer, error, error_class = await self._ask(row.text, used)
@@ -200,7 +200,7 @@ class Answering:
         return Result(row.number, row.id, answer, error, error_class, used.requests, **tokens, cost_usd=cost)
 
     async def _ask(self, text: str, used: RunUsage) -> tuple[dict[str, Any] | None, str, str]:
-        """Return the answer, or an error of the row's own and its class."""
+        """Return the answer, or an error that concerns this row only, and its class."""
         try:
             return await self._model.ask(text, used), "", ""
         except TextTooLong as error:
@@ -208,16 +208,16 @@ class Answering:
         except (RequestRefused, ContentFilterError) as error:
             return None, str(error), "refused"
         except UnexpectedModelBehavior:
-            return None, "the model's answers did not have the form that was asked for", "invalid answer"
+            return None, "the model's answers did not have the required form", "invalid answer"
 
     def _leave(self, row: Row, problem: AirflowException) -> None:
-        """Leave the row to a later try."""
+        """Leave the row for a later try."""
         log.warning("Row %d is without an answer: %s", row.number, problem)
         self.progress.unanswered += 1
         self._unanswered_in_a_row += 1
         if self._unanswered_in_a_row >= MOST_UNANSWERED:
             self._stop = self._stop or AirflowException(
-                f"{self._unanswered_in_a_row} rows in a row got no answer; the last: {problem} A retry goes on."
+                f"{self._unanswered_in_a_row} consecutive rows got no answer; the last: {problem} A retry goes on."
             )
 
     def _over_budget(self) -> bool:
@@ -226,7 +226,7 @@ class Answering:
             return False
         if spent is None:
             self._stop = self._stop or AirflowFailException(
-                "An answer's price is not known: the budget cannot be kept."
+                "The price of an answer is not known, so the budget cannot be kept."
             )
             return True
         mean = spent / max(1, self.progress.done)

@@ -1,11 +1,11 @@
 """The rows of a batch on object storage, in chunks: what to answer, what is answered so far, and the results.
 
-A chunk's folder is named by what is in it: its rows, the prompt, the form of the answer and the model. So whoever asks
-the same again finds what was paid for, and whoever changes anything starts anew. It holds
+A chunk's folder is named by a hash of its rows, the prompt, the form of the answer and the model. So the same request
+again finds the paid answers, and any change starts over. The folder holds
 
 - `rows.jsonl`: the rows,
-- `journal/`: a line with each result, there before it counts,
-- `results.jsonl`: the results in the order of the rows, once all are there; the journal is gone then.
+- `journal/`: a line for each result, written before the result counts,
+- `results.jsonl`: the results in the order of the rows. It replaces the journal once all results are there.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 CHUNK_ROWS = 500
 LEAST_CHUNK_ROWS = 10
-# Tasks share whole chunks. Of a batch that is larger than a chunk for each of them, so many rows are cut small, so that
-# shares differ by no more than a small chunk.
+# Tasks share whole chunks. In a batch with more than a chunk per task, the first EVENLY_SHARED_ROWS rows are cut into
+# small chunks, so that shares differ by no more than one of these.
 EVENLY_SHARED_ROWS, SMALL_CHUNK_ROWS = 10_000, 100
 
 
 class Chunk:
-    """The chunk in this folder."""
+    """The chunk in a folder."""
 
     def __init__(self, folder: ObjectStoragePath) -> None:
         self.folder = folder
@@ -43,68 +43,60 @@ class Chunk:
         self._lines: list[bytes] = []
         self._lock = asyncio.Lock()
         self._failure: Exception | None = None
-        self._writer = uuid4().hex  # another process may write to the same journal
-        self._written = 0
 
     def rows(self) -> list[Row]:
         """Read all rows, in order."""
-        return [Row(*json.loads(line)) for line in _lines(read_artifact(self.folder / "rows.jsonl"))]
+        return [Row(*json.loads(line)) for line in read_artifact(self.folder / "rows.jsonl").splitlines()]
 
     def results(self) -> list[Result] | None:
-        """Read the results in the order of the rows; None as long as some are missing."""
+        """Read the results, in the order of the rows; None while some are missing."""
         try:
             content = read_artifact(self.folder / "results.jsonl")
         except FileNotFoundError:
             return None
-        return [Result(**json.loads(line)) for line in _lines(content)]
+        return [Result(**json.loads(line)) for line in content.splitlines()]
 
     def so_far(self) -> tuple[list[Result], bool]:
-        """Read the known results, and whether these are all; then they are in the order of the rows."""
+        """Read the known results, and whether they are complete. Complete results are in the order of the rows."""
         results = self.results()
         if results is None:
             recalled = self.recall()
-            results = self.results()  # another process may have completed the chunk, and dropped its journal
+            results = self.results()  # another process may have completed the chunk and deleted its journal
             if results is None:
                 return recalled, False
         return results, True
 
     def recall(self) -> list[Result]:
-        """Read the journal: what is known so far of a chunk that has no results yet."""
+        """Read the journal: the results so far of a chunk that is not complete."""
         journal = self.folder / "journal"
         paths = journal.fs.find(journal.path)
-        # Not `cat`, to which a path with a bracket is a pattern.
+        # Not `cat`, which takes a path with a bracket for a pattern.
         for content in journal.fs.cat_ranges(paths, None, None, on_error="return") if paths else []:
-            if isinstance(content, FileNotFoundError):  # another process drops the journal at this moment
+            if isinstance(content, FileNotFoundError):  # another process is deleting the journal
                 continue
             if isinstance(content, Exception):
                 raise content
-            for line in _lines(content):
-                self._recall_line(line)
+            for line in content.splitlines():
+                with suppress(ValueError):  # its process was killed while it wrote: the row does not count
+                    entry = json.loads(line)
+                    self.open_results.setdefault(entry["row"], Result(**entry))
         return list(self.open_results.values())
-
-    def _recall_line(self, line: bytes) -> None:
-        try:
-            entry = json.loads(line)
-        except ValueError:  # the process was killed while it wrote: the row does not count
-            return
-        self.open_results.setdefault(entry["row"], Result(**entry))
 
     async def note(self, result: Result) -> None:
         """Put a result into the journal; it is on the storage when this returns.
 
-        What others have to note meanwhile is written in one go.
+        Results that arrive during a write share the next one.
 
-        :raises Exception: that of the first write that failed, also for all that follow.
+        :raises Exception: the error of the first write that failed, from then on for every call.
         """
         mine = self._lines
         mine.append(json_line(asdict(result)))
         async with self._lock:
             if self._failure:
                 raise self._failure
-            if mine is self._lines:  # else whoever had the lock has written them
+            if mine is self._lines:  # else the last holder of the lock has written it
                 self._lines = []
-                self._written += 1
-                path = self.folder / "journal" / f"{self._writer}-{self._written:06}.jsonl"
+                path = self.folder / "journal" / f"{uuid4().hex}.jsonl"  # another process may write there, too
                 try:
                     await asyncio.to_thread(_write, path, b"".join(mine))
                 except Exception as error:
@@ -113,11 +105,11 @@ class Chunk:
         self.open_results[result.row] = result
 
     def complete(self, rows: Sequence[Row]) -> None:
-        """Write the results of all rows, and drop the journal."""
+        """Write the results of all rows, and delete the journal."""
         lines = [json_line(asdict(self.open_results[row.number])) for row in rows]
         write_artifact(self.folder / "results.jsonl", b"".join(lines))
         journal = self.folder / "journal"
-        with suppress(OSError):  # another process may still write there; nobody reads it any more
+        with suppress(OSError):  # another process may still write there; nothing reads it any more
             journal.fs.rm(journal.path, recursive=True)
         self.open_results = {}
 
@@ -125,7 +117,7 @@ class Chunk:
 def write_chunks(
     rows: Iterable[Row], settings: str, folder: ObjectStoragePath, tasks: int
 ) -> Iterator[tuple[str, int]]:
-    """Write the rows in chunks below the folder; yield the name and the number of rows of each: see `cut`."""
+    """Write the rows in chunks below the folder (see `cut`); yield the name and the number of rows of each."""
     for name, lines in cut(rows, settings, tasks):
         write_artifact(folder / name / "rows.jsonl", b"".join(lines))
         yield name, len(lines)
@@ -134,9 +126,9 @@ def write_chunks(
 def cut(rows: Iterable[Row], settings: str, tasks: int) -> Iterator[tuple[str, list[bytes]]]:
     """Cut rows into chunks; yield the name and the lines of each.
 
-    Few rows are cut into as many chunks as there are tasks to share them.
+    Few rows are cut into one chunk per task.
 
-    :param settings: all that decides an answer besides the row itself.
+    :param settings: everything besides the row that decides its answer.
     """
     rows = iter(rows)
     first = list(islice(rows, tasks * CHUNK_ROWS + 1))
@@ -149,15 +141,11 @@ def cut(rows: Iterable[Row], settings: str, tasks: int) -> Iterator[tuple[str, l
         yield hashlib.sha256(settings.encode() + b"\0" + b"".join(lines)).hexdigest()[:32], lines
 
 
-def _lines(content: bytes) -> list[bytes]:
-    return content.removesuffix(b"\n").split(b"\n") if content else []
-
-
 def _write(path: ObjectStoragePath, content: bytes) -> None:
     for may_repeat in (True, False):
         try:
             write_artifact(path, content)
             return
-        except (FileNotFoundError, FileExistsError):  # another process has completed the chunk, and drops the journal
+        except (FileNotFoundError, FileExistsError):  # another process is deleting the journal of a complete chunk
             if not may_repeat:
                 raise

@@ -1,7 +1,7 @@
-"""A batch is one run's at a time: another would pay for the rows that are on their way.
+"""A batch belongs to one run at a time: a second run would pay again for the rows in flight.
 
-Who has it is the last of the numbered entries in its folder, each of which the storage creates only once. The claim
-ends with the run, as Airflow says: no clock of a worker decides it.
+The last of the numbered entries in the batch's folder names its run; the storage creates each entry only once. The
+claim ends when Airflow says that the run has ended. No worker's clock decides it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ ACTIVE = ("queued", "running")
 
 
 def claim(folder: ObjectStoragePath, ti: Any) -> None:
-    """Make the batch in this folder that of the task's run.
+    """Claim the batch in this folder for the task's run.
 
-    :raises AirflowFailException: it is that of another run, which has not ended.
+    :raises AirflowFailException: it belongs to another run, which has not ended.
     """
     mine = [ti.dag_id, ti.run_id]
     entries = folder / "runs"
@@ -39,17 +39,17 @@ def claim(folder: ObjectStoragePath, ti: Any) -> None:
             return
         if owner and _state(ti, *owner) in ACTIVE:
             raise AirflowFailException(
-                f"The run {owner[1]!r} of {owner[0]} answers this batch now, and would pay for its rows as this one "
-                "would. When it has ended, clear this task: what was answered is not paid again."
+                f"The run {owner[1]!r} of {owner[0]} is answering this batch, and both runs would pay for its rows. "
+                "When it has ended, clear this task: answered rows are not paid again."
             )
         if create_file(entries / f"{last + 1:06}", json.dumps(mine).encode()):
             return
 
 
 def _state(ti: Any, dag_id: str, run_id: str) -> str:
-    """Return the state of a run; empty if this Airflow does not know it, as when it was deleted."""
+    """Return the state of a run; empty if this Airflow does not know the run, for example because it was deleted."""
     try:
-        state: str = ti.get_dagrun_state(dag_id, run_id)  # or an enum, which is equal to its text
+        state: str = ti.get_dagrun_state(dag_id, run_id)  # or an enum that equals its text
         return state
     except AirflowRuntimeError as error:
         if (error.error.detail or {}).get("status_code") == 404:

@@ -1,14 +1,15 @@
-"""Rows as CSV, JSON lines and Parquet have them, read one by one, whatever the file's size.
+"""Readers for the rows of CSV, JSON lines and Parquet files, one by one, so that a file may be of any size.
 
-Each reader yields, for each row, its cells in the columns that are asked for, or why it cannot be read; it raises
-AirflowFailException where the file itself is at fault.
+For each row, a reader yields the cells of the requested columns, or why the row cannot be read. It raises
+AirflowFailException if the file itself is at fault.
 """
 
 from __future__ import annotations
 
 import codecs
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -20,17 +21,17 @@ if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
     from pyarrow.parquet import ParquetFile
 
-# A CSV field this long is the rest of the file after a quote that nobody closed.
+# A CSV field this long is the rest of the file after an unclosed quote.
 LONGEST_LINE = 1_000_000
-# What is in memory of a Parquet file: so many rows, and so many bytes of each column.
+# How much of a Parquet file is in memory: so many rows, and so many bytes of each column.
 PARQUET_ROWS = 100
 PARQUET_BYTES = 1 << 22
-# Of those that a file has, in the error for one that it lacks.
+# How many of a file's columns the error about a missing one names.
 COLUMNS_SHOWN = 50
 
 
 class Unreadable(NamedTuple):
-    """A row or a cell that is there, but not as it should be."""
+    """A row or a cell that cannot be read, and why."""
 
     reason: str
 
@@ -39,18 +40,18 @@ Cells = dict[str, Any] | Unreadable
 
 
 def csv_rows(path: ObjectStoragePath, columns: list[str]) -> Iterator[Cells]:
-    """Read a CSV file with a header, whose columns are separated by commas, or by semicolons or tabs."""
+    """Read a CSV file with a header; its columns are separated by commas, semicolons or tabs."""
     csv.field_size_limit(LONGEST_LINE)
     with path.open("rb") as file:
         lines = _csv_lines(path, file)
-        head = []  # up to the header: lines before it may be blank
+        head = []  # blank lines and the header
         for line in lines:
             head.append(line)
             if line.strip():
                 break
         first = head[-1] if head else ""
         separator = next((sign for sign in ";\t" if sign in first and "," not in first), ",")
-        # Like csv.DictReader, but a row of another length than the header is told from one that fits.
+        # Not csv.DictReader, which accepts a row that is longer or shorter than the header.
         reader = csv.reader(chain(head, lines), delimiter=separator, strict=True)
         try:
             header = next((names for names in reader if any(map(str.strip, names))), [])
@@ -70,7 +71,7 @@ def csv_rows(path: ObjectStoragePath, columns: list[str]) -> Iterator[Cells]:
 
 
 def json_rows(path: ObjectStoragePath, columns: list[str]) -> Iterator[Cells]:
-    """Read JSON lines. A field that a line leaves out is null; one that every line leaves out is a wrong name."""
+    """Read JSON lines. A field that a line lacks is null; a field that every line lacks is a wrong name."""
     found: dict[str, None] = {}
     has_begun = False
     with path.open("rb") as file:
@@ -102,17 +103,14 @@ def _json_cells(number: int, line: str, columns: list[str]) -> Cells:
 
 
 def parquet_rows(path: ObjectStoragePath, columns: list[str]) -> Iterator[Cells]:
-    """Read a Parquet file page by page: a row group may be larger than the memory."""
+    """Read a Parquet file page by page, as a row group may be larger than the memory."""
     from pyarrow import parquet
 
-    # With a cache, each column would throw away what is read ahead for the other.
+    # With a cache, the columns would evict each other's read-ahead.
     with path.open("rb", cache_type="none") as file:
-
-        def opened() -> tuple[ParquetFile, list[str]]:
+        with _errors_of_file(f"{path} is not a Parquet file that can be read"):
             table = parquet.ParquetFile(file, pre_buffer=False, buffer_size=PARQUET_BYTES)
-            return table, table.schema_arrow.names
-
-        table, names = _guarded(f"{path} is not a Parquet file that can be read", opened)
+            names = table.schema_arrow.names
         _require(path, columns, names)
         for group in range(table.num_row_groups):
             values = [_parquet_values(path, table, group, column) for column in columns]
@@ -125,11 +123,9 @@ def parquet_rows(path: ObjectStoragePath, columns: list[str]) -> Iterator[Cells]
 
 
 def _parquet_values(path: ObjectStoragePath, table: ParquetFile, group: int, column: str) -> Iterator[Any]:
-    where = f"{path}, row group {group + 1}, column {column!r}, cannot be read"
-    options: dict[str, Any] = {"row_groups": [group], "columns": [column], "batch_size": PARQUET_ROWS}
-    batches = _guarded(where, lambda: table.iter_batches(**options))
-    while (batch := _guarded(where, lambda: next(batches, None))) is not None:
-        yield from (_parquet_value(column, scalar) for scalar in batch.column(0))
+    with _errors_of_file(f"{path}, row group {group + 1}, column {column!r}, cannot be read"):
+        for batch in table.iter_batches(batch_size=PARQUET_ROWS, row_groups=[group], columns=[column]):
+            yield from (_parquet_value(column, scalar) for scalar in batch.column(0))
 
 
 def _parquet_value(column: str, scalar: Any) -> Any:
@@ -137,21 +133,19 @@ def _parquet_value(column: str, scalar: Any) -> Any:
         return scalar.as_py()
     except UnicodeDecodeError as error:
         return Unreadable(f"column {column!r}: byte {error.start + 1} is not UTF-8")
-    except (ValueError, OverflowError) as error:  # a date after the year 9999, say
+    except (ValueError, OverflowError) as error:  # for example a date after the year 9999
         return Unreadable(f"column {column!r}: {scalar.type} out of range: {error}")
 
 
-def _guarded(where: str, read: Callable[[], Any]) -> Any:
-    """Call `read`.
-
-    :raises AirflowFailException: the file is at fault. A storage that cannot be read now raises what it raised.
-    """
+@contextmanager
+def _errors_of_file(where: str) -> Iterator[None]:
+    """Raise an AirflowFailException if a Parquet file is at fault. Errors of the storage are raised unchanged."""
     import pyarrow as pa
 
     try:
-        return read()
+        yield
     except (pa.ArrowException, ValueError, OverflowError, OSError) as error:
-        # Arrow's own OSErrors have no number, and are of no more special class.
+        # Arrow's own OSErrors have no number and are not of a subclass.
         if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
             raise
         raise AirflowFailException(f"{where}: {error}") from None
@@ -174,7 +168,7 @@ def _csv_lines(path: ObjectStoragePath, file: IO[bytes]) -> Iterator[str]:
 
 
 def _text_lines(path: ObjectStoragePath, file: IO[bytes]) -> Iterator[tuple[int, str | Unreadable]]:
-    """Number and decode the lines, without a byte order mark."""
+    """Yield the number and the text of each line, without a byte order mark."""
     for number, line in read_lines(file, LONGEST_LINE):
         if line is None:
             raise AirflowFailException(f"{path}, line {number}, is longer than {LONGEST_LINE} bytes.")

@@ -1,4 +1,4 @@
-"""What a batch came to: the results in the order of the input, the counts, a chart for each field with few values."""
+"""The report of a batch: its results in the order of the input, counts, and a chart for each field with few values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from include.batch.rows import Result
+from include.batch.rows import Result, RowsRun
 from include.common.charts import bar_chart
 from include.common.json_lines import json_line
 from include.common.storage import write_artifact
@@ -25,75 +25,54 @@ if TYPE_CHECKING:
 COLUMNS = ("row", "id", "answer", "error", "error_class")
 
 
-class Report:
-    """The files that a batch leaves, and its outcome.
+def write_report(
+    run: RowsRun, folder: ObjectStoragePath, parts: Iterable[Sequence[Result]], advice: str
+) -> dict[str, str]:
+    """Write the results, counts and charts of a run into the folder.
 
-    :param folder: where the files go.
-    :param output_type: the form of an answer.
-    :param output_format: `parquet` or `jsonl`.
+    Return `{"artifacts": URL, "results": URL, "result": summary}`.
+
+    :param run: its params `output_format` and `allowed_failures` say how, and how many rows may be without an answer.
+    :param parts: the results in the order of the input, of which one part at a time is in memory.
+    :param advice: what to do if more rows are without an answer.
+    :raises AirflowFailException: more rows are without an answer than is allowed.
     """
-
-    def __init__(self, folder: ObjectStoragePath, output_type: type[BaseModel], output_format: str) -> None:
-        self._folder = folder
-        self._output_type = output_type
-        self._results = folder / f"results.{output_format}"
-        self._outcome: Counter[str] = Counter()
-        self._totals: Counter[str] = Counter()
-        self._cost: float | None = 0.0
-        self._values = {name: Counter(dict.fromkeys(few, 0)) for name, few in _few_values(output_type).items()}
-
-    def write(self, parts: Iterable[Sequence[Result]]) -> None:
-        """Write the files, holding one part of the results at a time."""
-        with (
-            new_artifact(self._results) as file,
-            results_writer(self._results.suffix, self._output_type, file) as write,
-        ):
-            for part in parts:
-                write(part)
-                for result in part:
-                    self._count(result)
-        counted = {"rows": self._outcome.total(), "outcome": self._outcome, **self.used}
-        write_artifact(self._folder / "report.json", json.dumps({**counted, "values": self._values}, indent=2))
-        for name, counts in self._values.items():
-            title = f"{name} of {self._outcome['answered']} rows"
-            write_artifact(self._folder / f"{name}.svg", bar_chart(title, "rows", {"rows": counts}))
-
-    @property
-    def used(self) -> dict[str, Any]:
-        """What the rows used: `calls`, `input_tokens`, `output_tokens` and `cost_usd`, which is None if not known."""
-        return {**self._totals, "cost_usd": self._cost}
-
-    def end(self, allowed_failures: float, advice: str) -> dict[str, str]:
-        """Return `{"artifacts": URL, "results": URL, "result": summary}`.
-
-        :param allowed_failures: share of the rows, from 0 to 1, that may be without an answer.
-        :param advice: what to do if more are.
-        :raises AirflowFailException: more rows are without an answer than is allowed.
-        """
-        rows, failed = self._outcome.total(), self._outcome.total() - self._outcome["answered"]
-        parts = [f"{count:,} {name}" for name, count in self._outcome.most_common()]
-        parts.append("cost unknown" if self._cost is None else f"${self._cost:.4f}")
-        summary = f"{rows:,} rows: {', '.join(parts)}"
-        if failed > allowed_failures * rows:
-            raise AirflowFailException(
-                f"{failed} of {rows} rows are without an answer, more than the allowed share of "
-                f"{allowed_failures:g}: {summary}. The results, with the reason for each, are in {self._results}. "
-                f"{advice}"
-            )
-        return {"artifacts": str(self._folder), "results": str(self._results), "result": summary}
-
-    def _count(self, result: Result) -> None:
-        self._outcome[result.error_class or "answered"] += 1
-        for name in ("calls", "input_tokens", "output_tokens"):
-            self._totals[name] += getattr(result, name)
-        self._cost = None if None in (self._cost, result.cost_usd) else self._cost + result.cost_usd  # type: ignore[operator]
-        for name, counts in self._values.items():
-            if result.answer:
-                counts[str(result.answer[name])] += 1
+    path = folder / f"results.{run.params['output_format']}"
+    outcome: Counter[str] = Counter()
+    totals: Counter[str] = Counter()
+    cost: float | None = 0.0
+    values = {name: Counter(dict.fromkeys(few, 0)) for name, few in _few_values(run.output_type).items()}
+    with new_artifact(path) as file, results_writer(path.suffix, run.output_type, file) as write:
+        for part in parts:
+            write(part)
+            for result in part:
+                outcome[result.error_class or "answered"] += 1
+                for name in ("calls", "input_tokens", "output_tokens"):
+                    totals[name] += getattr(result, name)
+                cost = None if cost is None or result.cost_usd is None else cost + result.cost_usd
+                if result.answer:
+                    for name, counts in values.items():
+                        counts[str(result.answer[name])] += 1
+    rows, failed = outcome.total(), outcome.total() - outcome["answered"]
+    counted = {"rows": rows, "outcome": outcome, **totals, "cost_usd": cost, "values": values}
+    write_artifact(folder / "report.json", json.dumps(counted, indent=2))
+    for name, counts in values.items():
+        title = f"{name} of {outcome['answered']} rows"
+        write_artifact(folder / f"{name}.svg", bar_chart(title, "rows", {"rows": counts}))
+    said = [f"{number:,} {name}" for name, number in outcome.most_common()]
+    said.append("cost unknown" if cost is None else f"${cost:.4f}")
+    summary = f"{rows:,} rows: {', '.join(said)}"
+    allowed = run.params["allowed_failures"]
+    if failed > allowed * rows:
+        raise AirflowFailException(
+            f"{failed} of {rows} rows are without an answer, more than the allowed share of {allowed:g}: {summary}. "
+            f"The results, with the reason for each, are in {path}. {advice}"
+        )
+    return {"artifacts": str(folder), "results": str(path), "result": summary}
 
 
 def _few_values(output_type: type[BaseModel]) -> dict[str, tuple[str, ...]]:
-    """Return the fields that have one of a few values, with these."""
+    """Return the fields that are one of a few values (`Literal`), with these values."""
     fields = output_type.model_fields.items()
     return {name: get_args(field.annotation) for name, field in fields if get_origin(field.annotation) is Literal}
 
@@ -120,7 +99,7 @@ def results_writer(
 
 
 def _schema(output_type: type[BaseModel]) -> pa.Schema:
-    """Keep numbers and booleans of the answer; make all else text, which is JSON unless it was text before."""
+    """Keep numbers and booleans of the answer. Everything else becomes text: JSON, unless it is text already."""
     import pyarrow as pa
 
     plain: dict[Any, Any] = {bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
@@ -130,7 +109,7 @@ def _schema(output_type: type[BaseModel]) -> pa.Schema:
 
 
 def _flat(result: Result, schema: pa.Schema) -> dict[str, Any]:
-    """Return the row of the table. What a column cannot hold, such as an integer of 80 bits, is named in `error`."""
+    """Return a row of the table. A value that its column cannot hold, such as an 80-bit integer, is in `error`."""
     import pyarrow as pa
 
     row = {name: _text(value) if isinstance(value := getattr(result, name), str) else value for name in COLUMNS}

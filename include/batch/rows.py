@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
     from pydantic import BaseModel
 
-# Longer texts are no rows for a model.
+# Longer texts are not sent to a model.
 LONGEST_TEXT = 200_000
 READERS = {".csv": csv_rows, ".jsonl": json_rows, ".parquet": parquet_rows}
 
@@ -26,9 +26,9 @@ READERS = {".csv": csv_rows, ".jsonl": json_rows, ".parquet": parquet_rows}
 class Row(NamedTuple):
     """A row to answer.
 
-    :param number: its place in the input, from 1.
-    :param id: what the input calls it.
-    :param text: what the model gets; None where there is nothing to ask, for the reason `error`.
+    :param number: its position in the input, from 1.
+    :param id: its name in the input.
+    :param text: what the model gets; None if there is nothing to ask, and `error` says why.
     """
 
     number: int
@@ -40,10 +40,10 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a row: an answer, or an error and its class.
+    """The result of a row: an answer, or an error and its class.
 
-    :param input_tokens: of all calls for the row, as are `output_tokens`, `calls` and `cost_usd` (US dollars; None: no
-        known price).
+    :param input_tokens: of all calls for the row, like `output_tokens`, `calls` and `cost_usd` (US dollars; None if the
+        price is not known).
     """
 
     row: int
@@ -61,9 +61,10 @@ class Result:
 class RowsRun:
     """A DAG run over a file of rows.
 
-    :param params: the run's params; `input`, `text_column`, `id_column` and `limit` say which rows.
-    :param default_input: the file where `input` is empty.
-    :param system_prompt: tells the model what to do with each row's text.
+    :param params: the run's params; `input`, `text_column`, `id_column` and `limit` say which rows, `output_format` and
+        `allowed_failures` how to report on them.
+    :param default_input: the file to read if `input` is empty.
+    :param system_prompt: what the model is to do with each row's text.
     :param output_type: the form of an answer.
     """
 
@@ -80,13 +81,13 @@ class RowsRun:
 
 
 def read_rows(path: ObjectStoragePath, text_column: str, id_column: str | None) -> Iterator[Row]:
-    """Read the rows of a file as its name ends: .csv, .jsonl or .parquet.
+    """Read the rows of a .csv, .jsonl or .parquet file.
 
     A row that cannot be read has a reason instead of a text.
 
-    :param id_column: the column with the rows' names; None for their numbers, which are those of rows without one, too.
-    :raises AirflowFailException: the file is none of these, has no rows, or lacks a column or has it twice; the message
-        names those that there are.
+    :param id_column: the column with the rows' names. Without a column or a name, a row is called by its number.
+    :raises AirflowFailException: the file is of another kind, has no rows, or lacks a column or has it twice; the
+        message names the columns that it has.
     """
     read = READERS.get(path.suffix.lower())
     if read is None:

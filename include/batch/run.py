@@ -17,13 +17,12 @@ from airflow.sdk import get_current_context
 
 from include.ai import LLM_CONN_ID
 from include.ai.layers import LayeredModel, layered_model
-from include.ai.usage import stated_price
 from include.batch.answering import Answering, Progress
 from include.batch.chunks import Chunk, write_chunks
 from include.batch.claim import claim
-from include.batch.report import Report
+from include.batch.report import write_report
 from include.batch.rows import Result, RowsRun
-from include.common.prices import listed_cost
+from include.common.prices import tokens_cost
 from include.common.storage import artifact_path, name_on_storage, read_artifact, storage_path, write_artifact
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BatchRun(RowsRun):
-    """A DAG run over a file of rows; its params are also `batch`, `budget_usd`, `allowed_failures`, `output_format`.
+    """A DAG run over a file of rows, which also has the params `batch` and `budget_usd`.
 
     :param conn_id: the connection to the model.
     """
@@ -49,7 +48,7 @@ class BatchRun(RowsRun):
 
     @cached_property
     def folder(self) -> ObjectStoragePath:
-        """Where the batch's chunks are."""
+        """The folder with the batch's chunks."""
         return storage_path(FOLDER, name_on_storage(self._batch))
 
     @cached_property
@@ -57,10 +56,10 @@ class BatchRun(RowsRun):
         return artifact_path(FOLDER, self.run_id, "")
 
     def plan(self, tasks: int) -> list[list[int]]:
-        """Read all rows, write them in chunks, and return for each task which chunks are its own: from, and up to.
+        """Read all rows, write them in chunks, and return each task's first chunk, and the one after its last.
 
-        :raises AirflowFailException: the file is not as it should be, there is a budget and no price, or another run
-            answers the batch now.
+        :raises AirflowFailException: the file is not valid, there is a budget but no price, or another run is answering
+            the batch.
         """
         claim(self.folder, get_current_context()["ti"])
         models = layered_model(self.conn_id).models
@@ -73,13 +72,13 @@ class BatchRun(RowsRun):
         return share_out([n for _, n in chunks], tasks)
 
     def settings(self, model: LayeredModel) -> str:
-        """Return all that decides an answer besides the row."""
+        """Return everything besides the row that decides its answer."""
         return json.dumps([model.source.model_id, self.system_prompt, self.output_type.model_json_schema()])
 
     def answer(self, share: Sequence[int], at_once: int) -> Progress:
-        """Answer the rows of these chunks. The mapped task is named by its progress, however it ends.
+        """Answer the rows of these chunks. The mapped task shows its progress as its name, also if it fails.
 
-        :param share: an item of what `plan` returns.
+        :param share: an item of the list that `plan` returns.
         :param at_once: rows in flight.
         :raises AirflowException: see `Answering.run`.
         """
@@ -105,17 +104,15 @@ class BatchRun(RowsRun):
         return answering.progress
 
     def report(self) -> dict[str, str]:
-        """Put the results together: see `Report`.
+        """Put the results together: see `write_report`.
 
-        :raises AirflowFailException: more rows failed, or are without an answer, than is allowed.
+        :raises AirflowFailException: more rows are without an answer than is allowed.
         """
-        report = Report(self._artifacts, self.output_type, self.params["output_format"])
-        report.write(self._results())
         advice = (
-            f"To go on with those that were not asked, trigger the DAG with batch={self._batch!r} and, if it was the "
-            "budget, a higher budget_usd: what was answered is not paid again."
+            f"To go on with the rows that were not asked, trigger the DAG with batch={self._batch!r}, and a higher "
+            "budget_usd if the budget was reached: answered rows are not paid again."
         )
-        return report.end(self.params["allowed_failures"], advice)
+        return write_report(self, self._artifacts, self._results(), advice)
 
     def _chunks(self) -> list[tuple[str, int]]:
         try:
@@ -139,18 +136,26 @@ class BatchRun(RowsRun):
 
 
 def share_out(sizes: Sequence[int], tasks: int) -> list[list[int]]:
-    """Share chunks of so many rows among tasks, by their rows: return from, and up to, which one is each task's."""
+    """Share chunks of these sizes evenly among tasks; return each task's first chunk, and the one after its last."""
     ends = list(accumulate(sizes))
     cuts = [bisect_left(ends, ends[-1] * part / tasks) + 1 for part in range(1, tasks + 1)]
     return [[start, end] for start, end in pairwise([0, *cuts]) if start < end]
 
 
+def answer_cost(model: LayeredModel, input_tokens: int, output_tokens: int) -> float | None:
+    """Return the cost of so many tokens of a model in US dollars; None if its price is not known."""
+    source = model.source
+    return tokens_cost(
+        source.conn_id, source.layer_args, source.model_id.partition(":")[2], input_tokens, output_tokens
+    )
+
+
 def _check_price(model: LayeredModel) -> None:
-    """Check that the price of a model's answers is known, as far as its name tells.
+    """Check that the price of a model's answers is known, as far as its name shows.
 
     :raises AirflowFailException: it is not.
     """
-    if stated_price(model.source) is None and listed_cost(model.source.model_id.partition(":")[2], 1, 1) is None:
+    if answer_cost(model, 1, 1) is None:
         raise AirflowFailException(
             f"Connection {model.conn_id!r}: the price of {model.source.model_id!r} is not known, so the budget cannot "
             'be kept. Set the extra {"usd_per_million_tokens": {"input": ..., "output": ...}}, or set no budget_usd.'

@@ -1,4 +1,4 @@
-"""Batches of a service with OpenAI's Batch API: many requests at half the price, answered within a day."""
+"""Batches at a service with OpenAI's Batch API: many requests at half the price, answered within a day."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 class BatchApi(JobApi):
     """See `include.jobs.job.JobApi`. A job's `detail` has the fields of `_detail`.
 
-    :param input_file_id: what `create` sends, as the request itself only says what is in the file.
+    :param input_file_id: the file that `create` sends. The request has only a hash of its content.
     """
 
     underway = frozenset({"validating", "in_progress", "finalizing", "cancelling"})
@@ -55,7 +55,7 @@ class BatchApi(JobApi):
         await client.batches.cancel(job_id)
 
     async def relay_news(self, job: Job, known: dict[str, Any]) -> None:
-        """Log how many requests are done, if that has changed since the last call."""
+        """Log how many requests are done, if the number has changed since the last call."""
         counts = job.detail["counts"]
         if counts != known.get("counts"):
             log.info("%s: %d requests answered, %d failed, of %d.", job.id, *(counts[name] for name in COUNTS))
@@ -77,7 +77,7 @@ class OpenAIBatchTrigger(PaidJobTrigger):
 
 
 def _job(batch: Batch) -> Job:
-    """An expired batch has results, as one that is complete: those of the requests that were done in time."""
+    """Convert a batch. An expired one also counts as succeeded: it has the results of the requests done in time."""
     status = "succeeded" if batch.status in ("completed", "expired") else batch.status
     return Job(
         id=batch.id,
@@ -89,7 +89,7 @@ def _job(batch: Batch) -> Job:
 
 
 def _detail(batch: Batch) -> dict[str, Any]:
-    """Return the ids of the files with answers and errors, the counts of requests, and why the batch failed, if so."""
+    """Return the ids of the files with answers and errors, the counts of requests, and why a failed batch failed."""
     errors = (batch.errors and batch.errors.data) or []
     reasons = [
         f"{f'line {e.line}: ' if e.line else ''}{shown_text(e.message or '')} "

@@ -25,31 +25,31 @@ except ImportError:  # a copied pattern may lack it: then there are neither budg
 if TYPE_CHECKING:
     from airflow.sdk.definitions.context import Context
 
-# No batch goes on for longer, with the time that the provider takes to cancel one.
+# No batch goes on for longer, including the time that the provider takes to cancel one.
 BATCH_LIFE_S = 25 * 3600.0
 
 
 class OpenAIBatchOperator(PaidJobOperator):
     """Have a file of requests answered by a batch. The output is the URL of the results.
 
-    What comes back is stored before it counts, also of a batch that expired or was cancelled, and is never asked for
-    again. Requests that ended in an error that may pass (429, 5xx, expired, no result at all) go into
-    another batch, up to `rounds` batches; clearing the task allows as many again. A request that the provider refuses
-    (400) keeps its error. So a task that succeeds may have errors in its results: who reads them decides.
+    Answers are stored before they count, also those of a batch that expired or was cancelled, and are never requested
+    again. Requests that ended in a temporary error (429, 5xx, expired, no result at all) go into another batch, up to
+    `rounds` batches; clearing the task allows as many again. A request that the provider refuses (400) keeps its error.
+    So a task that succeeds may have errors in its results; their reader decides.
 
-    Further XComs: `counts` (`{"answered": ..., "failed": ...}`), `batches` (the ids of all of them), and `job_id` and
-    `job_url` of the last. What holds for each batch (one for a round, the waits, kills and time-outs): see
+    Further XComs: `counts` (`{"answered": ..., "failed": ...}`), `batches` (the ids of all batches), and `job_id` and
+    `job_url` of the last one. For what holds for each batch (one per round, the waits, kills and time-outs), see
     `PaidJobOperator`.
 
     :param input_url: JSON lines on the project's storage (templated), a request in each: `{"custom_id": "...",
-        "body": {...}}`, with the body of a chat completion request. All are for the same model.
+        "body": {...}}`, with the body of a chat completion request. All must be for the same model.
     :param output_url: where on the project's storage the results go (templated): a line per request, in their order,
         see `include.batch_api.requests.Answers.write`.
-    :param rounds: how many batches there may be until the requests that still have a passing error are left so.
+    :param rounds: the most batches. Requests that have a temporary error after the last one keep it.
     :param timeout: seconds for each batch; the provider ends one after 24 hours.
-    :raises AirflowFailException: a bad input, which is found before anything is uploaded; the batch failed, was
-        cancelled or took too long, or the provider refuses it.
-    :raises AirflowException: the provider could not be asked; a retry takes the batch up again.
+    :raises AirflowFailException: the input is not valid, which is found before anything is uploaded; the batch failed,
+        was cancelled or took too long, or the provider refuses it.
+    :raises AirflowException: the provider could not be reached; a retry takes the batch up again.
     """
 
     template_fields = ("input_url", "output_url")
@@ -62,7 +62,7 @@ class OpenAIBatchOperator(PaidJobOperator):
     ) -> None:
         super().__init__(timeout=timeout, **kwargs)
         if rounds < 1:
-            raise ValueError(f"rounds is 1 or more, not {rounds}")
+            raise ValueError(f"rounds must be 1 or more, not {rounds}")
         self.input_url = input_url
         self.output_url = output_url
         self.rounds = rounds
@@ -118,7 +118,7 @@ class OpenAIBatchOperator(PaidJobOperator):
         return super()._finish(context, outcome)
 
     def _leave_what_was_given_up(self, ti: Any) -> None:
-        """Close the round if its batch was cancelled, or failed, and may be followed by another now."""
+        """Close the round if its batch was cancelled or failed, and another may follow now."""
         rounds, key = _rounds(ti), self.key(ti)
         record = read_record(key.value)
         if record is None or not (record.killed or key.max_tries > record.max_tries):
@@ -130,7 +130,7 @@ class OpenAIBatchOperator(PaidJobOperator):
             rounds.give_up()
 
     def _collect(self, ti: Any, rounds: Rounds, job_id: str | None) -> list[Job]:
-        """Store the files of every batch of this round that has ended; return all batches of the round."""
+        """Store the files of this round's batches that have ended; return all batches of the round."""
         key = self.key(ti)
         record = read_record(key.value)
         since = (record.intent_at if record else time.time()) - BATCH_LIFE_S

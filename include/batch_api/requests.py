@@ -1,7 +1,7 @@
-"""The requests of a batch, and what came back for them: files of JSON lines that are read line by line.
+"""The requests of a batch and their results: files of JSON lines, read line by line.
 
-A request is sent under a name that says what it asks, not only whose it is: a result of another request with the same
-custom id, from before the input was changed, is not taken for its own.
+A request is sent under a name made of its custom id and a hash of its body. So after a change of the input, an old
+result with the same custom id is not taken for the answer to the new request.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ LONGEST_CUSTOM_ID = 256
 LONGEST_LINE = 20_000_000
 PROBLEMS_IN_ERROR = 20
 
-AGAIN, REFUSED, ANSWERED = range(3)  # a result takes the place of one that is not above it
+AGAIN, REFUSED, ANSWERED = range(3)  # a result never replaces a higher one
 
 log = logging.getLogger(__name__)
 
 
 class Request(NamedTuple):
-    """A request: the caller's id for it, the name that it is sent under, and the body of the call."""
+    """A request: the caller's id, the name under which it is sent, and the body of the call."""
 
     custom_id: str
     name: str
@@ -46,22 +46,24 @@ class Request(NamedTuple):
 
 
 def check_requests(path: ObjectStoragePath) -> dict[str, str]:
-    """Return the custom ids of the file's requests in order, by the names that they are sent under.
+    """Return the custom ids of the file's requests in order, by the names under which they are sent.
 
-    :raises AirflowFailException: naming the bad lines, or the limit that the file is above.
+    :raises AirflowFailException: the message names the bad lines, or the limit that the file exceeds.
     """
     found: dict[str, str] = {}
     lines: dict[str, int] = {}
     model, problems = "", []
-    for number, request in _read(path):
+    for number, request in read_requests(path):
         if isinstance(request, str):
             problems.append(f"line {number}: {request}")
         elif request.custom_id in lines:
             problems.append(
-                f"line {number}: custom_id {request.custom_id!r} is that of line {lines[request.custom_id]}"
+                f"line {number}: custom_id {request.custom_id!r} is also in line {lines[request.custom_id]}"
             )
         elif request.body["model"] != (model := model or request.body["model"]):
-            problems.append(f"line {number}: body.model is not {model!r}, as before: a batch is for one model")
+            problems.append(
+                f"line {number}: body.model is not {model!r} as in the lines before: a batch is for one model"
+            )
         else:
             lines[request.custom_id] = number
             found[request.name] = request.custom_id
@@ -70,14 +72,14 @@ def check_requests(path: ObjectStoragePath) -> dict[str, str]:
     if problems:
         raise AirflowFailException(f"{path}, nothing was uploaded: {'; '.join(problems)}.")
     if not found:
-        raise AirflowFailException(f"{path} is empty: there is nothing to ask.")
+        raise AirflowFailException(f"{path} has no requests.")
     if len(found) > MOST_REQUESTS:
-        raise AirflowFailException(f"{path} has more than {MOST_REQUESTS:,} requests, the most of a batch: split it.")
+        raise AirflowFailException(f"{path} has more than {MOST_REQUESTS:,} requests, the limit of a batch: split it.")
     return found
 
 
-def _read(path: ObjectStoragePath) -> Iterator[tuple[int, Request | str]]:
-    """Yield each line's number, with its request or what is wrong with it."""
+def read_requests(path: ObjectStoragePath) -> Iterator[tuple[int, Request | str]]:
+    """Yield each line's number, and its request or what is wrong with it."""
     with path.open("rb") as file:
         for number, line in read_lines(file, LONGEST_LINE):
             if line is None:
@@ -97,9 +99,9 @@ def _request(line: bytes) -> Request | str:
     except ValueError:
         return "it is not JSON"
     except (KeyError, TypeError):
-        return 'it is no {"custom_id": ..., "body": {...}}'
+        return 'it is not of the form {"custom_id": ..., "body": {...}}'
     if not isinstance(custom_id, str) or not custom_id.strip() or len(custom_id) > LONGEST_CUSTOM_ID:
-        return f"custom_id is no text of 1 to {LONGEST_CUSTOM_ID} characters"
+        return f"custom_id must be a string of 1 to {LONGEST_CUSTOM_ID} characters"
     if not isinstance(body, dict) or not isinstance(body.get("model"), str) or not body["model"]:
         return "body.model is missing"
     if not isinstance(body.get("messages"), list) or not body["messages"]:
@@ -108,13 +110,13 @@ def _request(line: bytes) -> Request | str:
 
 
 def write_upload(path: ObjectStoragePath, requests: ObjectStoragePath, names: Set[str]) -> str:
-    """Write the requests of these names as the provider wants them, and return the SHA-256 of the file.
+    """Write the requests with these names in the provider's form, and return the SHA-256 of the file.
 
-    :raises AirflowFailException: it would be larger than the provider takes.
+    :raises AirflowFailException: the file would be larger than the provider accepts.
     """
     digest, size = hashlib.sha256(), 0
     with new_artifact(path) as file:
-        for _, request in _read(requests):
+        for _, request in read_requests(requests):
             if isinstance(request, str) or request.name not in names:
                 continue
             call = {"custom_id": request.name, "method": "POST", "url": ENDPOINT, "body": request.body}
@@ -122,7 +124,7 @@ def write_upload(path: ObjectStoragePath, requests: ObjectStoragePath, names: Se
             size += len(line)
             if size > LARGEST_FILE:
                 raise AirflowFailException(
-                    f"{requests} is sent as more than {LARGEST_FILE // 1_000_000} MB, the most of a batch: split it."
+                    f"{requests} is sent as over {LARGEST_FILE // 1_000_000} MB, the limit of a batch: split it."
                 )
             digest.update(line)
             file.write(line)
@@ -130,19 +132,19 @@ def write_upload(path: ObjectStoragePath, requests: ObjectStoragePath, names: Se
 
 
 class Answers:
-    """The best result of each request in the provider's files, kept in a temporary file: an answer, else the last.
+    """The best result of each request in the provider's files, kept in a temporary file: an answer, else the last one.
 
-    :param requests: custom ids by the names that the requests are sent under; results of others are not looked at.
+    :param requests: custom ids by the names under which the requests are sent; other results are ignored.
     """
 
     def __init__(self, requests: Mapping[str, str]) -> None:
-        self._database = sqlite3.connect("")  # SQLite's own temporary file, which goes when this is closed
+        self._database = sqlite3.connect("")  # a temporary file that SQLite deletes on closing
         self._database.execute("CREATE TABLE request (name TEXT PRIMARY KEY, id TEXT, kind INTEGER, line BLOB)")
         rows = ((name, custom_id, AGAIN) for name, custom_id in requests.items())
         self._database.executemany("INSERT INTO request VALUES (?, ?, ?, NULL)", rows)
 
     def add(self, path: ObjectStoragePath) -> None:
-        """Take in a file of the provider's."""
+        """Read the results from a file of the provider."""
         better = "UPDATE request SET kind = ?1, line = ?2 WHERE name = ?3 AND kind <= ?1 AND kind < ?4"
         with path.open("rb") as file:
             for number, line in read_lines(file, LONGEST_LINE):
@@ -150,20 +152,20 @@ class Answers:
                     result = json.loads(line or b"")
                     self._database.execute(better, (_kind(result), line, str(result["custom_id"]), ANSWERED))
                 except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                    log.warning("%s, line %d, is no result; its request counts as unanswered.", path, number)
+                    log.warning("%s, line %d, is not a result; its request counts as unanswered.", path, number)
 
     def close(self) -> None:
-        """Drop the temporary file."""
+        """Delete the temporary file."""
         self._database.close()
 
     def missing(self) -> set[str]:
-        """Return the requests that have no answer, but may get one if they are sent again."""
+        """Return the names of the requests without an answer that may get one if they are sent again."""
         return {name for (name,) in self._database.execute("SELECT name FROM request WHERE kind = ?", (AGAIN,))}
 
     def write(self, path: ObjectStoragePath) -> Counter[str]:
         """Write a line per request, in order: `{"custom_id", "response": body or null, "error": ... or null}`.
 
-        An error is `{"status", "code", "message"}`. Return how many were answered and how many not.
+        An error is `{"status", "code", "message"}`. Return how many were answered and how many failed.
         """
         counts = Counter(answered=0, failed=0)
         with new_artifact(path) as file:

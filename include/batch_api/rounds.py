@@ -1,13 +1,14 @@
 """The rounds of a task instance's batch on the project's storage: `batches/<key>/<round>/`.
 
-A round is a batch of the requests that had no answer when it began. Its folder holds what was sent, the provider's
-files as they came, and, once another round may follow, `closed.json`.
+A round is a batch of the requests that had no answer when it began. Its folder holds the requests sent, the provider's
+files unchanged, and, once another round may follow, `closed.json`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from include.batch_api.api import BatchApi
@@ -21,21 +22,16 @@ if TYPE_CHECKING:
 class Rounds:
     """The rounds of the task instance with this key.
 
-    :param max_tries: Airflow's number for the task instance, which rises when somebody clears it.
+    :param max_tries: that of the task instance, which increases when the task is cleared.
     """
 
     def __init__(self, key: str, max_tries: int) -> None:
         self._folder = storage_path("batches", key)
         self._max_tries = max_tries
         self._closed: list[dict[str, Any]] = []
-        while (closed := self._read(len(self._closed) + 1)) is not None:
-            self._closed.append(closed)
-
-    def _read(self, number: int) -> dict[str, Any] | None:
-        try:
-            return dict(json.loads(read_artifact(self._folder / str(number) / "closed.json")))
-        except FileNotFoundError:
-            return None
+        with suppress(FileNotFoundError):
+            while True:
+                self._closed.append(json.loads(read_artifact(self.folder / "closed.json")))
 
     @property
     def number(self) -> int:
@@ -53,7 +49,7 @@ class Rounds:
         return [batch for closed in self._closed for batch in closed["batches"]]
 
     def ended_since_clear(self) -> int:
-        """Return how many rounds came to their end, with whatever results, since somebody cleared the task."""
+        """Return how many rounds were completed, with or without answers, since the task was last cleared."""
         return sum(closed["ended"] and closed["max_tries"] == self._max_tries for closed in self._closed)
 
     async def keep(self, api: BatchApi, job: Job) -> None:
@@ -70,16 +66,16 @@ class Rounds:
             yield from sorted(path for path in found if path.name.endswith((".output.jsonl", ".error.jsonl")))
 
     def give_up(self) -> None:
-        """Note that the open round's batch, which is being cancelled, will be followed by another."""
+        """Note that another batch will follow the open round's one, which is being cancelled."""
         write_artifact(self.folder / "given-up", "")
 
     @property
     def is_given_up(self) -> bool:
-        """Say whether that was noted."""
+        """Return whether `give_up` was called for the open round."""
         return (self.folder / "given-up").exists()
 
     def close(self, jobs: list[Job]) -> None:
-        """Go on to the next round: these batches have ended, and their files are stored."""
+        """Close the round, whose batches have ended and whose files are stored, and open the next."""
         closed = {
             "batches": [job.id for job in jobs],
             "ended": any(not job.has_no_result for job in jobs),

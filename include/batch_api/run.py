@@ -1,4 +1,4 @@
-"""A run over a file of rows as a batch at the provider: the requests that go in, the report of what came back."""
+"""A run over a file of rows as a batch at the provider: write the requests, report on the answers."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 from pydantic import BaseModel, ValidationError
 
-from include.batch.report import Report
+from include.batch.report import write_report
 from include.batch.rows import Result, Row, RowsRun
 from include.batch_api.requests import LONGEST_LINE
 from include.common.json_lines import json_line, read_lines
-from include.common.prices import listed_cost, read_price
+from include.common.prices import read_price, tokens_cost
 from include.common.provider_http import is_refusal_status
 from include.common.storage import artifact_path
 from include.common.stored_files import new_artifact, stored_file
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
 FOLDER = "batch_api_inference"
-# What the provider takes off for the wait.
+# On the price of single calls.
 DISCOUNT = 0.5
 ROWS_AT_ONCE = 500
 
@@ -37,9 +37,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BatchApiRun(RowsRun):
-    """A DAG run over a file of rows; it has the params `allowed_failures` and `output_format`, too.
+    """A DAG run over a file of rows.
 
-    :param conn_id: connection to the service, which names the model.
+    :param conn_id: the connection to the service; it names the model.
     """
 
     conn_id: str
@@ -53,12 +53,12 @@ class BatchApiRun(RowsRun):
         return artifact_path(FOLDER, self.run_id, "")
 
     def write_requests(self) -> dict[str, str]:
-        """Write a request for each row that has something to ask.
+        """Write a request for each row that has a text.
 
         Return `{"requests": URL, "answers": URL}`: where the requests are, and where the answers are to go.
 
-        :raises AirflowFailException: the file of rows is not as it should be, or the connection names no model or has
-            a price that is not valid.
+        :raises AirflowFailException: the file of rows is not valid, or the connection names no model or has a price
+            that is not valid.
         """
         read_price(self._service.conn_id, self._service.extra)  # before anything is paid
         shared = {"model": self._service.base_model, "response_format": _response_format(self.output_type)}
@@ -77,21 +77,18 @@ class BatchApiRun(RowsRun):
         return {"requests": str(path), "answers": str(self._artifacts / "answers.jsonl")}
 
     def report(self, answers: str) -> dict[str, str]:
-        """Check each answer, and write the results: see `Report`.
+        """Check each answer, and write the results: see `write_report`.
 
-        :param answers: URL of what `OpenAIBatchOperator` has left.
+        :param answers: URL of the output of `OpenAIBatchOperator`.
         :raises AirflowFailException: more rows ended without a valid answer than is allowed.
         """
-        report = Report(self._artifacts, self.output_type, self.params["output_format"])
         results = self._results(stored_file(answers))
-        report.write(iter(lambda: list(islice(results, ROWS_AT_ONCE)), []))
-        advice = (
-            "Clear the task before this one to send those again that may get an answer; the others are not paid again."
-        )
-        return report.end(self.params["allowed_failures"], advice)
+        parts = iter(lambda: list(islice(results, ROWS_AT_ONCE)), [])
+        advice = "Clear the previous task to send again the rows that may get an answer; the others are not paid again."
+        return write_report(self, self._artifacts, parts, advice)
 
     def _results(self, answers: ObjectStoragePath) -> Iterator[Result]:
-        """Yield each row's result; the answers are in the order of the rows, without those that were not asked."""
+        """Yield each row's result. The answers are in the order of the rows; rows that were not asked have none."""
         with answers.open("rb") as file:
             lines = read_lines(file, LONGEST_LINE)
             for row in self.rows():
@@ -101,7 +98,9 @@ class BatchApiRun(RowsRun):
                 _, line = next(lines, (0, None))
                 answer = json.loads(clean_json((line or b"{}").decode()))
                 if answer.get("custom_id") != _custom_id(row):
-                    raise AirflowFailException(f"{answers} is not of these rows: clear the first task, and all after.")
+                    raise AirflowFailException(
+                        f"{answers} does not belong to these rows: clear the first task and all after it."
+                    )
                 yield self._result(row, answer)
 
     def _result(self, row: Row, answer: dict[str, Any]) -> Result:
@@ -143,11 +142,9 @@ def _response_format(output_type: type[BaseModel]) -> dict[str, Any]:
 
 
 def batch_cost(service: OpenAIService, model: str, input_tokens: int, output_tokens: int) -> float | None:
-    """Return the price of answers in US dollars, half that of single calls; None if it is not known.
+    """Return the price of answers in US dollars, half the price of single calls; None if it is not known.
 
     :raises AirflowFailException: the price in the connection's extra is not valid.
     """
-    price = read_price(service.conn_id, service.extra)
-    single = price.cost if price else partial(listed_cost, model)
-    cost = single(input_tokens, output_tokens)
+    cost = tokens_cost(service.conn_id, service.extra, model, input_tokens, output_tokens)
     return None if cost is None else cost * DISCOUNT

@@ -6,7 +6,7 @@ import json
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from include.batch_api.requests import LONGEST_LINE
+from include.batch_api.requests import LONGEST_LINE, Request, read_requests
 from include.batch_api.rounds import Rounds
 from include.batch_api.run import batch_cost
 from include.common.fingerprint import fingerprint
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from include.batch_api.operator import OpenAIBatchOperator
     from include.jobs.job import Job
 
-# More than a token has: what a batch costs at least is not to be above what it costs.
+# More than a token has, as the estimate must not exceed the cost.
 BYTES_PER_TOKEN = 8
 
 
-class BatchSpending(JobSpending["OpenAIBatchOperator"]):
-    """Counts batches. Their estimate is that of the questions: how long the answers will be is not known."""
+class BatchSpending(JobSpending):
+    """Count batches. The estimate is for the questions only, as the length of the answers is not known."""
 
     price_form = PRICE_FORM
 
@@ -41,29 +41,34 @@ class BatchSpending(JobSpending["OpenAIBatchOperator"]):
 
     def call(self, operator: OpenAIBatchOperator, service: OpenAIService, ti: Any, job: Job) -> Call:
         body = _first_body(input_file(operator.input_url))
-        model, asked = body.get("model", ""), [each for each in body.get("messages", []) if each.get("role") != "user"]
+        messages = [each for each in body.get("messages", []) if isinstance(each, dict)]
+        asked = [each for each in messages if each.get("role") != "user"]
+        model = body.get("model", "")
         folder = Rounds(JobKey(ti).value, ti.max_tries).folder
         answers, tokens_in, tokens_out = _tokens_used(folder / f"{name_on_storage(job.id)}.output.jsonl")
-        call = Call("batch", service.conn_id, model, fingerprint(asked, body.get("response_format")), answers)
-        cost = batch_cost(service, model, tokens_in, tokens_out)
-        return call._replace(input_tokens=tokens_in, output_tokens=tokens_out, cost_usd=cost)
+        return Call(
+            "batch",
+            service.conn_id,
+            model,
+            fingerprint(asked, body.get("response_format")),
+            answers,
+            input_tokens=tokens_in,
+            output_tokens=tokens_out,
+            cost_usd=batch_cost(service, model, tokens_in, tokens_out),
+        )
 
 
 batch_spending = BatchSpending()
 
 
 def _first_body(requests: ObjectStoragePath) -> dict[str, Any]:
-    """Return what the first request asks; empty if there is none."""
-    with requests.open("rb") as file, suppress(ValueError, KeyError, TypeError):
-        for _, line in read_lines(file, LONGEST_LINE):
-            if line and line.strip():
-                body = json.loads(line)["body"]
-                return body if all(isinstance(each, dict) for each in body["messages"]) else {}
-    return {}
+    """Return the body of the first request; empty if there is none."""
+    first = next((request for _, request in read_requests(requests)), None)
+    return first.body if isinstance(first, Request) else {}
 
 
 def _tokens_used(answers: ObjectStoragePath) -> tuple[int, int, int]:
-    """Return how many answers a file of the provider's has, and their input and output tokens; 0 if there is none."""
+    """Return how many answers a file of the provider has, and their input and output tokens; zeros if it is missing."""
     number = tokens_in = tokens_out = 0
     with suppress(FileNotFoundError), answers.open("rb") as file:
         for _, line in read_lines(file, LONGEST_LINE):

@@ -35,6 +35,17 @@ def read_price(conn_id: str, extra: Mapping[str, Any]) -> Price | None:
     return price
 
 
+def tokens_cost(
+    conn_id: str, extra: Mapping[str, Any], model: str, input_tokens: int, output_tokens: int
+) -> float | None:
+    """Return the cost of so many tokens in US dollars: by the connection's price, else by the list; None if unknown.
+
+    :raises AirflowFailException: the price that the connection states is not one.
+    """
+    price = read_price(conn_id, extra)
+    return price.cost(input_tokens, output_tokens) if price else listed_cost(model, input_tokens, output_tokens)
+
+
 def listed_cost(model: str, input_tokens: int, output_tokens: int) -> float | None:
     """Return the cost of so many tokens in US dollars by the public price list; None if it lacks the model."""
     from genai_prices import Usage, calc_price

@@ -1,4 +1,4 @@
-"""The operator, under the name by which it is known."""
+"""The fine-tuning operator, at its well-known import path."""
 
 from include.fine_tuning.operator import OpenAIFineTuneOperator
 

@@ -18,7 +18,7 @@ from include.jobs.trigger import PaidJobTrigger
 if TYPE_CHECKING:
     from openai.types.fine_tuning import FineTuningJob
 
-# Seconds between two looks at a job's events, which grow with its age: each costs as much as a look at the job.
+# Seconds between two looks at a job's events. They grow with its age, as each costs as much as a look at the job.
 NEWS_EVERY_S, LONGEST_NEWS_PAUSE_S = 60.0, 300.0
 LEVELS = {"info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
 
@@ -48,7 +48,7 @@ class FineTuningApi(JobApi):
         await client.fine_tuning.jobs.cancel(job_id)
 
     async def relay_news(self, job: Job, known: dict[str, Any]) -> None:
-        """Log the job's events (steps, losses, warnings) since those of before: now and then, and at its end."""
+        """Log the job's new events (steps, losses, warnings), now and then and at its end."""
         if not job.has_ended and time.monotonic() < known.get("due", 0.0):
             return
         pause = min(max(NEWS_EVERY_S, (self.now() - job.created_at) / 2), LONGEST_NEWS_PAUSE_S)
@@ -56,7 +56,7 @@ class FineTuningApi(JobApi):
         last = known.get("event")
         client = await self.client()
         news = []
-        # Newest first, a page at a time: a job that is watched has few new ones.
+        # Newest first, a page at a time: after the first look there are only a few new ones.
         async for event in client.fine_tuning.jobs.list_events(job.id, limit=20 if last else 100):
             if event.id == last:
                 break
@@ -74,9 +74,9 @@ class OpenAIFineTuneTrigger(PaidJobTrigger):
 
 
 def training_cost(service: OpenAIService, tokens: int) -> float | None:
-    """Return what it costs to train on so many tokens, in US dollars; None if the connection states no price.
+    """Return the cost of training on so many tokens, in US dollars; None if the connection states no price.
 
-    :raises AirflowFailException: what it states is not a price.
+    :raises AirflowFailException: the price that the connection states is not valid.
     """
     form = Annotated[NonNegativeFloat, Field(allow_inf_nan=False)]
     price = read_setting(service.conn_id, service.extra, "training_usd_per_million_tokens", form)
@@ -90,7 +90,7 @@ def _job(job: FineTuningJob) -> Job:
 
 
 def _detail(job: FineTuningJob) -> dict[str, Any]:
-    """Return model, trained tokens, result files and seconds of a job that succeeded; the error of one that failed."""
+    """Return the model, trained tokens, result files and seconds of a job that succeeded; the error of a failed one."""
     error = job.error if job.error and job.error.message else None
     return {
         "model": job.fine_tuned_model,

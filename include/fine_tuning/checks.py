@@ -1,4 +1,4 @@
-"""The steps before a fine-tuning job: ask what the service can, check, estimate."""
+"""The steps before a fine-tuning job: ask the service what it offers, check the examples, estimate the cost."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ INSTEAD = (
     "without tuning: a current model that is shown a few similar examples in its prompt often does as well."
 )
 PROBLEMS_IN_ERROR = 50
-# How many tokens of an example OpenAI's models learn from, by the beginning of their names; and any other model, unless
-# the connection's extra says `max_example_tokens`.
+# How many tokens of an example a model learns from: OpenAI's models, by the beginning of their names, and any other.
+# `max_example_tokens` in the connection's extra overrides both.
 EXAMPLE_TOKENS = {"gpt-4o": 65_536, "gpt-4.1": 65_536}
 OTHER_EXAMPLE_TOKENS = 16_385
 
@@ -42,18 +42,18 @@ log = logging.getLogger(__name__)
 
 
 def files_of_run(params: Mapping[str, Any]) -> tuple[ObjectStoragePath, ObjectStoragePath]:
-    """Return the training and the validation file that a run's params name, or the bundled ones."""
+    """Return the training and the validation file of a run's params, by default the bundled ones."""
     return input_file(params["training_file"], TRAINING), input_file(params["validation_file"], VALIDATION)
 
 
 def evaluation_examples(params: Mapping[str, Any]) -> list[Example]:
-    """Read the first examples of the validation file, as many as the params say."""
+    """Read the first examples of the validation file, at most `evaluation_size` of the params."""
     with files_of_run(params)[1].open("rb") as file:
         return list(islice(examples(file), params["evaluation_size"]))
 
 
 async def preflight(service: OpenAIService) -> str:
-    """Ask the service, at no cost, whether it would take a job, and return the base model.
+    """Ask the service, at no cost, whether it would accept a job, and return the base model.
 
     :raises AirflowFailException: it no longer offers the base model, or no fine-tuning to this account.
     """
@@ -61,7 +61,7 @@ async def preflight(service: OpenAIService) -> str:
 
     model, today = service.base_model, datetime.now(UTC).date()
     if service.is_openai and today >= OPENAI_ENDS:
-        raise AirflowFailException(f"OpenAI takes no new fine-tuning jobs since {OPENAI_ENDS}. {INSTEAD}")
+        raise AirflowFailException(f"OpenAI has accepted no new fine-tuning jobs since {OPENAI_ENDS}. {INSTEAD}")
     async with service.client() as client:
         try:
             await client.models.retrieve(model)
@@ -83,8 +83,8 @@ async def preflight(service: OpenAIService) -> str:
             raise task_error(service, "listing the fine-tuning jobs", error) from None
     if service.is_openai and not jobs.data:
         log.warning(
-            "This account has no fine-tuning job yet. Since %s OpenAI refuses accounts that never had one, and from "
-            "%s all. If the job is refused: %s",
+            "This account has no fine-tuning job yet. OpenAI has refused accounts without one since %s, and will "
+            "refuse all accounts from %s on. If the job is refused: %s",
             OPENAI_CLOSED_TO_NEW,
             OPENAI_ENDS,
             INSTEAD,
@@ -95,7 +95,7 @@ async def preflight(service: OpenAIService) -> str:
 def most_tokens(service: OpenAIService) -> int:
     """Return how many tokens of an example the base model learns from.
 
-    :raises AirflowFailException: the connection names no base model, or states what is not a number of tokens.
+    :raises AirflowFailException: the connection names no base model, or its number of tokens is not valid.
     """
     model = service.base_model
     known = next((most for name, most in EXAMPLE_TOKENS.items() if model.startswith(name)), OTHER_EXAMPLE_TOKENS)
@@ -109,7 +109,7 @@ def check_examples(
 ) -> tuple[CheckedFile, CheckedFile]:
     """Check both files.
 
-    :raises AirflowFailException: naming every bad line, up to 50; the log has up to 1,000 per file.
+    :raises AirflowFailException: the message names the bad lines, up to 50; the log has up to 1,000 per file.
     """
     with training.open("rb") as one, validation.open("rb") as two:
         checked = check_files((training.name, one), (validation.name, two), most_tokens(service))
@@ -125,9 +125,9 @@ def check_examples(
 
 
 def estimate(service: OpenAIService, tokens: int, n_epochs: int, budget_usd: float | None) -> dict[str, Any]:
-    """Return `{"tokens": number, "cost_usd": number or None}`: what training will be billed for, and its price.
+    """Return `{"tokens": number, "cost_usd": number or None}`: the tokens that training is billed for, and their price.
 
-    :raises AirflowFailException: that is above the budget, or there is a budget but no price to compare it with.
+    :raises AirflowFailException: the price is above the budget, or there is a budget but no price.
     """
     trained = tokens * n_epochs
     cost = training_cost(service, trained)
@@ -141,6 +141,6 @@ def estimate(service: OpenAIService, tokens: int, n_epochs: int, budget_usd: flo
         if cost > budget_usd:
             raise AirflowFailException(
                 f"Training on about {trained:,} tokens ({n_epochs} epochs) would cost about ${cost:.2f}, more than "
-                f"the budget of ${budget_usd:.2f}. Nothing was spent. Raise budget_usd, or take fewer examples."
+                f"the budget of ${budget_usd:.2f}. Nothing was spent. Raise budget_usd, or use fewer examples."
             )
     return {"tokens": trained, "cost_usd": cost}

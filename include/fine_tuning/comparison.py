@@ -1,4 +1,4 @@
-"""Two models side by side on the same examples: their answers, scores, and a table and a chart of both."""
+"""Compare models on the same examples: their answers and scores, with a table and a chart."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ except ImportError:  # a copied pattern may lack it: then there are neither budg
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-# Calls in flight at a time, of one task.
+# Calls in flight, per task.
 AT_ONCE = 4
-# How much longer than the longest expected answer one may be, in tokens: a model that rambles is cut, and scores low.
+# By how many tokens an answer may exceed the longest expected one: a model that rambles is cut off, and scores low.
 SPARE_TOKENS = 8
 
 
 async def answer_all(service: OpenAIService, model: str, examples: Sequence[Example]) -> list[str]:
     """Return the model's answer to the question of each example.
 
-    Each answer is kept on the project's storage as it comes, by model and question: a retry, or another run, does not
-    pay for it again.
+    Each answer is at once stored on the project's storage, by model and question: no retry and no other run pays for it
+    again.
     """
     turn = asyncio.Semaphore(AT_ONCE)
     longest = max(estimate_tokens(example.messages[-1:]) for example in examples) + SPARE_TOKENS
@@ -77,14 +77,14 @@ async def _answer(
 
 
 def word_f1(answer: str, expected: str) -> float:
-    """Return how far the words of the two agree, from 0 to 1 (F1 of the words; case and order do not matter)."""
+    """Return the F1 score of the words of the two, from 0 to 1; case and order do not matter."""
     said, wanted = (Counter(re.findall(r"\w+", text.casefold())) for text in (answer, expected))
     common = (said & wanted).total()
     return 2 * common / (said.total() + wanted.total()) if common else 0.0
 
 
 def scores(answers: Sequence[str], expected: Sequence[str]) -> dict[str, float]:
-    """Return `exact`, the share of answers that are just the expected one, and `words`, the mean of their `word_f1`."""
+    """Return `exact`, the share of answers that equal the expected one, and `words`, the mean of their `word_f1`."""
     pairs = list(zip(answers, expected, strict=True))
     return {
         "exact": mean(_normal(answer) == _normal(wanted) for answer, wanted in pairs),
@@ -93,7 +93,7 @@ def scores(answers: Sequence[str], expected: Sequence[str]) -> dict[str, float]:
 
 
 def write_comparison(examples: Sequence[Example], answers: dict[str, Sequence[str]]) -> dict[str, Any]:
-    """Score every model's answers; write a table and a chart of them, and return the scores and where these are."""
+    """Score every model's answers, write a table and a chart of them, and return the scores and where the files are."""
     expected = [example.answer for example in examples]
     by_model = {model: scores(given, expected) for model, given in answers.items()}
     summary = "".join(f"- {model}: exact {s['exact']:.2f}, words {s['words']:.2f}\n" for model, s in by_model.items())

@@ -1,8 +1,8 @@
-"""Chat examples for fine-tuning: a JSON object per line, checked before anything is uploaded.
+"""Chat examples for fine-tuning: one JSON object per line, checked before anything is uploaded.
 
 A line is `{"messages": [{"role": "system" | "user" | "assistant", "content": "..."}, ...]}`; the last message is the
 assistant's. An assistant message may have a `weight` of 0 (not to learn from) or 1. Files are read line by line, so
-that their size does not matter.
+they may be of any size.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from include.common.json_lines import DuplicateName, read_json, read_lines
 
 LEAST_EXAMPLES = 10
 LONGEST_LINE = 1_000_000
-# A file of which every line is bad must not fill the memory, or the log.
+# A file in which every line is bad must not fill the memory or the log.
 MOST_PROBLEMS = 1_000
 
 _Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class Message(BaseModel):
-    """One turn. What the providers' formats know besides (tools, pictures) is not for these DAGs, and is refused."""
+    """One turn. Other parts of the providers' formats (tools, pictures) are refused, as these DAGs do not use them."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -51,7 +51,7 @@ class Example(BaseModel):
         if roles[-1] != "assistant":
             raise ValueError(f"the last message is the {roles[-1]}'s, not the assistant's")
         if "system" in roles[1:]:
-            raise ValueError("a system message stands after another message")
+            raise ValueError("a system message comes after another message")
         if any(message.weight is not None for message in self.messages if message.role != "assistant"):
             raise ValueError("only an assistant message has a weight")
         if all(message.weight == 0 for message in self.messages if message.role == "assistant"):
@@ -60,7 +60,7 @@ class Example(BaseModel):
 
     @property
     def question(self) -> list[dict[str, str]]:
-        """Return the messages before the last answer, as a model takes them."""
+        """Return the messages before the last answer, in the form that a model takes."""
         return [{"role": message.role, "content": message.content} for message in self.messages[:-1]]
 
     @property
@@ -70,7 +70,7 @@ class Example(BaseModel):
 
 
 class Problem(NamedTuple):
-    """What is wrong with a line; line 0 is the file as a whole."""
+    """What is wrong with a line; line 0 stands for the whole file."""
 
     file: str
     line: int
@@ -84,7 +84,7 @@ class Problem(NamedTuple):
 
 @dataclass
 class CheckedFile:
-    """What a file of examples holds.
+    """The contents of a file of examples.
 
     `tokens` is an estimate (see `estimate_tokens`); `problems` are the first of `problem_count`; `questions` maps a
     digest of each question to its line.
@@ -98,7 +98,7 @@ class CheckedFile:
     questions: dict[bytes, int] = field(default_factory=dict)
 
     def report(self, line: int, field: str, reason: str) -> None:
-        """Note a problem."""
+        """Record a problem."""
         self.problem_count += 1
         if len(self.problems) < MOST_PROBLEMS:
             self.problems.append(Problem(self.name, line, field, reason))
@@ -109,8 +109,8 @@ def check_files(
 ) -> tuple[CheckedFile, CheckedFile]:
     """Check a training file and its validation file, each as (name, bytes); find every bad line.
 
-    Beside what a single line can have wrong: a conversation that stands twice in a file, a question of the training
-    file that is in the validation file as well (its score would be worth nothing), and too few examples.
+    Problems of more than one line are a conversation that is twice in a file, a question of the training file that is
+    also in the validation file (its score would be worth nothing), and too few examples.
     """
     trained = check_file(*training, most_tokens)
     validated = check_file(*validation, most_tokens, least=1)
@@ -151,15 +151,15 @@ def check_file(name: str, file: BinaryIO, most_tokens: int, least: int = LEAST_E
 
 
 def examples(file: BinaryIO) -> Iterator[Example]:
-    """Read the examples of a file that was checked."""
+    """Read the examples of a checked file."""
     return (Example.model_validate_json(line or b"") for _, line in read_lines(file, LONGEST_LINE))
 
 
 def estimate_tokens(messages: Sequence[Message]) -> int:
     """Estimate how many tokens a model reads in these messages: a quarter of their UTF-8 bytes, and 4 per message.
 
-    No tokenizer is asked, as each model has its own and they are downloads. Against OpenAI's o200k this is 4 % too
-    much for the bundled English, so that a budget is kept rather than passed.
+    No tokenizer is used, as each model has its own, to be downloaded. Compared with OpenAI's o200k, the estimate is 4 %
+    too high for the bundled English examples, so that a budget is kept rather than exceeded.
     """
     return sum(-(-len(message.content.encode()) // 4) + 4 for message in messages)
 
@@ -194,6 +194,6 @@ def _example(checked: CheckedFile, line: int, raw: bytes | None) -> Example | No
 
 
 def _digest(texts: Iterable[str]) -> bytes:
-    """Return a digest that is the same for texts that differ only in case and white space."""
+    """Return a digest that ignores case and white space."""
     normal = "\0".join(" ".join(text.casefold().split()) for text in texts)
     return hashlib.blake2b(normal.encode(), digest_size=16).digest()

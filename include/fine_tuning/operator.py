@@ -1,4 +1,4 @@
-"""Fine-tune a model, once: the operator for services with OpenAI's fine-tuning API."""
+"""The operator that fine-tunes a model once, for services with OpenAI's fine-tuning API."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ class OpenAIFineTuneOperator(PaidJobOperator):
 
     Further XComs: `job_id`, `job_url`, `trained_tokens`, `seconds` (from the job's creation to its end), `cost_usd`
     (None without a price in the connection) and `result_files` (ids of the provider's files).
-    What holds for the job itself (one per task instance, the waits, kills and time-outs): see `PaidJobOperator`.
+    For what holds for the job itself (one per task instance, the waits, kills and time-outs), see `PaidJobOperator`.
 
     :param fine_tuning_file_id: id of the uploaded training file (templated).
     :param validation_file_id: id of the uploaded validation file, if there is one (templated).
-    :param model: the base model; None: that of the connection (templated).
-    :param suffix: goes into the name of the fine-tuned model (templated). What is neither a letter, a digit nor a dash
-        becomes a dash, and what is longer than 64 characters is cut.
+    :param model: the base model (templated); None for the connection's.
+    :param suffix: becomes part of the name of the fine-tuned model (templated). Everything but letters, digits and
+        dashes becomes a dash, and it is cut at 64 characters.
     :param method: the provider's `method`, as `{"type": "supervised", "supervised": {"hyperparameters": {...}}}`.
-    :param hyperparameters: the same for services that know no `method`; give one of the two.
-    :param seed: for training that can be repeated.
-    :param estimated_usd: what the training will cost, if that is known (templated): so much must be left in the
-        connection's budgets.
+    :param hyperparameters: the same for services without `method`; give one of the two.
+    :param seed: for reproducible training.
+    :param estimated_usd: the estimated cost of the training, if known (templated), which the connection's budgets must
+        have left.
     :raises AirflowFailException: the job failed, was cancelled or took too long, or the provider refuses it.
-    :raises AirflowException: the provider could not be asked; a retry takes the job up again.
+    :raises AirflowException: the provider could not be reached; a retry takes the job up again.
     """
 
     template_fields = ("fine_tuning_file_id", "validation_file_id", "model", "suffix", "estimated_usd")
@@ -65,7 +65,7 @@ class OpenAIFineTuneOperator(PaidJobOperator):
     ) -> None:
         super().__init__(**kwargs)
         if method and hyperparameters:
-            raise ValueError("Give method or hyperparameters, not both: the second is the first in its older form")
+            raise ValueError("Give method or hyperparameters, not both: hyperparameters is the older form of method")
         self.fine_tuning_file_id = fine_tuning_file_id
         self.validation_file_id = validation_file_id
         self.model = model
@@ -111,5 +111,5 @@ class OpenAIFineTuneOperator(PaidJobOperator):
 
 
 def valid_suffix(text: str) -> str:
-    """Return the text with letters, digits and single dashes only, at most 64 of them."""
+    """Return the text as letters, digits and single dashes, at most 64 of them."""
     return re.sub(r"[^A-Za-z0-9]+", "-", text)[:LONGEST_SUFFIX].strip("-")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from include.common.fingerprint import fingerprint
-from include.common.prices import listed_cost, read_price
+from include.common.prices import tokens_cost
 from include.fine_tuning.api import training_cost
 from include.jobs.service import OpenAIService
 from include.jobs.spending import JobSpending
@@ -24,8 +23,8 @@ if TYPE_CHECKING:
     from include.jobs.job import Job
 
 
-class TuningSpending(JobSpending["OpenAIFineTuneOperator"]):
-    """Counts fine-tuning jobs."""
+class TuningSpending(JobSpending):
+    """Count fine-tuning jobs."""
 
     price_form = '"training_usd_per_million_tokens": ...'
 
@@ -35,34 +34,50 @@ class TuningSpending(JobSpending["OpenAIFineTuneOperator"]):
 
     def call(self, operator: OpenAIFineTuneOperator, service: OpenAIService, ti: Any, job: Job) -> Call:
         tokens = job.detail["trained_tokens"] or 0
-        call = Call("tuning", service.conn_id, operator.request()["model"], input_tokens=tokens)
-        cost, seconds = training_cost(service, tokens), job.detail["seconds"] or 0.0
-        return call._replace(cost_usd=cost, seconds=seconds, failed=job.has_no_result)
+        return Call(
+            "tuning",
+            service.conn_id,
+            operator.request()["model"],
+            input_tokens=tokens,
+            seconds=job.detail["seconds"] or 0.0,
+            cost_usd=training_cost(service, tokens),
+            failed=job.has_no_result,
+        )
 
 
 tuning_spending = TuningSpending()
 
 
 def check_call(service: OpenAIService, model: str) -> None:
-    """Look whether the connection's budgets, if it has any, leave something for a call of a chat model.
+    """Check that the connection's budgets, if it has any, have something left for a call of a chat model.
 
-    :raises AirflowFailException: they do not, or the price is not known.
+    :raises AirflowFailException: they have not, or the price is not known.
     :raises AirflowException: the storage cannot be read.
     """
     if budgets := read_budgets(service.conn_id, service.extra):
-        Meter(service.conn_id, budgets, None, model if _cost(service, model, 0, 0) is None else "").check()
+        cost = tokens_cost(service.conn_id, service.extra, model, 0, 0)
+        Meter(service.conn_id, budgets, None, unpriced=model if cost is None else "").check()
 
 
 def count_call(service: OpenAIService, model: str, completion: ChatCompletion, seconds: float) -> None:
     """Count a call of a chat model."""
     tokens = (completion.usage.prompt_tokens, completion.usage.completion_tokens) if completion.usage else (0, 0)
-    cost = _cost(service, model, *tokens)
+    cost = tokens_cost(service.conn_id, service.extra, model, *tokens)
     if cost and (budgets := read_budgets(service.conn_id, service.extra)):
         meter = Meter(service.conn_id, budgets, None)
         meter.add(cost, model)
         meter.save()
-    call = Call("chat", service.conn_id, model, input_tokens=tokens[0], output_tokens=tokens[1], seconds=seconds)
-    record(call._replace(cost_usd=cost))
+    record(
+        Call(
+            "chat",
+            service.conn_id,
+            model,
+            input_tokens=tokens[0],
+            output_tokens=tokens[1],
+            seconds=seconds,
+            cost_usd=cost,
+        )
+    )
 
 
 def record_scores(examples: Sequence[Example], by_model: Mapping[str, Mapping[str, float]]) -> None:
@@ -71,9 +86,3 @@ def record_scores(examples: Sequence[Example], by_model: Mapping[str, Mapping[st
     for model, scores in by_model.items():
         for metric, value in scores.items():
             record_score(subject, metric, value, cases=len(examples), model=model, fingerprint=asked)
-
-
-def _cost(service: OpenAIService, model: str, input_tokens: int, output_tokens: int) -> float | None:
-    price = read_price(service.conn_id, service.extra)
-    cost = price.cost if price else partial(listed_cost, model)
-    return cost(input_tokens, output_tokens)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
     from openai import AsyncOpenAI
 
-# A file at the provider that is deleted sooner is uploaded again: a job may still have to begin.
+# A file that the provider deletes sooner is uploaded again, as its job may begin late.
 LEAST_LIFE_S = 2 * 24 * 3600.0
 
 log = logging.getLogger(__name__)
@@ -22,11 +22,12 @@ log = logging.getLogger(__name__)
 async def upload_once(
     service: OpenAIService, file: ObjectStoragePath, purpose: Literal["fine-tune", "batch"] = "fine-tune"
 ) -> str:
-    """Return the provider's id of this file, after uploading it unless the provider has the same content already.
+    """Return the provider's id of this file; upload it unless the provider already has the same content.
 
     The name at the provider is the SHA-256 of the content.
 
-    :raises AirflowException: the provider cannot be asked now; AirflowFailException: it refuses.
+    :raises AirflowException: the provider cannot be reached now.
+    :raises AirflowFailException: the provider refuses.
     """
     with file.open("rb") as content:
         digest = hashlib.file_digest(cast(Any, content), "sha256").hexdigest()
@@ -35,7 +36,7 @@ async def upload_once(
     async with service.client() as client:
         try:
             if found := await _uploaded(client, name, size, purpose):
-                log.info("%s is at the provider already, as %s.", file.name, found)
+                log.info("%s is already at the provider, as %s.", file.name, found)
                 return found
             with file.open("rb") as content:
                 uploaded = await client.files.create(file=(name, content), purpose=purpose, timeout=600)

@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from httpx2 import Response
     from openai import AsyncOpenAI
 
-# In a job's metadata: whose it is, and what for.
+# In a job's metadata: the key of its task instance, and a digest of the request.
 KEY = "airflow_task_instance"
 REQUEST = "airflow_request"
 
-# Where a service can't be searched, its newest jobs are looked through, up to so many.
+# How many of the newest jobs are looked through where a service cannot be searched.
 MOST_JOBS = 1_000
 
 
 class Job(BaseModel):
-    """A job as the provider reports it. `status` is the provider's word; `detail` is what its kind of job has besides.
+    """A job as the provider reports it. `status` is the provider's word; `detail` holds what only its kind of job has.
 
     `created_at` is in seconds since the epoch; `metadata` is None where the service keeps none.
     """
@@ -45,19 +45,19 @@ class Job(BaseModel):
 
     @property
     def is_going(self) -> bool:
-        """Whether it may still take up new work. Some providers let what is in flight come back after a cancel."""
+        """Whether it may still begin new work. Some providers finish the work in flight after a cancel."""
         return not self.has_ended and self.status != "cancelling"
 
     @property
     def has_no_result(self) -> bool:
-        """Whether it ended without what it was made for."""
+        """Whether it ended without a result."""
         return self.status in ("failed", "cancelled")
 
 
 class Outcome(BaseModel):
     """How the wait for a job ended: the payload of the trigger's one event.
 
-    `job` is as it was last seen, None if it never was.
+    `job` is its last known state, None if it was never seen.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -69,12 +69,12 @@ class Outcome(BaseModel):
 
 
 class JobApi(ABC):
-    """The calls to a provider for one kind of job: for one job, or for all that a process waits for.
+    """The calls to a provider for one kind of job: for one job, or for all jobs that a process waits for.
 
-    :param connect: gives the service; asked again when it refuses the key, as keys change.
+    :param connect: returns the service. It is called again after the service refuses the key, as keys change.
     """
 
-    # What a provider says of a job that goes on as it should.
+    # The provider's words for a job that is under way.
     underway: frozenset[str]
 
     def __init__(self, connect: Callable[[], Awaitable[OpenAIService]]) -> None:
@@ -86,9 +86,9 @@ class JobApi(ABC):
         self._ahead: float | None = None
 
     def now(self) -> float:
-        """Return the provider's time, which also dates its jobs: no clock of ours that jumps ends a paid job.
+        """Return the time by the provider's clock, which also dates its jobs: a jump of our clock ends no paid job.
 
-        It is this machine's until the first answer, and where the provider states none.
+        It is this machine's time until the first answer, and if the provider states no time.
         """
         return time.time() if self._ahead is None else time.monotonic() + self._ahead
 
@@ -97,34 +97,34 @@ class JobApi(ABC):
             self._ahead = parsedate_to_datetime(response.headers["date"]).timestamp() - time.monotonic()
 
     async def service(self) -> OpenAIService:
-        """Return the service, from the connection as it was first read, or read again."""
+        """Return the service, from the connection as last read."""
         if self._service is None:
             self._service = await self._connect()
         return self._service
 
     async def client(self) -> AsyncOpenAI:
-        """Return a client for single calls: who calls decides whether to call again."""
+        """Return a client that makes each call once: the caller decides about another."""
         async with self._opening:
             service = await self.service()
             if self._client is None or self._client[0] != service:
-                # Its imports and certificates take half a second, which would hold up every other trigger.
+                # Imports and certificates take half a second, which would block every other trigger.
                 client = await asyncio.to_thread(service.client, retries=0, after=[self._read_clock])
                 self._opened.push_async_callback(client.close)
                 self._client = service, client
             return self._client[1]
 
     def forget_key(self) -> None:
-        """Have the next call read the connection again. Calls under way, also those for other jobs, go on."""
+        """Have the next call read the connection again. Calls under way go on, also those for other jobs."""
         self._service = None
 
     async def close(self) -> None:
-        """Drop the connections, and the key: the next call reads the connection again."""
+        """Close the connections and forget the key: the next call reads the Airflow connection again."""
         await self._opened.aclose()
         self._service = self._client = None
 
     @abstractmethod
     async def create(self, request: Mapping[str, Any], metadata: dict[str, str]) -> Job:
-        """Start a job: one call, never repeated."""
+        """Start a job by one call, which is never repeated."""
 
     @abstractmethod
     async def get(self, job_id: str) -> Job:
@@ -132,10 +132,10 @@ class JobApi(ABC):
 
     @abstractmethod
     async def find(self, key: str, since: float) -> list[Job]:
-        """Return the jobs with this key, newest first; where the service can't search, back to `since`."""
+        """Return the jobs with this key, newest first; only those back to `since` if the service cannot search."""
 
     async def _of_key(self, newest_first: AsyncIterable[Any], key: str, since: float) -> list[Any]:
-        """Return those of the provider's jobs that have this key, among the newest MOST_JOBS back to `since`."""
+        """Return the jobs with this key among the newest MOST_JOBS back to `since`."""
         found, seen = [], 0
         async for each in newest_first:
             seen += 1
@@ -150,7 +150,7 @@ class JobApi(ABC):
         """Ask the provider to stop the job."""
 
     async def relay_news(self, job: Job, known: dict[str, Any]) -> None:  # noqa: B027
-        """Log what the provider has said about the job since the last call.
+        """Log what the provider reported about the job since the last call.
 
-        :param known: what was logged of this job, and when it is due again; empty at the first call.
+        :param known: what was logged about this job, and when the next look is due; empty at the first call.
         """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
@@ -29,20 +28,20 @@ except ImportError:  # a copied pattern may lack it
 if TYPE_CHECKING:
     from airflow.sdk.definitions.context import Context
 
-# The trigger's own deadline comes first; this one is for when no triggerer runs.
+# After the trigger's own deadline, Airflow ends the wait, in case no triggerer runs.
 GRACE_S = 300.0
 KILL_TIMEOUT_S = 30.0
 
 
 class JobLink(BaseOperatorLink):
-    """A button in the UI that leads to the job at the provider."""
+    """A button in the UI that opens the job at the provider."""
 
     @property
     def name(self) -> str:
         return "Job at the provider"
 
     def get_link(self, operator: Any, *, ti_key: Any) -> str:
-        """Return the URL that the task has left in its XCom `job_url`."""
+        """Return the URL in the task's XCom `job_url`."""
         from airflow.sdk.bases.xcom import BaseXCom
 
         return str(BaseXCom.get_value(ti_key=ti_key, key="job_url") or "")
@@ -51,28 +50,29 @@ class JobLink(BaseOperatorLink):
 class PaidJobOperator(BaseOperator):
     """Start a job that costs money, wait for it, and return its result: one job per task instance.
 
-    The job carries a key of the task instance. A retry, a cleared task, or a worker or triggerer that was killed
-    takes up the job that there is. Clearing a task whose job succeeded gives the same result and costs nothing;
-    clearing one whose job failed or was cancelled starts a new job, and so does a change of what is asked for.
-    No job is started that the connection's budgets have nothing left for.
+    The job carries a key of the task instance. A retry, a cleared task, or a task whose worker or triggerer was killed
+    takes up the existing job. Clearing a task whose job succeeded gives the same result and costs nothing;
+    clearing one whose job failed or was cancelled starts a new job, and so does a change of the request.
+    No job is started if the connection's budgets have nothing left for it.
 
-    The wait is measured from the job's creation, or, if that time is over when the task takes a job up, from then.
-    `execution_timeout` is for the task's own work; with `deferrable=False`, where it would cut the wait, it is ignored.
+    The wait is measured from the job's creation, or, if that time is over when the task takes the job up, from then.
+    `execution_timeout` is for the task's own work; with `deferrable=False` it is ignored, as it would cut the wait.
 
     :param conn_id: connection to the service, see `include.jobs.service`.
-    :param wait_for_completion: False returns the job's id as soon as the job is there.
+    :param wait_for_completion: if False, return the job's id as soon as the job exists.
     :param deferrable: wait in the triggerer, without a worker slot.
-    :param poke_interval: seconds of the shortest pause between two looks; it grows to a minute with the job's age.
+    :param poke_interval: shortest pause between two looks, in seconds; it grows to a minute with the job's age.
     :param timeout: seconds to wait for the job's end.
-    :param cancel_on_kill: cancel the job when the task is ended by a person, or its worker is told to stop while it
-        waits itself (`deferrable=False`).
-    :param cancel_on_timeout: cancel the job when the time is over. If not, it goes on, and clearing waits for it again.
+    :param cancel_on_kill: cancel the job when a person ends the task, or when the worker that waits itself
+        (`deferrable=False`) is told to stop.
+    :param cancel_on_timeout: cancel the job when the time is over. Otherwise it goes on, and clearing the task
+        waits for it again.
     """
 
     operator_extra_links = (JobLink(),)
     ui_color = "#e3f2e1"
     trigger_type: ClassVar[type[PaidJobTrigger]]
-    # Where a person finds jobs of this kind: below OpenAI's platform, and below another service's URL.
+    # Where a person finds jobs of this kind: below OpenAI's platform, or below the URL of another service.
     openai_page: ClassVar[str]
     service_path: ClassVar[str]
     # Counts the jobs, within the connection's budgets and into the ledger: an `include.jobs.spending.JobSpending`.
@@ -93,7 +93,7 @@ class PaidJobOperator(BaseOperator):
         super().__init__(**kwargs)
         for name, value in (("poke_interval", poke_interval), ("timeout", timeout)):
             if value <= 0:
-                raise ValueError(f"{name} is in seconds and more than 0, not {value}")
+                raise ValueError(f"{name} must be more than 0 seconds, not {value}")
         if not deferrable:
             self.execution_timeout = None  # `timeout` ends the wait; this one would cancel the job
         self.conn_id = conn_id
@@ -107,12 +107,12 @@ class PaidJobOperator(BaseOperator):
         self._job_id: str | None = None
 
     def key(self, ti: Any) -> JobKey:
-        """Return whose job it is: that of the task instance."""
+        """Return the job's key: the task instance."""
         return JobKey(ti)
 
     @abstractmethod
     def request(self) -> dict[str, Any]:
-        """Return what the job is to do, as arguments of `JobApi.create`: equal for every try of the task instance."""
+        """Return what the job is to do, as `JobApi.create` takes it: equal for every try of the task instance."""
 
     def api(self, connect: Any) -> JobApi:
         """Return the calls for this kind of job."""
@@ -120,7 +120,7 @@ class PaidJobOperator(BaseOperator):
 
     @abstractmethod
     def result(self, context: Context, job: Job) -> Any:
-        """Return the task's output, of a job that succeeded."""
+        """Return the task's output for a job that succeeded."""
 
     def execute(self, context: Context) -> Any:
         request = self.request()
@@ -128,15 +128,19 @@ class PaidJobOperator(BaseOperator):
         self._job_id = None
         service = openai_service(self.conn_id)
         allow = partial(self.spending.allow, self, context["ti"]) if self.spending else None
-        job, now = asyncio.run(self._with_api(lambda api: _job_and_time(api, key, request, allow)))
+
+        async def start(api: JobApi) -> tuple[Job, float]:
+            return await one_job(api, key, request, allow), api.now()
+
+        job, now = asyncio.run(self._with_api(start))
         self._job_id = job.id
         if self.spending:
             self.spending.count_started(self, job)
-        page = f"https://platform.openai.com/{self.openai_page}" if service.is_openai else None
-        ti, url = context["ti"], f"{page or f'{service.public_url}/{self.service_path}'}/{job.id}"
+        openai, other = f"https://platform.openai.com/{self.openai_page}", f"{service.public_url}/{self.service_path}"
+        ti, url = context["ti"], f"{openai if service.is_openai else other}/{job.id}"
         ti.xcom_push(key="job_id", value=job.id)
         ti.xcom_push(key="job_url", value=url)
-        ti.xcom_push(key=JobLink().xcom_key, value=url)  # at once: Airflow itself does it when the task has ended
+        ti.xcom_push(key=JobLink().xcom_key, value=url)  # Airflow itself would do it only when the task has ended
         if not self.wait_for_completion:
             return job.id
         if job.has_ended:
@@ -157,9 +161,9 @@ class PaidJobOperator(BaseOperator):
         return self._wait(context, job.id, deadline)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
-        """Go on when the trigger has sent its event.
+        """Go on after the trigger's event.
 
-        :raises AirflowException: the event is none of this trigger's; a retry takes the job up again.
+        :raises AirflowException: the event is not from this trigger; a retry takes the job up again.
         """
         try:
             outcome = Outcome.model_validate(event)
@@ -168,13 +172,13 @@ class PaidJobOperator(BaseOperator):
         return self._finish(context, outcome)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Go on after the wait, also if Airflow has ended it. Source: `BaseOperator.resume_execution`."""
+        """Go on after the wait, even if Airflow has ended it. Source: `BaseOperator.resume_execution`."""
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except AirflowException as error:
             if type(error).__name__ != "TaskDeferralTimeout":
                 raise
-            # No triggerer was there to see the deadline pass.
+            # No triggerer was running at the deadline.
             record = read_record(self.key(context["ti"]).value)
             if not record or not record.job_id:
                 raise
@@ -187,11 +191,11 @@ class PaidJobOperator(BaseOperator):
         return self._finish(context, asyncio.run(work))
 
     def on_kill(self) -> None:
-        """Cancel the job when this process is told to stop, also if the answer to its creation has not come yet."""
+        """Cancel the job when this process is told to stop, even before the answer to its creation has come."""
         key = self._key
         if not self.cancel_on_kill or key is None:
             return
-        with ThreadPoolExecutor(1) as pool:  # this may be a signal handler in the middle of a running event loop
+        with ThreadPoolExecutor(1) as pool:  # this may run in a signal handler, within a running event loop
             pool.submit(asyncio.run, self._with_api(lambda api: self._cancel(api, key))).result(KILL_TIMEOUT_S)
         mark_killed(key.value)
 
@@ -229,10 +233,3 @@ class PaidJobOperator(BaseOperator):
         if job.status == "cancelled":
             raise AirflowFailException(f"{where}: job {job.id} was cancelled. Clear this task to start a new one.")
         return self.result(context, job)
-
-
-async def _job_and_time(
-    api: JobApi, key: JobKey, request: dict[str, Any], allow: Callable[[Job | None], None] | None
-) -> tuple[Job, float]:
-    job = await one_job(api, key, request, allow)
-    return job, api.now()

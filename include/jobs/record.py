@@ -1,4 +1,4 @@
-"""Whose a job is, and what this project remembers of it on its storage."""
+"""The key of a task instance's job, and the job's record on the project's storage."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class Record(BaseModel):
     """What this project remembers of a task instance's job.
 
-    `max_tries` is Airflow's number for the task instance, which rises when somebody clears it, and not at a retry;
-    `killed`: the job was cancelled because the task's own process was.
+    `max_tries` is that of the task instance, which increases when the task is cleared, not at a retry; `killed` says
+    that the job was cancelled because the task's own process was killed.
     """
 
     intent_at: float
@@ -31,11 +31,11 @@ class Record(BaseModel):
 
 
 class JobKey:
-    """A task instance, over all its tries, as the provider and the project's storage know it.
+    """The key of a task instance, the same for all its tries, at the provider and on the project's storage.
 
-    Deployments with different storage have different keys, as they can have runs of the same name.
+    It depends on the storage, as different deployments can have runs of the same name.
 
-    :param part: tells the jobs of a task instance that needs several, one after the other.
+    :param part: distinguishes the jobs of a task instance that needs several, one after the other.
     """
 
     def __init__(self, ti: Any, part: str = "") -> None:
@@ -55,19 +55,19 @@ class JobKey:
 
 
 def fingerprint(request: Mapping[str, Any]) -> str:
-    """Return a digest that is the same for equal requests only."""
+    """Return a digest that is equal only for equal requests."""
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def record_path(key: str) -> ObjectStoragePath:
-    """Return where the record of a task instance's job is."""
+    """Return the path of the record of a task instance's job."""
     return storage_path("jobs", f"{key}.json")
 
 
 def read_record(key: str) -> Record | None:
     """Read the record; None if there is none.
 
-    :raises AirflowFailException: it cannot be understood, which is not the same: a job may be under way.
+    :raises AirflowFailException: the record is not valid. A job may be under way, so this does not count as none.
     """
     path = record_path(key)
     try:
@@ -76,8 +76,8 @@ def read_record(key: str) -> Record | None:
         return None
     except ValidationError:
         raise AirflowFailException(
-            f"The record of this task's job, {path}, cannot be read. See at the provider whether a job of this run "
-            "is under way, delete the file, and clear the task."
+            f"The record of this task's job, {path}, is not valid. Check at the provider whether a job of this run is "
+            "under way, delete the file, and clear the task."
         ) from None
 
 
@@ -87,6 +87,6 @@ def write_record(key: str, record: Record) -> None:
 
 
 def mark_killed(key: str) -> None:
-    """Note that the job was cancelled with its task's process: the next try starts a new one."""
+    """Note that the job was cancelled because its task's process was killed: the next try starts a new job."""
     if record := read_record(key):
         write_record(key, record.model_copy(update={"killed": True}))

@@ -1,8 +1,8 @@
 """A service with OpenAI's API for files, fine-tuning jobs and batches, as an Airflow connection.
 
-The connection (type `openai`) has the service's base URL as its host, none for OpenAI's own, the API key as its
-password, and as its extra `{"model": "<base model>", "training_usd_per_million_tokens": <price>}`, of which only jobs
-that need a base model or a price ask. Where the connection does not exist, OPENAI_API_KEY alone is enough.
+The connection (type `openai`) has the service's base URL as its host (none for OpenAI), the API key as its password,
+and `{"model": "<base model>", "training_usd_per_million_tokens": <price>}` as its extra, which only jobs that need a
+base model or a price read. Without a connection, OPENAI_API_KEY is enough.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from httpx2 import Request, Response
     from openai import AsyncOpenAI
 
-# Seconds for one call. A job is created in one, whatever it takes afterwards.
+# Seconds for one call. Creating a job is one call, however long the job takes.
 CALL_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
 class OpenAIService:
-    """Where a service is, and with which key. The key is in no text that this object gives."""
+    """The URL and key of a service. No text form of this object contains the key."""
 
     conn_id: str
     base_url: str | None
@@ -40,17 +40,17 @@ class OpenAIService:
 
     @property
     def url(self) -> str:
-        """The base URL, also where the connection leaves it out."""
+        """The base URL; that of OpenAI if the connection has none."""
         return (self.base_url or "https://api.openai.com/v1").rstrip("/")
 
     @property
     def public_url(self) -> str:
-        """The base URL without what must not be shown."""
+        """The base URL without login and secrets."""
         return shown_url(self.url)
 
     @property
     def is_openai(self) -> bool:
-        """Whether this is OpenAI itself."""
+        """Whether this is OpenAI's own service."""
         return urlsplit(self.url).hostname == "api.openai.com"
 
     @property
@@ -68,14 +68,14 @@ class OpenAIService:
         return model
 
     def client(self, retries: int = 3, after: Sequence[Callable[[Response], Awaitable[None]]] = ()) -> AsyncOpenAI:
-        """A client that tries each call so many times again, where another try may help.
+        """Return a client that repeats a call up to `retries` times if another try may help.
 
         :param after: hooks for each response.
         """
         from openai import DEFAULT_CONNECTION_LIMITS, AsyncOpenAI
 
         async def keep_secret(request: Request) -> None:
-            request.extensions["key"] = self.key  # for `describe`: a login in the URL takes the key's place in a header
+            request.extensions["key"] = self.key  # for `describe`: a login in the URL replaces the key in the header
 
         quiet_http_clients()
         base_url, _, query = self.url.partition("?")
@@ -111,12 +111,12 @@ def openai_service(conn_id: str) -> OpenAIService:
             ) from None
         return OpenAIService(conn_id, None, key, {})
     check_host(conn_id, conn.host)
-    # The client wants some key, also where a service on this machine asks for none.
+    # The client needs some key, even for a local service without one.
     return OpenAIService(conn_id, conn.host or None, conn.password or "none", dict(conn.extra_dejson))
 
 
 def is_passing(error: Exception) -> bool:
-    """Return whether the same call may succeed later: see `is_passing_status`; so may one that got no answer."""
+    """Return whether the same call may succeed later: after some statuses (see `is_passing_status`) or no answer."""
     from openai import APIConnectionError, APIStatusError
 
     if isinstance(error, APIStatusError):
@@ -125,7 +125,7 @@ def is_passing(error: Exception) -> bool:
 
 
 def describe(error: Exception) -> str:
-    """An error of a call in one line. It names neither the key nor what was sent, which the provider's text may."""
+    """Return a call's error as one line, without the key and the request, which the provider's own text may contain."""
     from openai import APIConnectionError, APIStatusError, APITimeoutError
 
     match error:
@@ -149,6 +149,6 @@ def describe(error: Exception) -> str:
 
 
 def task_error(service: OpenAIService, action: str, error: Exception) -> AirflowException:
-    """The exception with which a task fails for this error: one that is not retried, if no retry can mend it."""
+    """Return the exception with which the task fails: without a retry if the error is non-retryable."""
     kind = AirflowException if is_passing(error) else AirflowFailException
     return kind(f"{service}: {action} failed: {describe(error)}.")

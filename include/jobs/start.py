@@ -1,4 +1,4 @@
-"""The one job of a task instance: the one that there is, or a new one."""
+"""The one job of a task instance: the existing one, or a new one."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from include.jobs.record import JobKey, Record, fingerprint, read_record, write_
 from include.jobs.service import CALL_TIMEOUT_S, OpenAIService, describe, is_passing, task_error
 from include.jobs.wait import cancel
 
-# Jobs whose creation the provider dates so long before the intent, by another clock, are looked at too.
+# Jobs that the provider dates up to so long before the intent count too, as clocks differ.
 CLOCKS_DIFFER_S = 600.0
-# Within this time of an intent, its create call may still be on its way. It is waited out in full, as the clocks of the
-# two workers may differ, unless the intent is older than any such difference.
+# For this time after an intent, its create call may still be under way. The next try waits for all of it, as the clocks
+# of the two workers may differ, unless the intent is older than any such difference.
 SETTLE_S = CALL_TIMEOUT_S + 15
 LARGEST_DIFFERENCE_S = 3600.0
 
@@ -28,14 +28,14 @@ log = logging.getLogger(__name__)
 async def one_job(
     api: JobApi, key: JobKey, request: Mapping[str, Any], allow: Callable[[Job | None], None] | None = None
 ) -> Job:
-    """Return the task instance's job: the one that there is, or a new one.
+    """Return the task instance's job: the existing one, or a new one.
 
-    There is one if an earlier try has created it and the request is the same. One that failed or was cancelled is
-    only followed by another when somebody clears the task.
+    The job of an earlier try is used if its request is the same. A job that failed or was cancelled is followed by
+    another only after the task was cleared.
 
-    :param allow: is given the job that a new one is to follow, if there is one, and raises what forbids a new one.
+    :param allow: called before a new job is created, with the job that it follows, if any; raises if none is allowed.
     :raises AirflowFailException: the provider refuses, or does not know the recorded job.
-    :raises AirflowException: the provider cannot be asked now; nothing was lost.
+    :raises AirflowException: the provider cannot be reached now; nothing was lost.
     """
     service = await api.service()
     record = read_record(key.value)
@@ -47,7 +47,7 @@ async def one_job(
                 await cancel(api, job.id)
             job = None
         if job and job.has_no_result and record and (record.killed or key.max_tries > record.max_tries):
-            log.info("%s: job %s has %s; starting anew.", service, job.id, job.status)
+            log.info("%s: job %s has %s; starting a new one.", service, job.id, job.status)
             job = None
     except AirflowException:
         raise
@@ -57,7 +57,7 @@ async def one_job(
         if allow:
             allow(known)
         return await _create(api, service, key, request)
-    log.info("%s: this task has job %s already (%s).", service, job.id, job.status)
+    log.info("%s: this task already has job %s (%s).", service, job.id, job.status)
     intent_at = record.intent_at if record else job.created_at
     write_record(key.value, Record(intent_at=intent_at, max_tries=key.max_tries, job_id=job.id))
     return job
@@ -71,9 +71,9 @@ async def _known_job(api: JobApi, service: OpenAIService, key: str, record: Reco
             return await api.get(record.job_id)
         except NotFoundError:
             raise AirflowFailException(
-                f"{service} does not know job {record.job_id}, which an earlier try of this task has started. Does "
-                "the connection point to another account now? Point it back and clear the task; or start a new run, "
-                "which starts a new job."
+                f"{service} does not know job {record.job_id}, which an earlier try of this task started. Does the "
+                "connection point to another account now? Point it back and clear the task, or start a new run, which "
+                "starts a new job."
             ) from None
     since = record.intent_at - CLOCKS_DIFFER_S if record else 0.0
     is_fresh = record is not None and time.time() - record.intent_at < LARGEST_DIFFERENCE_S
@@ -84,12 +84,12 @@ async def _known_job(api: JobApi, service: OpenAIService, key: str, record: Reco
         left = settled - time.monotonic()
         if left <= 0:
             return None
-        log.info("An earlier try may have started a job just now; looking for it for %.0f s.", left)
+        log.info("An earlier try may just have started a job; looking for it for %.0f s.", left)
         await asyncio.sleep(min(left, 5))
 
 
 def _first(jobs: list[Job]) -> Job:
-    """Return the one to keep: a job that goes on or succeeded before one that did not, then the oldest."""
+    """Return the job to keep: the oldest that goes on or succeeded, else the oldest."""
     return min(jobs, key=lambda job: (job.has_no_result, job.created_at, job.id))
 
 
@@ -102,35 +102,36 @@ async def _create(api: JobApi, service: OpenAIService, key: JobKey, request: Map
     except Exception as error:
         if not is_passing(error):
             raise task_error(service, "starting the job", error) from None
-        log.warning("%s: starting the job: %s. Looking whether it has started.", service, describe(error))
+        log.warning("%s: starting the job: %s. Checking whether it has started.", service, describe(error))
         found = await _started_since(api, service, key.value, started)
         if not found:
             raise AirflowException(
-                f"{service}: starting the job failed: {describe(error)}. The next try looks for it once more."
+                f"{service}: starting the job failed: {describe(error)}. The next try looks for it again."
             ) from None
         job = _first(found)
     else:
         if (job.metadata or {}).get(KEY) != key.value:
             log.warning(
-                "%s keeps no metadata of jobs: if a worker is killed while it starts a job, that job is not found "
-                "again.",
+                "%s keeps no metadata of jobs: a job whose worker is killed while starting it cannot be found again.",
                 service,
             )
         write_record(key.value, record.model_copy(update={"job_id": job.id}))
-        # Another worker may do the same at this moment, if Airflow took it for dead: the older job stays.
+        # Another worker that Airflow takes for dead may do the same at this moment: the older job stays.
         others = [other for other in await _started_since(api, service, key.value, started) if not other.has_no_result]
         kept = _first([job, *others])
         if kept.id != job.id:
-            log.warning("%s: job %s was started for this task at the same time; %s goes.", service, kept.id, job.id)
+            log.warning(
+                "%s: job %s was started for this task at the same time; cancelling %s.", service, kept.id, job.id
+            )
             await cancel(api, job.id)
             job = kept
     write_record(key.value, record.model_copy(update={"job_id": job.id}))
-    log.info("%s: job %s is the one of this task.", service, job.id)
+    log.info("%s: job %s belongs to this task.", service, job.id)
     return job
 
 
 async def _started_since(api: JobApi, service: OpenAIService, key: str, started: float) -> list[Job]:
-    """Return the jobs of this key that began after the intent, as far as the provider can be asked."""
+    """Return the jobs with this key that began after the intent; none if the provider cannot be reached."""
     try:
         found = await api.find(key, started - CLOCKS_DIFFER_S)
     except Exception as error:

@@ -14,29 +14,29 @@ from include.jobs.job import JobApi
 from include.jobs.service import OpenAIService, openai_service
 from include.jobs.wait import cancel, wait_for_job
 
-# In these states a task instance needs its job no more. A cleared one is in none of them: it takes the job up again.
+# States in which a task instance no longer needs its job. A cleared task is in none of them: it takes the job up again.
 GIVEN_UP = frozenset({"failed", "success", "skipped", "upstream_failed", "removed"})
 HAS_ON_KILL = hasattr(BaseTrigger, "on_kill")
-LONGEST_CANCEL_S = 120.0  # a busy API server takes a while to say how the task is
+LONGEST_CANCEL_S = 120.0  # a busy API server takes a while to report the task's state
 
-# By kind of job, connection and event loop: the calls that this process's triggers share, and these triggers. A client
-# of its own would have to connect anew at each look of its job.
+# By kind of job, connection and event loop: the API that this process's triggers share, and these triggers. With a
+# client per trigger, each look at a job would need a new connection.
 _shared: dict[tuple[Any, ...], tuple[JobApi, set[PaidJobTrigger]]] = {}
 
 
 class PaidJobTrigger(BaseTrigger):
     """Wait for a job and send one event, an `include.jobs.job.Outcome`.
 
-    The row of the trigger names the connection; the key is read where and when it is needed. A triggerer that stops
-    or hands over to another cancels nothing. A person who ends the deferred task does, if `cancel_on_kill`: on
-    Airflow 3.3 through `on_kill`; on 3.1, which has none, the trigger looks at the task's state when it is cancelled.
-    There, a task that is ended while no triggerer runs leaves its job going on.
+    The trigger's row in the database names the connection; the key is read where and when it is needed. A triggerer
+    that stops or hands over to another cancels no job. With `cancel_on_kill`, a person who ends the deferred task does:
+    on Airflow 3.3 through `on_kill`; on 3.1, which has no `on_kill`, the trigger checks the task's state when it is
+    cancelled. On 3.1, the job of a task that is ended while no triggerer runs goes on.
 
     A subclass sets `api_type`: the calls for its kind of job.
 
     :param job_id: the provider's id.
-    :param poke_interval: seconds of the shortest pause between two looks.
-    :param deadline: seconds since the epoch by the provider's clock, so that it is the same in every process.
+    :param poke_interval: shortest pause between two looks, in seconds.
+    :param deadline: seconds since the epoch by the provider's clock, which is the same for every process.
     """
 
     api_type: ClassVar[type[JobApi]]
@@ -60,7 +60,7 @@ class PaidJobTrigger(BaseTrigger):
         self.cancel_on_timeout = cancel_on_timeout
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """The class path and the arguments of this trigger."""
+        """Return the class path and the arguments of this trigger."""
         names = ("conn_id", "job_id", "poke_interval", "deadline", "cancel_on_kill", "cancel_on_timeout")
         return f"{type(self).__module__}.{type(self).__qualname__}", {name: getattr(self, name) for name in names}
 
@@ -98,7 +98,7 @@ class PaidJobTrigger(BaseTrigger):
                 await api.close()
 
     async def on_kill(self) -> None:
-        """Somebody has acted on the deferred task. Source: `BaseTrigger.on_kill` of Airflow 3.3."""
+        """Cancel the job if a person has ended the deferred task. Source: `BaseTrigger.on_kill` of Airflow 3.3."""
         await _to_the_end(self._cancel_if_given_up())
 
     async def _cancel_if_given_up(self) -> None:
@@ -136,7 +136,7 @@ class PaidJobTrigger(BaseTrigger):
 
 
 async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
-    """Do the work although this is cancelled: Airflow cancels a trigger anew every second until it has ended."""
+    """Finish the work even if cancelled: Airflow cancels a trigger again every second until it has ended."""
     task = asyncio.ensure_future(work)
     while not task.done():
         with suppress(asyncio.CancelledError):

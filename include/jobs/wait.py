@@ -1,4 +1,4 @@
-"""Waiting for a job's end, and ending it."""
+"""Wait for a job's end, or cancel it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from include.jobs.job import Job, JobApi, Outcome
 from include.jobs.service import describe, is_passing
 
 LONGEST_PAUSE_S = 60.0
-# Non-retryable errors (a refused key, an unknown job) in a row, before waiting for the job is given up.
+# Consecutive non-retryable errors (a refused key, an unknown job) after which the wait ends.
 MOST_REFUSALS = 5
 CANCEL_ATTEMPTS = 4
 
@@ -19,9 +19,9 @@ log = logging.getLogger(__name__)
 
 
 async def cancel(api: JobApi, job_id: str) -> Job | None:
-    """Cancel the job, with some patience, and return it as it is then; None if it may go on for all that is known.
+    """Cancel the job, in several attempts, and return its state after that; None if it may still be going on.
 
-    A provider refuses to cancel a job that has ended: that is no error.
+    A provider refuses to cancel a job that has ended: that is not an error.
     """
     service = await api.service()
     for attempt in range(CANCEL_ATTEMPTS):
@@ -50,13 +50,13 @@ async def cancel(api: JobApi, job_id: str) -> Job | None:
 async def wait_for_job(
     api: JobApi, job_id: str, *, poke_interval: float, deadline: float, cancel_on_timeout: bool
 ) -> Outcome:
-    """Look at the job until it has ended or the deadline is over.
+    """Look at the job until it has ended or the deadline has passed.
 
-    Errors that pass are waited out, up to the deadline: the job costs what it costs, watched or not.
+    Temporary errors are waited out, up to the deadline: the job costs the same, watched or not.
 
-    :param poke_interval: the shortest pause between two looks, in seconds; with the job's age it grows to a minute.
-    :param deadline: seconds since the epoch by the provider's clock, as it must mean the same in another process.
-    :param cancel_on_timeout: cancel a job that goes on at the deadline.
+    :param poke_interval: shortest pause between two looks, in seconds; it grows to a minute with the job's age.
+    :param deadline: seconds since the epoch by the provider's clock, which is the same for every process.
+    :param cancel_on_timeout: cancel a job that is still going on at the deadline.
     """
     job: Job | None = None
     news: dict[str, Any] = {}
@@ -74,7 +74,7 @@ async def wait_for_job(
             if refusals:
                 api.forget_key()  # keys change
             if refusals == MOST_REFUSALS:
-                message = f"job {job_id} goes on, but the wait for it is over: {problem}"
+                message = f"job {job_id} goes on, but nothing waits for it any more: {problem}"
                 return Outcome(status="unreachable", job_id=job_id, message=message, job=job)
         else:
             refusals = 0
@@ -86,7 +86,7 @@ async def wait_for_job(
         left = deadline - api.now()
         if left <= 0:
             return await _timed_out(api, job_id, job, cancel_on_timeout)
-        # Jobs that were started together are not asked for together.
+        # So that jobs that were started together are not all looked at together.
         await asyncio.sleep(min(left, LONGEST_PAUSE_S, pause) * random.uniform(0.9, 1.0))  # noqa: S311
 
 
@@ -107,13 +107,13 @@ def _log_change(api: JobApi, before: Job | None, now: Job) -> None:
     if now.status in api.underway or now.has_ended:
         log.info("Job %s: %s.", now.id, now.status)
     elif now.status == "paused":
-        log.warning("Job %s is paused at the provider: resume or cancel it there. Waiting on.", now.id)
+        log.warning("Job %s is paused at the provider: resume or cancel it there. Still waiting.", now.id)
     else:
-        log.warning("Job %s has the unknown status %r. Waiting on.", now.id, now.status)
+        log.warning("Job %s has the unknown status %r. Still waiting.", now.id, now.status)
 
 
 def _retry_after(error: Exception) -> float:
-    """Return the seconds that the provider asks to wait; 0 if it does not."""
+    """Return the seconds that the provider asks to wait; 0 if it asks for none."""
     headers = getattr(getattr(error, "response", None), "headers", {})
     try:
         return max(0.0, float(headers.get("retry-after", 0)))
