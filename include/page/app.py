@@ -6,10 +6,11 @@ files; no request holds a path or a URL.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.models.resource_details import ConnectionDetails, DagAccessEntity
@@ -17,19 +18,18 @@ from airflow.api_fastapi.common.db.common import SessionDep
 from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
 from airflow.models.dagrun import DagRun
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
-from fastapi.responses import HTMLResponse, Response
+from fastapi.responses import HTMLResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sqlalchemy import select
 
 from include.common.prices import shown_usd
 from include.common.shown import shown_text
-from include.page import run_files, shapes
 from include.page.budgets import shown_budgets
-from include.page.downloads import send_file
 from include.page.previews import IMAGES, previews
 from include.page.quality import plots
 from include.page.results import read_results
+from include.page.run_files import files_of
 from include.spend.reading import Reading, only, read_days
 from include.spend.scores import read_scores
 from include.spend.sums import overview
@@ -39,10 +39,14 @@ try:
 except ImportError:  # a copied pattern may lack it
     trace_link = None  # type: ignore[assignment]
 
+if TYPE_CHECKING:
+    from airflow.sdk import ObjectStoragePath
+
 FOLDER = Path(__file__).parent
 LONGEST_RANGE_DAYS = 92
 SHOWN_DAYS = 7
 RUNS_OF_A_DAG = 50
+BYTES_AT_ONCE = 1 << 20
 # What the browser may load for a page: its own style sheet, script and pictures.
 POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; frame-ancestors 'self'; "
@@ -57,7 +61,11 @@ app = FastAPI(title="GenAI", docs_url=None, redoc_url=None, openapi_url=None)
 app.mount("/static", StaticFiles(directory=FOLDER / "static"), name="static")
 
 templates = Environment(loader=FileSystemLoader(FOLDER / "templates"), autoescape=True, undefined=StrictUndefined)
-templates.filters |= {"usd": shown_usd, "number": shapes.number, "moment": shapes.moment}
+templates.filters |= {
+    "usd": shown_usd,
+    "number": "{:,.0f}".format,
+    "moment": lambda moment: f"{moment:%Y-%m-%d %H:%M:%S}" if moment else "",
+}
 
 
 def readable_dags(user: GetUserDep) -> set[str]:
@@ -142,9 +150,7 @@ def run(
 
 
 @app.get("/files/{dag_id}/{name:path}", dependencies=[may_read_dag])
-def file(
-    request: Request, dag_id: str, name: str, run_id: str, session: SessionDep, download: bool = False
-) -> Response:
+def file(dag_id: str, name: str, run_id: str, session: SessionDep, download: bool = False) -> Response:
     """Send a file of a run: pictures as they are, all else as a download."""
     _run(session, dag_id, run_id)
     files, problem = _files(dag_id, run_id)
@@ -154,8 +160,14 @@ def file(
     kind = IMAGES.get(path.suffix)
     headers = {"Content-Security-Policy": FILE_POLICY, "X-Content-Type-Options": "nosniff"}
     if download or not kind:
-        headers["Content-Disposition"] = f'attachment; filename="{shapes.file_name(name)}"'
-    return send_file(path, kind or "application/octet-stream", headers, request.headers.get("range"))
+        headers["Content-Disposition"] = f'attachment; filename="{re.sub(r"[^A-Za-z0-9._-]+", "-", path.name)}"'
+    return StreamingResponse(_content(path), headers=headers, media_type=kind or "application/octet-stream")
+
+
+def _content(path: ObjectStoragePath) -> Iterator[bytes]:
+    with path.fs.open(path.path, "rb") as stream:
+        while part := stream.read(BYTES_AT_ONCE):
+            yield part
 
 
 def _may_read_connection(user: GetUserDep, conn_id: str) -> bool:
@@ -189,7 +201,7 @@ def _readable(read: Callable[..., T], *given: Any) -> T:
 
 def _files(dag_id: str, run_id: str) -> tuple[dict[str, Any], str]:
     try:
-        return run_files.files_of(dag_id, run_id), ""
+        return files_of(dag_id, run_id), ""
     except Exception as error:
         return {}, f"The API server cannot read GENAI_STORAGE: {shown_text(error)}"
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from markdown_it import MarkdownIt
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from include.common.shown import shown_text
 
@@ -85,18 +85,14 @@ def _text(shown: Preview, suffix: str, text: str, *, is_whole: bool) -> None:
     if suffix in (".jsonl", ".csv"):
         lines = text.removesuffix("\n").split("\n")
         whole = lines if is_whole else lines[:-1]
-        rows = _json_rows(whole) if suffix == ".jsonl" else list(csv.DictReader(whole[: MOST_ROWS + 1]))
-        _table(shown, rows[:MOST_ROWS])
-        if len(whole) > MOST_ROWS + (suffix == ".csv"):
+        first = whole[: MOST_ROWS + (suffix == ".csv")]  # a CSV file has its head, too
+        _table(shown, list(csv.DictReader(first)) if suffix == ".csv" else [json.loads(line) for line in first])
+        if len(whole) > len(first):
             shown.note = f"The first {MOST_ROWS} rows. {shown.note}"
         return
     if suffix == ".json" and is_whole:
         text = json.dumps(json.loads(text), indent=2, ensure_ascii=False)
-    shown.kind, shown.rows = "code", [[text]]
-
-
-def _json_rows(lines: list[str]) -> list[Any]:
-    return [json.loads(line) for line in lines[:MOST_ROWS]]
+    shown.kind, shown.html = "code", escape(text)
 
 
 def _parquet(shown: Preview, file: ObjectStoragePath) -> None:
