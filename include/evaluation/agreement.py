@@ -27,12 +27,9 @@ class Agreement(BaseModel):
 
     def line(self) -> str:
         """Say it in a line of Markdown."""
-        value, low, high = wilson(self.agreed / self.cases, self.cases)
-        line = (
-            f"The judge `{self.model}` agrees with {self.agreed} of {self.cases} labels: {100 * value:.0f} % "
-            f"[{100 * low:.0f}, {100 * high:.0f}]."
-        )
-        if low > self.most / self.cases:
+        share = wilson(self.agreed / self.cases, self.cases)
+        line = f"The judge `{self.model}` agrees with {self.agreed} of {self.cases} labels: {share.percent()}."
+        if share.low > self.most / self.cases:
             return line
         return (
             f"{line} **Too few labels, or too little agreement, to tell it from a judge that always says the same** "

@@ -79,28 +79,23 @@ async def evaluate(subject: Subject, dags: Path, run_id: str, settings: Settings
     asked = subject.ask([case.input for case in cases])
     prompts = [task.prompt(each) for each in asked]
     evaluation = _Evaluation(subject, task, settings, run_id)
-    turn = asyncio.Semaphore(AT_ONCE)
-
-    async def trial(number: int, case: Case, given: Asked, prompt: Any) -> Trial:
-        async with turn:
-            return await evaluation.trial(number, case, given, prompt)
-
     work = [
-        trial(number, *each) for each in zip(cases, asked, prompts, strict=True) for number in range(settings.trials)
+        evaluation.trial(number, *each)
+        for each in zip(cases, asked, prompts, strict=True)
+        for number in range(settings.trials)
     ]
     agreement = None
     try:
         done = await asyncio.gather(*work, return_exceptions=True)
         if not evaluation.stopped:
-            agreement = await evaluation.agreement(turn)
+            agreement = await evaluation.agreement()
     finally:
         evaluation.usage.publish()
     for failure in done:
         if isinstance(failure, BaseException):
             raise failure
-    trials: dict[str, list[Trial]] = {}
-    for number, each in enumerate(done):
-        trials.setdefault(cases[number // settings.trials].key, []).append(each)  # type: ignore[arg-type]
+    by_case = iter(done)
+    trials: Any = {case.key: [next(by_case) for _ in range(settings.trials)] for case in cases}
     return Result(
         subject=subject.name,
         version=await task.version(prompts[0]),
@@ -120,6 +115,7 @@ class _Evaluation:
 
     def __init__(self, subject: Subject, task: LLMTask, settings: Settings, run_id: str) -> None:
         self.subject, self.task, self.settings, self.run_id = subject, task, settings, run_id
+        self.turn = asyncio.Semaphore(AT_ONCE)
         self.usage = TaskUsage()
         self.answers = self.reused = 0
         self.paid_usd: float | None = 0.0
@@ -141,11 +137,12 @@ class _Evaluation:
 
     async def trial(self, number: int, case: Case, asked: Asked, prompt: Any) -> Trial:
         """Ask about a case for the n-th time, from 0, or take the answer that is stored, and score it."""
-        try:
-            return await self._trial(number, case, asked, prompt)
-        except Exception as error:
-            self.stopped = self.stopped or error
-            raise
+        async with self.turn:
+            try:
+                return await self._trial(number, case, asked, prompt)
+            except Exception as error:
+                self.stopped = self.stopped or error
+                raise
 
     async def _trial(self, number: int, case: Case, asked: Asked, prompt: Any) -> Trial:
         trial, started = Trial(), time.monotonic()
@@ -182,7 +179,7 @@ class _Evaluation:
         trial.seconds = round(trial.seconds or time.monotonic() - started, 3)
         return trial
 
-    async def agreement(self, turn: asyncio.Semaphore) -> Agreement | None:
+    async def agreement(self) -> Agreement | None:
         """Measure how far the judge agrees with people; None if there is no judge, or nothing that they labelled."""
         if not (self.judge_model and self.subject.labelled):
             return None
@@ -192,7 +189,7 @@ class _Evaluation:
         )
 
         async def judge(ticket: str, reply: str) -> bool | None:
-            async with turn:
+            async with self.turn:
                 return await self._judge(model, ticket, reply)
 
         return await measure_agreement(self.judge_model.source.model_id, cases, judge)

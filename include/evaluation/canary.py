@@ -155,7 +155,7 @@ def _arms(dags: Mapping[str, Mapping[str, Arm]], verdicts: Mapping[str, str]) ->
     for dag_id, arms in dags.items():
         for name in ARMS:
             arm = arms[name]
-            share = shown(wilson(arm.failed_runs / arm.runs, arm.runs)) if arm.runs else ""
+            share = wilson(arm.failed_runs / arm.runs, arm.runs).percent() if arm.runs else ""
             cost = ("?" if arm.unpriced else shown_usd(arm.cost_usd / arm.runs)) if arm.runs else ""
             seconds = f"{arm.seconds / arm.calls:.2f}" if arm.calls else ""
             numbers = [f"{arm.runs:,}", share, f"{arm.calls:,}", f"{arm.failed_calls:,}", cost, seconds]
@@ -174,15 +174,7 @@ def _scores(scores: Sequence[Score], arms: Mapping[Run, str]) -> list[list[str]]
     for name, by_arm in found.items():
         pooled = []
         for each in by_arm.values():
-            cases = sum(score.cases for score in each)
-            pooled.append(
-                f"{shown(wilson(sum(s.value * s.cases for s in each) / cases, cases))} of {cases}" if each else ""
-            )
+            cases, passed = sum(score.cases for score in each), sum(score.value * score.cases for score in each)
+            pooled.append(f"{wilson(passed / cases, cases).percent()} of {cases}" if each else "")
         lines.append([as_markdown_cell(", ".join(name)), *pooled])
     return lines
-
-
-def shown(share: Interval) -> str:
-    """Show a share and its interval in percent."""
-    value, low, high = (100 * each for each in share)
-    return f"{value:.0f} % [{low:.0f}, {high:.0f}]"

@@ -28,11 +28,8 @@ class Compared:
 
     def line(self) -> str:
         """Say it in a line."""
-        value, low, high = self.result.passed
-        return (
-            f"{self.result.subject}: {self.verdict.outcome} ({self.verdict.reason}); passed {_percent(value)} "
-            f"[{_percent(low)}, {_percent(high)}] of {len(self.result.trials)}"
-        )
+        passed = f"passed {self.result.passed.percent()} of {len(self.result.trials)}"
+        return f"{self.result.subject}: {self.verdict.outcome} ({self.verdict.reason}); {passed}"
 
 
 def chart(compared: Sequence[Compared]) -> bytes:
@@ -60,13 +57,13 @@ def summary(compared: Sequence[Compared]) -> str:
     """Return a table with a line for each subject."""
     rows = []
     for each in compared:
-        result, (value, low, high) = each.result, each.result.passed
+        result = each.result
         before = _percent(each.accepted.passed.value) if each.accepted else ""
         rows.append(
             [
                 result.subject,
                 f"**{each.verdict.outcome}**",
-                f"{_percent(value)} [{_percent(low)}, {_percent(high)}]",
+                result.passed.percent(),
                 before,
                 str(len(result.trials)),
                 _cost(result.cost_usd, result),
@@ -93,18 +90,20 @@ def _details(compared: Compared) -> list[str]:
     if result.agreement:
         lines += ["", result.agreement.line()]
     of_accepted = accepted.metrics if accepted else {}
-    metrics = [[name, f"{value:.2f}", _number(of_accepted.get(name))] for name, value in result.metrics.items()]
+    metrics = [
+        [name, f"{value:.2f}", f"{of_accepted[name]:.2f}" if name in of_accepted else ""]
+        for name, value in result.metrics.items()
+    ]
     lines += ["", table(["metric", "now", "accepted"], metrics)]
     if result.failures:
         failures = [[as_markdown_cell(name), str(number)] for name, number in result.failures.most_common()]
         lines += ["", table(["failure", "answers"], failures)]
-    by_tag = [[as_markdown_cell(tag), f"{_percent(share)} of {number}"] for tag, share, number in _tags(compared)]
-    if by_tag:
+    if by_tag := _tags(compared):
         lines += ["", table(["tag", "passed"], by_tag)]
-    return [*lines, "", worst_cases(compared, MOST_CASES)]
+    return [*lines, "", _worst_cases(compared)]
 
 
-def worst_cases(compared: Compared, most: int) -> str:
+def _worst_cases(compared: Compared) -> str:
     """Return a table of the cases that were lost, then of those that fail as before, with both answers."""
     before = compared.accepted.trials if compared.accepted else {}
     found: list[tuple[float, list[str]]] = []
@@ -118,16 +117,19 @@ def worst_cases(compared: Compared, most: int) -> str:
             ]
             found.append((share - passed_share(old), row))
     found.sort(key=lambda each: each[0])
-    return table(["input", "expected", "now", "accepted"], [row for _, row in found[:most]]) if found else ""
+    return table(["input", "expected", "now", "accepted"], [row for _, row in found[:MOST_CASES]]) if found else ""
 
 
-def _tags(compared: Compared) -> list[tuple[str, float, int]]:
+def _tags(compared: Compared) -> list[list[str]]:
     shares: dict[str, list[float]] = {}
     for case in compared.cases:
         for tag in case.tags:
             if trials := compared.result.trials.get(case.key):
                 shares.setdefault(tag, []).append(passed_share(trials))
-    return [(tag, sum(each) / len(each), len(each)) for tag, each in sorted(shares.items())]
+    return [
+        [as_markdown_cell(tag), f"{_percent(sum(each) / len(each))} of {len(each)}"]
+        for tag, each in sorted(shares.items())
+    ]
 
 
 def _answer(trials: Sequence[Trial]) -> str:
@@ -146,7 +148,3 @@ def _cost(usd: float | None, result: Result) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
 FOLDER = "evaluation"
-# A case of an evaluation that the answer does not pass, in the counts of failures.
-WRONG = "wrong"
 
 
 class Trial(BaseModel):
@@ -85,7 +83,7 @@ class Result(BaseModel):
         found: Counter[str] = Counter()
         for trial in self.all_trials:
             if not trial.passed:
-                found[trial.error or f"{WRONG}: {', '.join(n for n, value in trial.metrics.items() if value < 1)}"] += 1
+                found[trial.error or f"wrong: {', '.join(n for n, value in trial.metrics.items() if value < 1)}"] += 1
         return found
 
     @property

@@ -18,6 +18,10 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def percent(self) -> str:
+        """Show a share in percent, with its bounds."""
+        return f"{100 * self.value:.0f} % [{100 * self.low:.0f}, {100 * self.high:.0f}]"
+
 
 def wilson(share: float, cases: int) -> Interval:
     """Return the share with its Wilson interval, which holds for few cases, and for shares near 0 and 1, too.

@@ -83,7 +83,7 @@ class Subject:
 
     def file(self, folder: Path) -> Path | None:
         """Find the DAG's file below the folder; None if it is not there."""
-        return next(iter(sorted(folder.rglob(f"{self.dag_id}.py"))), None)
+        return min(folder.rglob(f"{self.dag_id}.py"), default=None)
 
 
 @dataclass(frozen=True)
