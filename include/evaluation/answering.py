@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from include.ai.layers import LayeredModel
 from include.ai.limited_model import TaskUsage
 from include.ai.model import RequestRefused, TextTooLong
 from include.ai.output import output_to_json
+from include.ai.reuse import RUN
 from include.ai.usage import stated_price
 from include.common.prices import listed_cost, shown_usd
 from include.evaluation.agreement import FIELDS, Agreement, measure_agreement
@@ -34,7 +35,7 @@ from include.evaluation.judge import JUDGE_PROMPT, Judgement, judge_prompt
 from include.evaluation.results import Result, Trial
 from include.evaluation.scorers import Asked, Given
 from include.evaluation.subjects import LLMTask, Subject, load_task, plain
-from include.evaluation.trial_models import DAG_ID, BoundedModel, TrialAttempt, TrialModel, reuse_of
+from include.evaluation.trial_models import DAG_ID, BoundedModel, TrialAttempt, TrialModel
 
 # Cases that are asked about at the same time. The account's limits are the connection's.
 AT_ONCE = 4
@@ -120,7 +121,7 @@ class _Evaluation:
         self.answers = self.reused = 0
         self.paid_usd: float | None = 0.0
         self.stopped: Exception | None = None
-        self.reuse = reuse_of(settings.reuse_days)
+        self.reuse = RUN if settings.reuse_days is None else timedelta(settings.reuse_days)
         self.attempts = [TrialAttempt(run_id, number + 1) for number in range(settings.trials)]
         # Not a connection's fallbacks: what they answer would be counted as this model's.
         self.model = self._model(settings.conn_id or task.conn_id)

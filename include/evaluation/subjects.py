@@ -7,6 +7,7 @@ function. So nothing is measured that does not run. The DAG's file is imported w
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,15 +40,8 @@ def by_param(name: str) -> Callable[[Sequence[Any]], list[Asked]]:
 
 
 def by_argument(name: str, key: str) -> Callable[[Sequence[Any]], list[Asked]]:
-    """Return an `ask` for mapped tasks whose function takes the input as `key` of its argument, a row."""
-    return lambda inputs: [Asked(arguments={name: _Row({key: each})}) for each in inputs]
-
-
-class _Row(dict[str, Any]):
-    """A row of which only one value matters: the others are empty."""
-
-    def __missing__(self, key: str) -> str:
-        return ""
+    """Return an `ask` for mapped tasks whose function takes the input as `key` of a row; other columns are empty."""
+    return lambda inputs: [Asked(arguments={name: defaultdict(str, {key: each})}) for each in inputs]
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,10 @@ from pydantic_ai.messages import ModelResponse
 from include.ai.attempt import Attempt
 from include.ai.layers import LayeredModel
 from include.ai.limited_model import TaskUsage
-from include.ai.reuse import RUN, ReusingModel
+from include.ai.reuse import ReusingModel
 
 # Who asks, as the stored answers say it.
 DAG_ID, TASK_ID = "evaluate_prompts", "evaluate"
-
-
-def reuse_of(days: float | None) -> str | timedelta:
-    """Return who may find the answers: all runs of so many days, or for None the tries of a run."""
-    return RUN if days is None else timedelta(days)
 
 
 class BoundedModel(LayeredModel):

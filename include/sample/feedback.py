@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from include.common.json_lines import read_lines
+from include.common.markdown import table
 from include.common.text import clean_text
 
 if TYPE_CHECKING:
@@ -63,6 +64,5 @@ def top_topics(counts: Mapping[str, Counter[str]], most: int = 3) -> str:
 def topic_table(counts: Mapping[str, Counter[str]]) -> str:
     """A Markdown table: a row per topic, the most frequent first, and a column per source."""
     total = sum(counts.values(), Counter[str]())
-    rows = [["topic", *counts], ["---", *["--:"] * len(counts)]]
-    rows += [[topic, *(str(count[topic]) for count in counts.values())] for topic, _ in total.most_common()]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    rows = [[topic, *(str(count[topic]) for count in counts.values())] for topic, _ in total.most_common()]
+    return table(["topic", *counts], rows)

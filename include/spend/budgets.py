@@ -67,15 +67,12 @@ def read_budgets(conn_id: str, extra: Mapping[str, Any]) -> Budgets | None:
 
 def periods(conn_id: str, budgets: Budgets, now: datetime) -> list[Limit]:
     """Return the limits of a connection for the day and the month."""
-    wait = "Wait for the next one, or raise {} in the budgets of the connection's extra."
-    found = []
-    for name, usd, period in (
-        ("day_usd", budgets.day_usd, now.date().isoformat()),
-        ("month_usd", budgets.month_usd, now.date().isoformat()[:7]),
-    ):
+    found, day = [], now.date().isoformat()
+    for name, usd, period in (("day", budgets.day_usd, day), ("month", budgets.month_usd, day[:7])):
         if usd:
+            advice = f"Wait for the next one, or raise {name}_usd in the budgets of the connection's extra."
             total = SharedTotal((FOLDER, name_on_storage(conn_id), period))
-            found.append(Limit(f"{name.removesuffix('_usd')} {period}", usd, wait.format(name), total))
+            found.append(Limit(f"{name} {period}", usd, advice, total))
     return found
 
 

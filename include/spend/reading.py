@@ -50,7 +50,7 @@ def read_days(first: date, last: date) -> Reading:
     tables = [_rows([]).append_column("day", pa.array([], pa.string()))]
     for day in sorted(wanted & (rolled_up.keys() | set(_names(storage_path(*FOLDER))))):
         small = _small_files(str(storage_path(*FOLDER, day))).read()
-        rows = _replaced(rolled_up.get(day, _rows([])), small.rows)
+        rows = pa.concat_tables([_without(rolled_up.get(day, _rows([])), small.rows), small.rows])
         tables.append(rows.append_column("day", pa.repeat(day, rows.num_rows)))
         unreadable += small.unreadable
     return Reading(pa.concat_tables(tables), unreadable)
@@ -74,6 +74,9 @@ def roll_up(day: date) -> None:
     :raises OSError: the storage cannot be read or written.
     :raises ValueError: the day's Parquet file is broken.
     """
+    import pyarrow as pa
+    from pyarrow import parquet
+
     folder, file = storage_path(*FOLDER, str(day)), storage_path(FOLDER[0], "days", f"{day}.parquet")
     records, _ = _read_records(folder, _names(folder, ".json"))
     ended = {
@@ -86,9 +89,11 @@ def roll_up(day: date) -> None:
     rolled_up, unreadable = _rolled_up([str(day)])
     if unreadable:
         raise ValueError(f"{file} is not a Parquet file of the ledger: move it away, and clear this task.")
-    still_open = _rows(record for name, record in records.items() if name not in ended)
-    rows = _replaced(_replaced(rolled_up.get(str(day), _rows([])), still_open, keep=False), _rows(ended.values()))
-    write_artifact(file, _as_parquet(rows))
+    # A record that is still open may be in the file from when it looked abandoned: it is taken out again.
+    others = _without(rolled_up.get(str(day), _rows([])), _rows(records.values()))
+    buffer = io.BytesIO()
+    parquet.write_table(pa.concat_tables([others, _rows(ended.values())]), buffer, compression="zstd")
+    write_artifact(file, buffer.getvalue())
     delete_files(folder, [(folder / name).path for name in ended])
 
 
@@ -162,21 +167,17 @@ def _rolled_up(days: Collection[str]) -> tuple[dict[str, pa.Table], int]:
     for name, content in _contents(folder, {f"{day}.parquet" for day in days} & set(_names(folder))):
         try:
             table = parquet.read_table(io.BytesIO(content))
-            for column in {"reused", "saved_usd"} - set(table.column_names):  # of before these were counted
-                table = table.append_column(column, pa.array([0] * len(table), pa.int64()))
             found[name.removesuffix(".parquet")] = table.select(list(COLUMNS)).cast(_schema())
         except (pa.ArrowException, OSError, KeyError):
             unreadable += 1
     return found, unreadable
 
 
-def _replaced(rows: pa.Table, newer: pa.Table, *, keep: bool = True) -> pa.Table:
-    """Return rows without the records that `newer` has, and, if these are to be kept, those of `newer`."""
-    import pyarrow as pa
+def _without(rows: pa.Table, newer: pa.Table) -> pa.Table:
+    """Return the rows of records that `newer` does not have."""
     import pyarrow.compute as pc
 
-    others = rows.filter(pc.invert(pc.is_in(rows["id"], value_set=newer["id"].combine_chunks())))
-    return pa.concat_tables([others, newer]) if keep else others
+    return rows.filter(pc.invert(pc.is_in(rows["id"], value_set=newer["id"].combine_chunks())))
 
 
 def _schema() -> pa.Schema:
@@ -196,11 +197,3 @@ def _rows(records: Iterable[Record]) -> pa.Table:
         for line in record.lines
     ]
     return pa.Table.from_pylist(rows, _schema())
-
-
-def _as_parquet(rows: pa.Table) -> bytes:
-    from pyarrow import parquet
-
-    buffer = io.BytesIO()
-    parquet.write_table(rows, buffer, compression="zstd")
-    return buffer.getvalue()
