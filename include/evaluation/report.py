@@ -19,7 +19,7 @@ MOST_CASES = 10
 
 @dataclass(frozen=True)
 class Compared:
-    """A subject's result, the accepted one, and what is said of the two."""
+    """A subject's result, the accepted one, and the verdict."""
 
     result: Result
     accepted: Result | None
@@ -27,7 +27,7 @@ class Compared:
     cases: Sequence[Case]
 
     def line(self) -> str:
-        """Say it in a line."""
+        """Return it as one line."""
         passed = f"passed {self.result.passed.percent()} of {len(self.result.trials)}"
         return f"{self.result.subject}: {self.verdict.outcome} ({self.verdict.reason}); {passed}"
 
@@ -41,7 +41,7 @@ def chart(compared: Sequence[Compared]) -> bytes:
 
 
 def markdown(compared: Sequence[Compared], alarm_rate: float) -> str:
-    """Return what a report says: a table of all subjects, and a part on each."""
+    """Return the body of a report: a table of all subjects, and a section on each."""
     lines = [summary(compared)]
     lines += [
         f"Without a change, each of these verdicts is *worse* in at most {100 * alarm_rate:.3g} % of all evaluations. "
@@ -54,7 +54,7 @@ def markdown(compared: Sequence[Compared], alarm_rate: float) -> str:
 
 
 def summary(compared: Sequence[Compared]) -> str:
-    """Return a table with a line for each subject."""
+    """Return a table with a row for each subject."""
     rows = []
     for each in compared:
         result = each.result

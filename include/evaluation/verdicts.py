@@ -1,4 +1,4 @@
-"""What a result says beside the accepted one: better, worse, no significant difference, or too little to say."""
+"""How a result compares with the accepted one: better, worse, no significant difference, or too few cases to tell."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from include.evaluation.statistics import (
 
 
 class Outcome(StrEnum):
-    """Only `BETTER` and `SAME` pass the gate. `WORSE` fails it. The others are neither."""
+    """Only `BETTER` and `SAME` pass the gate. `WORSE` fails it. The others do neither."""
 
     BETTER = "better"
     SAME = "no significant difference"
@@ -31,7 +31,7 @@ PASSED = (Outcome.BETTER, Outcome.SAME)
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome and what it rests on.
+    """The outcome and the reason for it.
 
     :param difference: that of the shares of passed cases, with its interval.
     :param chance: the p-value of a loss (or of a gain, where there are more gains); None where nothing was compared.
@@ -48,7 +48,7 @@ def judge_change(result: Result, accepted: Result | None, alarm_rate: float, los
 
     Without a change, `WORSE` has a chance of at most `alarm_rate`, and so has `BETTER`.
 
-    :param loss: the loss that the gate is to find: see `include.evaluation.subjects.Subject`.
+    :param loss: the loss that the gate must find: see `include.evaluation.subjects.Subject`.
     """
     cases, needed = len(result.trials), cases_needed(alarm_rate, loss)
     if missing := missing_metrics(result, accepted):
@@ -84,9 +84,9 @@ def judge_change(result: Result, accepted: Result | None, alarm_rate: float, los
 
 
 def missing_metrics(result: Result, accepted: Result | None) -> list[str]:
-    """Return the metrics that the accepted result or another answer has, and an answer lacks.
+    """Return the metrics that an answer lacks, and that the accepted result or another answer has.
 
-    Where there is no answer to score, nothing is missing: the case is not passed.
+    A trial without an answer to score lacks none: it is not passed.
     """
     wanted = {**result.metrics, **(accepted.metrics if accepted else {})}
     scored = [trial for trial in result.all_trials if not trial.error]
