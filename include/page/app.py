@@ -1,4 +1,4 @@
-"""The page's requests: who may see what, and which answer is made where.
+"""The routes of the page GenAI, and who may see what.
 
 Everything needs a login, and the right to read the DAG. Files are found by run and name in the list of the run's own
 files; no request holds a path or a URL.
@@ -52,7 +52,7 @@ POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; frame-ancestors 'self'; "
     "form-action 'self'; base-uri 'none'"
 )
-# A file of a run, looked at by itself: nothing.
+# The same for a file of a run that is opened by itself: nothing.
 FILE_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'"
 
 T = TypeVar("T")
@@ -89,11 +89,11 @@ def spend(
     model: str = "",
     prompt: str = "",
 ) -> Response:
-    """Show what the DAGs have spent in some days: all of it, or that of one DAG, model or prompt."""
+    """Show what was spent in some days: by all DAGs, or by one DAG, model or prompt."""
     last = last or datetime.now(UTC).date()
     first = first or last - timedelta(SHOWN_DAYS - 1)
     if first > last or (last - first).days >= LONGEST_RANGE_DAYS:
-        raise HTTPException(422, f"first has to be before last, and at most {LONGEST_RANGE_DAYS} days earlier.")
+        raise HTTPException(422, f"From first to last it must be 1 to {LONGEST_RANGE_DAYS} days.")
     filters = {"model": model, "prompt": prompt}
     chosen = {name: {value} for name, value in filters.items() if value}
     reading = _read(first, last, dag_id=dag_ids & {dag} if dag else dag_ids, **chosen)
@@ -151,7 +151,7 @@ def run(
 
 @app.get("/files/{dag_id}/{name:path}", dependencies=[may_read_dag])
 def file(dag_id: str, name: str, run_id: str, session: SessionDep, download: bool = False) -> Response:
-    """Send a file of a run: pictures as they are, all else as a download."""
+    """Send a file of a run: pictures as such, everything else as a download."""
     _run(session, dag_id, run_id)
     files, problem = _files(dag_id, run_id)
     if name not in files:
@@ -189,7 +189,7 @@ def _read(first: date, last: date, **wanted: set[str]) -> Reading:
 
 
 def _readable(read: Callable[..., T], *given: Any) -> T:
-    """Read the storage; that it cannot be read is said on the page.
+    """Read the storage; if it cannot be read, the answer says so.
 
     :raises HTTPException: it cannot be read.
     """

@@ -1,4 +1,4 @@
-"""What of a run's file is shown at once: Markdown as text, pictures, the first rows of tables, JSON."""
+"""Previews of a run's files: Markdown as text, pictures, the first rows of tables, JSON."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable("i
 
 @dataclass
 class Preview:
-    """A file, and what of it is shown: `kind` is `text`, `image`, `table`, `code` or `none`."""
+    """A file and what is shown of it: `kind` is `text`, `image`, `table`, `code` or `none`."""
 
     name: str
     size: int = 0
@@ -48,7 +48,7 @@ def as_markdown(text: str) -> Markup:
 
 
 def previews(files: Mapping[str, ObjectStoragePath]) -> list[Preview]:
-    """Read as much of a run's files as is shown of them: reports first, then pictures, then the rest."""
+    """Return the previews of a run's files: reports first, then pictures, then the rest."""
     ordered = sorted(files, key=lambda name: (not name.endswith(".md"), not name.endswith(tuple(IMAGES)), name))
     return [
         preview(name, files[name]) if number < MOST_PREVIEWS else Preview(name, note="Not shown: too many files.")
@@ -57,7 +57,7 @@ def previews(files: Mapping[str, ObjectStoragePath]) -> list[Preview]:
 
 
 def preview(name: str, file: ObjectStoragePath) -> Preview:
-    """Read as much of a file as is shown of it. What cannot be read is said in its note."""
+    """Return the preview of a file. If it cannot be read, its note says so."""
     try:
         size = file.stat().st_size
         shown = Preview(name, size)

@@ -1,8 +1,8 @@
-"""Read the ledger, and roll a day of it up: from many small files to one Parquet file.
+"""Read the ledger, and roll up a day of it: from many small files to one Parquet file.
 
-What is read is an Arrow table with a row per attempt, model and prompt. Its columns are the fields of `Record` and
-`Line`, and `day`. A record that has ended no longer changes: a process reads its small file once, and keeps the last
-KEPT_DAYS days.
+The ledger is read as an Arrow table with a row per attempt, model and prompt. Its columns are the fields of `Record`
+and `Line`, and `day`. A record that has ended no longer changes: a process reads its small file once, and keeps the
+last KEPT_DAYS days.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from airflow.sdk import ObjectStoragePath
 
-# A task that was killed stays unfinished: after so long its record is rolled up, too.
+# A task that was killed stays unfinished: after this time its record is rolled up, too.
 ABANDONED = timedelta(days=1)
 KEPT_DAYS = 8
 COLUMNS = {name: field.annotation for name, field in {**Record.model_fields, **Line.model_fields}.items()}
@@ -39,7 +39,7 @@ class Reading(NamedTuple):
 
 
 def read_days(first: date, last: date) -> Reading:
-    """Read the days `first` to `last`, which are of UTC.
+    """Read the days `first` to `last`, in UTC.
 
     :raises OSError: the storage cannot be read.
     """
@@ -69,7 +69,7 @@ def only(rows: pa.Table, **wanted: Collection[str]) -> pa.Table:
 def roll_up(day: date) -> None:
     """Write the records of a day into its Parquet file, and remove the small files of those that have ended.
 
-    Nothing is lost or counted twice if it ends early, or runs again: a record is known by its id.
+    Nothing is lost or counted twice if this is interrupted or runs again: a record is identified by its id.
 
     :raises OSError: the storage cannot be read or written.
     :raises ValueError: the day's Parquet file is broken.
@@ -98,7 +98,7 @@ def roll_up(day: date) -> None:
 
 
 class _SmallFiles:
-    """The small files of a day, and what of them has been read and is final."""
+    """The small files of a day, and the rows of those that were read and are final."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
@@ -113,7 +113,7 @@ class _SmallFiles:
         with self._turn:
             folder = open_path(self._folder)
             names = set(_names(folder, ".json"))
-            if not self._final <= names:  # rolled up meanwhile
+            if not self._final <= names:  # some were rolled up since
                 self._final, self._rows = set(), _rows([])
             records, unreadable = _read_records(folder, names - self._final)
             final = {name: record for name, record in records.items() if record.has_ended}
@@ -147,10 +147,10 @@ def _read_records(folder: ObjectStoragePath, names: Collection[str]) -> tuple[di
 
 def _contents(folder: ObjectStoragePath, names: Collection[str]) -> Iterable[tuple[str, bytes]]:
     paths = [(folder / name).path for name in names]
-    # Not `cat`, to which a path with a bracket is a pattern.
+    # Not `cat`, which takes a path with a bracket as a pattern.
     contents = folder.fs.cat_ranges(paths, None, None, on_error="return") if paths else []
     for name, content in zip(names, contents, strict=True):
-        if isinstance(content, FileNotFoundError):  # rolled up meanwhile
+        if isinstance(content, FileNotFoundError):  # it was rolled up since
             continue
         if isinstance(content, Exception):
             raise content

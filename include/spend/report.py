@@ -20,7 +20,7 @@ MOST_ROWS = 15
 def write_report(day: date, week: Reading) -> dict[str, Any]:
     """Write `report.md` and its charts; return the day's totals, as the asset's event has them.
 
-    :param week: the ledger of the day and of DAYS_BEFORE days before it.
+    :param week: the ledger of the day and of the DAYS_BEFORE days before it.
     """
     found = overview(week._replace(rows=only(week.rows, day={str(day)})), day, day)
     days = overview(week, day - timedelta(DAYS_BEFORE), day).days
