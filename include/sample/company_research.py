@@ -1,6 +1,6 @@
 """Tools of the research and finance agents: look-ups in `companies.json`.
 
-An agent reads a tool's docstring to decide when to call it, and the types of its parameters to call it right: a
+An agent reads a tool's docstring to decide when to call it, and the types of its parameters to call it correctly: a
 company or topic that does not exist is refused before the tool runs, with the list of those that do.
 """
 
@@ -41,9 +41,9 @@ def financial_figures(company: CompanyName) -> list[str]:
 
 
 def revenue_by_year(company: str) -> list[float]:
-    """A company's revenue in million EUR, one number per fiscal year, oldest first.
+    """Return a company's revenue in million EUR, one number per fiscal year, oldest first.
 
-    :raises AirflowFailException: there is no such company; the message lists those that there are.
+    :raises AirflowFailException: there is no such company; the message lists all companies.
     """
     if company not in get_args(CompanyName):
         known = ", ".join(get_args(CompanyName))
