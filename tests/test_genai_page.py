@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
 
@@ -210,6 +210,27 @@ def test_a_task_instance_shows_its_own_calls_only(browser, run):
     assert "No model calls" in browser.get(f"{of_run(run)}?task=deliver&map_index=-1").text
     assert "No model calls" in browser.get(f"{of_run(run)}?task=analyze_ticket&map_index=3").text
     assert "analyze_ticket" in browser.get(f"{of_run(run)}?task=analyze_ticket&map_index={{MAP_INDEX}}").text
+
+
+def test_a_run_that_was_cleared_days_later_still_shows_the_calls_of_its_earlier_tries(browser, run, storage):
+    from airflow.models.taskinstance import clear_task_instances
+    from airflow.utils.session import create_session
+
+    days, attempts = timedelta(days=3), storage / "ledger" / "attempts"
+    (today,) = attempts.iterdir()
+    today.rename(attempts / str(date.fromisoformat(today.name) - days))
+    with create_session() as session:
+        tasks = [session.merge(task) for task in run.get_task_instances()]
+        for each in (session.merge(run), *tasks):
+            each.start_date, each.end_date = each.start_date - days, each.end_date - days
+        session.flush()
+        clear_task_instances(tasks, session)
+    shown = browser.get(of_run(run)).text
+    assert "analyze_ticket" in shown
+    assert "write_reply" in shown
+    assert (
+        "analyze_ticket" in browser.get(f"{of_run(run)}?task=analyze_ticket&map_index=-1").text.partition("<table>")[2]
+    )
 
 
 def test_scores_are_plotted_by_model_and_prompt_for_who_may_read_the_dag(airflow_app, browser, run, monkeypatch):

@@ -17,11 +17,13 @@ from airflow.api_fastapi.auth.managers.models.resource_details import Connection
 from airflow.api_fastapi.common.db.common import SessionDep
 from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
 from airflow.models.dagrun import DagRun
+from airflow.models.taskinstance import TaskInstance
+from airflow.models.taskinstancehistory import TaskInstanceHistory
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.responses import HTMLResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from include.common.prices import shown_usd
 from include.common.shown import shown_text
@@ -126,24 +128,21 @@ def run(
 ) -> Response:
     """Show what came out of a run, and its model calls; or the calls of one of its tasks only."""
     dag_run = _run(session, dag_id, run_id)
-    last = _day(dag_run.end_date or datetime.now(UTC))
-    first = _day(dag_run.start_date) if dag_run.start_date else last
-    last = min(last, first + timedelta(LONGEST_RANGE_DAYS))
+    last = (dag_run.end_date or datetime.now(UTC)).date()
+    first = max(_first_day(session, dag_run) or last, last - timedelta(LONGEST_RANGE_DAYS))
     reading = _read(first, last, dag_id={dag_id}, run_id={run_id}, **({"task_id": {task}} if task else {}))
     lines = reading.rows.sort_by("started").to_pylist()
     if map_index.isdecimal():
         lines = [line for line in lines if str(line["map_index"]) == map_index]
     if task:
         return _page(request, "task.html", run=dag_run, task=task, lines=lines)
-    files, problem = _files(dag_id, run_id)
     return _page(
         request,
         "run.html",
         run=dag_run,
         trace=trace_link(dag_run) if callable(trace_link) else "",
         result=read_results(session, dag_id, [run_id]).get(run_id, ""),
-        previews=previews(files),
-        problem=problem,
+        previews=previews(_readable(files_of, dag_id, run_id)),
         found=overview(reading, first, last),
         lines=lines,
     )
@@ -153,9 +152,9 @@ def run(
 def file(dag_id: str, name: str, run_id: str, session: SessionDep, download: bool = False) -> Response:
     """Send a file of a run: pictures as such, everything else as a download."""
     _run(session, dag_id, run_id)
-    files, problem = _files(dag_id, run_id)
+    files = _readable(files_of, dag_id, run_id)
     if name not in files:
-        raise HTTPException(404, problem or "The run has no such file.")
+        raise HTTPException(404, "The run has no such file.")
     path = files[name]
     kind = IMAGES.get(path.suffix)
     headers = {"Content-Security-Policy": FILE_POLICY, "X-Content-Type-Options": "nosniff"}
@@ -199,13 +198,6 @@ def _readable(read: Callable[..., T], *given: Any) -> T:
         raise HTTPException(503, f"The API server cannot read GENAI_STORAGE: {shown_text(error)}") from None
 
 
-def _files(dag_id: str, run_id: str) -> tuple[dict[str, Any], str]:
-    try:
-        return files_of(dag_id, run_id), ""
-    except Exception as error:
-        return {}, f"The API server cannot read GENAI_STORAGE: {shown_text(error)}"
-
-
 def _run(session: Any, dag_id: str, run_id: str) -> DagRun:
     found = session.scalar(select(DagRun).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id))
     if found is None:
@@ -213,5 +205,10 @@ def _run(session: Any, dag_id: str, run_id: str) -> DagRun:
     return found  # type: ignore[no-any-return]
 
 
-def _day(moment: Any) -> date:
-    return moment.astimezone(UTC).date()  # type: ignore[no-any-return]
+def _first_day(session: Any, run: DagRun) -> date | None:
+    """Return the day on which the first task of a run began. A run that is cleared has a new start of its own."""
+    starts = [
+        session.scalar(select(func.min(table.start_date)).where(table.dag_id == run.dag_id, table.run_id == run.run_id))
+        for table in (TaskInstance, TaskInstanceHistory)
+    ]
+    return min((start.date() for start in starts if start), default=None)
