@@ -7,11 +7,11 @@ later run asks only for what is missing, and another label or scorer costs nothi
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from include.ai.reuse import RUN
 from include.ai.usage import stated_price
 from include.common.prices import listed_cost, shown_usd
 from include.evaluation.agreement import FIELDS, Agreement, measure_agreement
-from include.evaluation.cases import Case, read_cases, some
+from include.evaluation.cases import Case, as_text, read_cases, some
 from include.evaluation.judge import JUDGE_PROMPT, Judgement, judge_prompt
 from include.evaluation.results import Result, Trial
 from include.evaluation.scorers import Asked, Given
@@ -149,13 +149,10 @@ class _Evaluation:
         trial, started = Trial(), time.monotonic()
 
         def count(response: ModelResponse) -> None:
+            trial.seconds += (response.metadata or {}).get("seconds", 0.0)
             self._count(trial, response)
 
-        def count_own(response: ModelResponse) -> None:
-            trial.seconds += (response.metadata or {}).get("seconds", 0.0)
-            count(response)
-
-        model = TrialModel(self.model, self.reuse, self.attempts[number], count_own)
+        model = TrialModel(self.model, self.reuse, self.attempts[number], count)
         limits = UsageLimits(request_limit=MOST_REQUESTS)
         try:
             run = await self.task.agent.run(prompt, model=model, usage_limits=limits)
@@ -164,10 +161,8 @@ class _Evaluation:
             given = Given(trial.output, _calls(run.all_messages(), tools))
             trial.metrics = self.subject.scorer(case.expected, given, asked)
             if self.judge_model:
-                judge = TrialModel(self.judge_model, self.reuse, self.attempts[number], count)
-                output = trial.output
-                answer = output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
-                if (passed := await self._judge(judge, plain(prompt), answer)) is not None:
+                judge = TrialModel(self.judge_model, self.reuse, self.attempts[number], partial(self._count, trial))
+                if (passed := await self._judge(judge, plain(prompt), as_text(trial.output))) is not None:
                     trial.metrics["judged"] = float(passed)
         except UsageLimitExceeded:
             trial.error = "does not end"
@@ -185,9 +180,7 @@ class _Evaluation:
         if not (self.judge_model and self.subject.labelled):
             return None
         cases = some(read_cases(self.subject.labelled, FIELDS), self.settings.limit)
-        model = TrialModel(
-            self.judge_model, self.reuse, self.attempts[0], lambda response: self._count(Trial(), response)
-        )
+        model = TrialModel(self.judge_model, self.reuse, self.attempts[0], partial(self._count, Trial()))
 
         async def judge(ticket: str, reply: str) -> bool | None:
             async with self.turn:

@@ -66,6 +66,11 @@ def some(cases: list[Case], limit: int | None) -> list[Case]:
     return [cases[(2 * n + 1) * len(cases) // (2 * size)] for n in range(size)]
 
 
+def as_text(value: Any) -> str:
+    """Return an input or an answer as text: what is not text is written as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
 def _read(where: str, line: bytes | None, fields: Sequence[str]) -> Case:
     if line is None:
         raise AirflowFailException(f"{where}: it is longer than {LONGEST_LINE:,} bytes.")

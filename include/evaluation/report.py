@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from include.common.charts import bar_chart
 from include.common.markdown import as_markdown_cell, table
 from include.common.prices import shown_usd
-from include.evaluation.cases import Case
+from include.evaluation.cases import Case, as_text
 from include.evaluation.results import Result, Trial, passed_share
 from include.evaluation.verdicts import Verdict
 
@@ -113,7 +111,7 @@ def _worst_cases(compared: Compared) -> str:
             old = before.get(case.key, [])
             row = [
                 as_markdown_cell(text)
-                for text in (_text(case.input), _text(case.expected), _answer(trials), _answer(old))
+                for text in (as_text(case.input), as_text(case.expected), _answer(trials), _answer(old))
             ]
             found.append((share - passed_share(old), row))
     found.sort(key=lambda each: each[0])
@@ -135,11 +133,7 @@ def _tags(compared: Compared) -> list[list[str]]:
 def _answer(trials: Sequence[Trial]) -> str:
     """Return the first answer that is not passed, else the first."""
     shown = next((trial for trial in trials if not trial.passed), trials[0] if trials else None)
-    return "" if shown is None else shown.error or _text(shown.output)
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return "" if shown is None else shown.error or as_text(shown.output)
 
 
 def _cost(usd: float | None, result: Result) -> str:
