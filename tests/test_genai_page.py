@@ -14,7 +14,7 @@ from urllib.parse import quote
 import pytest
 
 from include.common.storage import artifact_path, write_artifact
-from include.page.previews import MOST_BYTES
+from include.page.previews import MOST_BYTES, preview
 from include.spend.ledger import Ledger
 from include.spend.scores import record_score
 from tests.conftest import PROJECT
@@ -169,6 +169,15 @@ def test_what_is_large_is_cut_and_what_is_broken_is_said(browser, run, storage):
     assert len(shown.content) < 3 * MOST_BYTES
     for said in ("The first 100 kB", "The first 20 rows", "b.c", "&lt;script&gt;", "It cannot be shown"):
         assert said in shown.text
+
+
+@pytest.mark.one_stack
+def test_rows_without_any_and_with_a_blank_line_are_shown(storage):
+    for content, rows in (("", []), ('{"a": "first"}\n\n{"a": "second"}\n', [["first"], ["second"]])):
+        file = artifact_path("a_dag", "a run", "rows.jsonl")
+        write_artifact(file, content)
+        shown = preview("rows.jsonl", file)
+        assert (shown.rows, shown.note) == (rows, "")
 
 
 def test_long_and_wide_tables_say_how_much_of_them_is_shown(browser, run, storage):

@@ -68,7 +68,7 @@ async def evaluate(subject: Subject, dags: Path, run_id: str, settings: Settings
     """Ask about the subject's cases and score the answers.
 
     :param dags: the folder with the DAG's file, at any depth.
-    :param run_id: answers of the same run are paid once, whatever `reuse_days` is.
+    :param run_id: answers of the same run are paid once, for any `reuse_days`.
     :raises AirflowFailException: a case, the DAG or the connection is at fault, or the budget is used up.
     :raises AirflowException: the provider fails; a retry continues.
     """

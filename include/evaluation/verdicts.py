@@ -33,7 +33,7 @@ PASSED = (Outcome.BETTER, Outcome.SAME)
 class Verdict:
     """The outcome and the reason for it.
 
-    :param difference: that of the shares of passed cases, with its interval.
+    :param difference: of the shares of passed cases, with its interval.
     :param chance: the p-value of a loss (or of a gain, where there are more gains); None where nothing was compared.
     """
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -98,12 +99,14 @@ def spend(
         raise HTTPException(422, f"From first to last it must be 1 to {LONGEST_RANGE_DAYS} days.")
     filters = {"model": model, "prompt": prompt}
     chosen = {name: {value} for name, value in filters.items() if value}
-    reading = _read(first, last, dag_id=dag_ids & {dag} if dag else dag_ids, **chosen)
+    chosen_dags = dag_ids & {dag} if dag else dag_ids
+    reading = _read(first, last, dag_id=chosen_dags, **chosen)
     found = overview(reading, first, last)
     conn_ids = reading.rows["conn_id"].unique().to_pylist()
-    budgets = shown_budgets(conn_id for conn_id in conn_ids if _may_read_connection(user, conn_id))
+    may_read = partial(get_auth_manager().is_authorized_connection, method="GET", user=user)
+    budgets = shown_budgets(each for each in conn_ids if may_read(details=ConnectionDetails(conn_id=each)))
     shown = {"budgets": budgets, "dag": dag, "dag_ids": sorted(dag_ids), **filters}
-    scores = _readable(read_scores, first, last, dag_ids & {dag} if dag else dag_ids)
+    scores = _readable(read_scores, first, last, chosen_dags)
     return _page(request, "spend.html", found=found, plots=plots(scores.scores), bad_scores=scores.unreadable, **shown)
 
 
@@ -167,11 +170,6 @@ def _content(path: ObjectStoragePath) -> Iterator[bytes]:
     with path.fs.open(path.path, "rb") as stream:
         while part := stream.read(BYTES_AT_ONCE):
             yield part
-
-
-def _may_read_connection(user: GetUserDep, conn_id: str) -> bool:
-    details = ConnectionDetails(conn_id=conn_id)
-    return get_auth_manager().is_authorized_connection(method="GET", user=user, details=details)
 
 
 def _page(request: Request, template: str, **values: Any) -> Response:

@@ -83,8 +83,8 @@ def _text(shown: Preview, suffix: str, text: str, *, is_whole: bool) -> None:
         shown.kind, shown.html = "text", as_markdown(text)
         return
     if suffix in (".jsonl", ".csv"):
-        lines = text.removesuffix("\n").split("\n")
-        whole = lines if is_whole else lines[:-1]
+        lines = text.split("\n")
+        whole = [line for line in (lines if is_whole else lines[:-1]) if line.strip()]
         first = whole[: MOST_ROWS + (suffix == ".csv")]  # a CSV file has its head, too
         _table(shown, list(csv.DictReader(first)) if suffix == ".csv" else [json.loads(line) for line in first])
         if len(whole) > len(first):

@@ -242,7 +242,7 @@ class Ledger:
 
     def _complain(self, error: Exception) -> None:
         if not self._complained:
-            log.warning("The task goes on, but what it spends is not recorded: %s", shown_text(error))
+            log.warning("The task continues, but what it spends is not recorded: %s", shown_text(error))
         self._complained = True
 
 

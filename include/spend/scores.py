@@ -22,7 +22,7 @@ from include.common.storage import name_on_storage, storage_path, write_artifact
 from include.common.task_context import task_context
 
 FOLDER = "scores"
-# The newest scores are read, up to so many.
+# At most this many scores are read, the newest.
 MOST_SCORES = 1000
 
 
