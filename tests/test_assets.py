@@ -61,7 +61,7 @@ def test_a_line_without_a_text_is_named(storage, line):
     path = storage_path("bad.jsonl")
     write_artifact(path, f'{{"text": "Fine."}}\n{line}\n')
 
-    with pytest.raises(ValueError, match=r"bad\.jsonl, line 2: no JSON object with the field 'text'"):
+    with pytest.raises(ValueError, match=r"bad\.jsonl, line 2: not a JSON object with the field 'text'"):
         read_texts([path])
 
 

@@ -353,7 +353,7 @@ def test_a_judge_that_gives_no_judgement_is_a_missing_metric_and_not_the_answers
     ("subject", "says"),
     [
         ({"dag_id": "nothing"}, "there is no file nothing.py below"),
-        ({"task_id": "nothing"}, "task 'nothing': there is none. There are: .*analyze"),
+        ({"task_id": "nothing"}, "task 'nothing': there is no such task. There are: .*analyze"),
         ({"task_id": "report"}, "task 'report': it asks no model"),
     ],
 )

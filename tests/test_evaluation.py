@@ -48,7 +48,7 @@ LINE = '{"input": "a", "expected": {"x": 1}}'
         ('{"input": "b", "expected": {"y": 1}}', "line 2: expected.x: it is missing"),
         ('{"input": "b", "expected": {"x": 1}, "tag": []}', "line 2: tag: Extra inputs are not permitted"),
         ('{"input": "b", "input": "c", "expected": {"x": 1}}', "line 2: not valid JSON: an object has 'input' twice"),
-        ('{"input": "a", "expected": {"x": 2}}', "line 2: input: it is that of line 1"),
+        ('{"input": "a", "expected": {"x": 2}}', "line 2: input: the same as in line 1"),
     ],
 )
 def test_a_line_that_is_not_a_case_is_refused_by_file_line_and_field(line, says, tmp_path):

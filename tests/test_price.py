@@ -79,7 +79,7 @@ def test_runs_that_are_to_come_cost_the_mean_of_those_in_the_ledger(storage):
     a_run("two", 1.5)
     said = price_of_dates(a_stack(28), "a_dag", *NOVEMBER)
 
-    assert "28 runs from 2026-11-01 to 2026-11-30 are not there yet" in said
+    assert "28 runs from 2026-11-01 to 2026-11-30 do not exist yet" in said
     assert "about 84 calls, 28,000 tokens, $28.00" in said
     assert "the 2 runs of the last 30 days, in which 2 calls were answered from the storage" in said
 
@@ -101,7 +101,7 @@ def test_the_dag_counts_the_runs_that_are_not_there_and_reports_their_price(run_
     a_run("one", 0.5, dag_id="spend_report")
     before = run_dag("price_of_backfill", DAY)
     said = before.xcom("price")["result"]
-    assert "30 runs from 2025-01-01 to 2025-01-30 are not there yet" in said
+    assert "30 runs from 2025-01-01 to 2025-01-30 do not exist yet" in said
     assert "90 calls, 30,000 tokens, $15.00" in said
     (report,) = storage.rglob("report.md")
     assert "Price of spend\\_report" in report.read_text()

@@ -1,9 +1,9 @@
 """
 ### Canary report: is a candidate model as good as the usual one, in real runs?
 
-A connection whose extra states a canary has a share of the runs of each DAG ask a candidate connection first. This DAG
-compares both arms by the ledger, for every connection that states one: runs with a failure, calls, cost and time, and
-the scores that runs recorded, with 95 % intervals. With too few runs it says so.
+With a canary in a connection's extra, a share of the runs of each DAG asks a candidate connection first. For every such
+connection, this DAG compares both arms in the ledger: runs with a failure, calls, cost and time, and the scores that
+runs recorded, with 95 % intervals. If there are too few runs to tell, the report says so.
 """
 
 from datetime import UTC, datetime
@@ -30,7 +30,7 @@ from include.evaluation.canary import write_canary_report
             type="integer",
             **limits(minimum=1, maximum=92),
             title="Days",
-            description="How many days to compare, of UTC, up to that of the run.",
+            description="How many days to compare (UTC), up to the day of the run.",
         ),
     },
 )

@@ -1,14 +1,13 @@
 """
 ### Evaluate prompts: a change that makes answers worse does not ship
 
-Asks the LLM tasks of the other DAGs, as they are, about labelled cases, and compares each with the result that was
-accepted before, case by case. **A significant loss fails the run.** Too few cases, or a missing metric, is neither
-passed nor failed, and the report says so. A new prompt or model that is not worse waits for a person, who accepts or
-rejects it with the comparison in front of them; no answer in time rejects it. What was accepted is an event of the
-asset *accepted_prompt*.
+Asks the LLM tasks of the other DAGs, unchanged, about labelled cases, and compares each task with its last accepted
+result, case by case. **A significant loss fails the run.** Too few cases or a missing metric neither pass nor fail, and
+the report says so. A new prompt or model that is not worse waits for a person, who sees the comparison and accepts or
+rejects it; no answer in time means rejected. Each acceptance is an event of the asset *accepted_prompt*.
 
-No answer is paid twice: a retry takes those that arrived, and another run those that are not older than *reuse_days*.
-What a run may cost is bounded by *budget_usd*.
+No answer is paid twice: a retry reuses the answers that arrived, and another run those that are at most *reuse_days*
+old. *budget_usd* limits what a run may cost.
 """
 
 from pathlib import Path
@@ -24,13 +23,13 @@ from include.evaluation.run import EvaluationRun, summarize
 from include.sample.evaluation import CASES
 from include.subjects import subjects
 
-# Where the DAGs of the subjects are.
+# The folder with the DAGs of the subjects.
 DAGS = Path(__file__).parents[1]
 SUBJECTS = subjects(CASES)
 
 
 @dag(
-    description="Evaluates the prompts of the other DAGs on labelled cases, and refuses what got worse.",
+    description="Evaluates the prompts of the other DAGs on labelled cases, and refuses those that got worse.",
     schedule=None,
     default_args=DEFAULT_ARGS,
     tags=["genai", "operations", "evaluation", "human-in-the-loop"],
@@ -51,28 +50,28 @@ SUBJECTS = subjects(CASES)
             type=["null", "string"],
             **limits(maxLength=200),
             title="Model",
-            description="The connection to the model to try; empty: that of each task.",
+            description="The connection to the model to try; empty: each task's own.",
         ),
         "judge_conn_id": Param(
             "pydanticai_default",
             type="string",
             **limits(minLength=1, maxLength=200),
             title="Judge",
-            description="The connection to the model that judges texts: another, stronger one than the judged.",
+            description="The connection to the model that judges texts: another, stronger one than the judged model.",
         ),
         "limit": Param(
             None,
             type=["null", "integer"],
             **limits(minimum=1, maximum=100_000),
             title="Limit",
-            description="Only so many cases of each subject, to try a prompt; empty: all.",
+            description="How many cases of each subject to ask about, to try a prompt; empty: all.",
         ),
         "trials": Param(
             1,
             type="integer",
             **limits(minimum=1, maximum=20),
             title="Trials",
-            description="How often each case is asked. More show how steady the answers are, and cost more.",
+            description="How often each case is asked. More trials show how stable the answers are, and cost more.",
         ),
         "budget_usd": Param(
             None,
@@ -86,21 +85,21 @@ SUBJECTS = subjects(CASES)
             type=["null", "number"],
             **limits(exclusiveMinimum=0, maximum=36_500),
             title="Reuse",
-            description="An answer of another run is reused for so many days. Empty: every case is asked anew.",
+            description="For how many days answers of other runs are reused. Empty: every case is asked again.",
         ),
         "alarm_rate": Param(
             0.05,
             type="number",
             **limits(minimum=0.0001, maximum=0.5),
             title="False alarms",
-            description="The most often that a run fails although nothing got worse: 0.05 is one run in twenty.",
+            description="The share of runs that may fail although nothing got worse: 0.05 is one run in twenty.",
         ),
         "review_minutes": Param(
             1440,
             type="number",
             **limits(exclusiveMinimum=0, maximum=43_200),
             title="Minutes to review",
-            description="After this time a new prompt or model without an answer is rejected.",
+            description="After this time without an answer, a new prompt or model is rejected.",
         ),
     },
 )

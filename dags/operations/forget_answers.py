@@ -1,8 +1,8 @@
 """
-### Forget answers: stored answers of models are deleted when they are old, or because somebody asks for it
+### Forget answers: stored answers of models are deleted when they are old, or on request
 
-So that a retry does not pay twice, each answer of a model lies on object storage. This DAG deletes, once a day, those
-that are older than 30 days. Started by hand it deletes, at once, those of a DAG, of a run, or of a key.
+Each answer of a model is kept on object storage, so that a retry does not pay twice. Once a day, this DAG deletes
+those that are older than 30 days. Triggered by hand, it deletes those of a DAG, a run or a key at once.
 """
 
 from datetime import UTC, datetime
@@ -34,13 +34,13 @@ def text(title: str, description: str) -> Param:
     params={
         "dag_id": text("DAG", "Delete the answers that this DAG has paid."),
         "run_id": text("Run", "Delete the answers that the runs of this id have paid."),
-        "key": text("Key", "Delete the answers whose file's name begins so."),
+        "key": text("Key", "Delete the answers whose file name starts with this."),
         "days": Param(
             None,
             type=["null", "number"],
             **limits(minimum=0, maximum=36500),
             title="Days",
-            description=f"Delete only what is older. If all fields are empty: {KEPT_DAYS} days.",
+            description=f"Delete only answers that are older. If all fields are empty: {KEPT_DAYS} days.",
         ),
     },
 )

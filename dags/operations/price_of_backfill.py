@@ -1,8 +1,8 @@
 """
-### Price of a backfill: what it would cost, before anything is asked
+### Price of a backfill: what it would cost, before any model is asked
 
-Asks no model and starts no run. For the days from *first* to *last* it counts the runs of a DAG that are not there yet,
-and takes the mean of its runs of the last 30 days in the ledger. For a DAG over a file of rows, such as
+Asks no model and starts no run. For the days from *first* to *last* it counts the runs of a DAG that do not exist yet,
+and prices them at the mean of the DAG's runs of the last 30 days in the ledger. For a DAG over a file of rows, such as
 *batch_inference_at_scale*, leave both days empty: it counts the rows that a *batch* has not answered yet, with their
 tokens and the model's price.
 """
@@ -27,12 +27,12 @@ def day(title: str) -> Param:
         format="date",
         **limits(maxLength=10),
         title=title,
-        description="Of the backfill, in UTC. Empty: the price of a file of rows.",
+        description="Of the backfill, in UTC. Leave both empty for the price of a file of rows.",
     )
 
 
 @dag(
-    description="Says what a backfill or a file of rows would cost, before anything is asked.",
+    description="Says what a backfill or a file of rows would cost, before any model is asked.",
     schedule=None,
     default_args=DEFAULT_ARGS,
     tags=["genai", "operations"],
@@ -43,7 +43,7 @@ def day(title: str) -> Param:
             type="string",
             **limits(minLength=1, maxLength=250),
             title="DAG",
-            description="Its file is named like it.",
+            description="The id of the DAG, which must also be the name of its file.",
         ),
         "first": day("First day"),
         "last": day("Last day"),
@@ -59,21 +59,21 @@ def day(title: str) -> Param:
             type="string",
             **limits(minLength=1, maxLength=200),
             title="Text column",
-            description="What the model would get of each row.",
+            description="The column that the model would get.",
         ),
         "id_column": Param(
             "review_id",
             type=["null", "string"],
             **limits(maxLength=200),
             title="Id column",
-            description="As the batch has it: a row with another id is another row.",
+            description="The same as in the batch: a row with another id counts as another row.",
         ),
         "batch": Param(
             None,
             type=["null", "string"],
             **limits(maxLength=200),
             title="Batch",
-            description="The batch that the rows would belong to: what it has answered costs nothing.",
+            description="The batch that the rows would belong to: rows that it has answered cost nothing.",
         ),
     },
 )
@@ -88,7 +88,7 @@ def price_of_backfill():
             dates = backfill_dates(dag_id, *days)
             said = price_of_runs(dag_id, len(dates) - runs_there(context["ti"], dag_id, dates), *days)
         elif first or last:
-            raise AirflowFailException("Set both days, first and last, or none of them.")
+            raise AirflowFailException("Set both days, first and last, or neither.")
         else:
             said = price_of_batch(dag_file(dag_id), params)
         lines = [as_markdown_line(line) for line in said.split("\n")]

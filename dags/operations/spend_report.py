@@ -3,7 +3,7 @@
 
 Every attempt of a task that calls a model leaves a small record on object storage (the ledger). This DAG puts the
 records of a day into one Parquet file, writes a report with charts, and updates the asset *daily_spend*. Its event
-carries the totals, so that an alert of yours can wait for it. A day that is run again counts nothing twice.
+carries the totals, so that your own alert can wait for it. Running a day again counts nothing twice.
 """
 
 from datetime import UTC, date, datetime, timedelta
@@ -34,7 +34,7 @@ from include.spend.report import DAYS_BEFORE, write_report
             format="date",
             **limits(maxLength=10),
             title="Day",
-            description="The day to report on, of UTC. If empty: the day before the run.",
+            description="The day to report on, in UTC. If empty: the day before the run.",
         ),
     },
 )
@@ -43,7 +43,7 @@ def spend_report():
     def roll_up_day():
         context = get_current_context()
         day = context["params"]["day"] or (context["dag_run"].run_after.astimezone(UTC) - timedelta(days=1)).date()
-        for days_before in range(DAYS_BEFORE + 1):  # a job that began then may have ended only now
+        for days_before in range(DAYS_BEFORE + 1):  # a job that began then may have ended since
             roll_up(date.fromisoformat(str(day)) - timedelta(days=days_before))
         return str(day)
 

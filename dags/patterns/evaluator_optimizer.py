@@ -2,11 +2,11 @@
 ### Evaluator-optimizer: a draft is judged, and rewritten until it is good enough
 
 One model writes a reply to a ticket, another judges it against a rubric, and words that must be in it are looked up.
-What is wrong with it goes back to the writer, **until the reply passes, or the rounds or the money are used up**. Each
-round is a group of tasks that can be watched and retried by itself; those that are not needed are skipped.
+Its faults go back to the writer, **until the reply passes, or the rounds or the money are used up**. Each round is a
+group of tasks that can be watched and retried by itself; rounds that are not needed are skipped.
 
-A reply that passes is sent. If none does, the best one fails at the gate, and waits under *Required Actions* for a
-person, who approves it, edits it first, or rejects it.
+A reply that passes is sent. If none does, the best one waits under *Required Actions* for a person, who approves it,
+edits it first, or rejects it.
 """
 
 from airflow.providers.common.compat.sdk import AirflowSkipException
@@ -23,7 +23,7 @@ from include.evaluation.rounds import best_round, score_round, spent_usd
 from include.human_review import APPROVE, ReviewOperator
 
 ROUNDS = 3
-# The judge's: take a connection to another model, as one rarely finds its own mistakes.
+# The judge's connection. Better one to another model, as a model rarely finds its own mistakes.
 JUDGE = "pydanticai_default"
 WRITE_PROMPT = (
     "You are the support team of a fleet-tracking product. Reply to the customer's ticket in two or three friendly "
@@ -37,7 +37,7 @@ class Draft(BaseModel):
 
 
 @dag(
-    description="Drafts a reply, has it judged, and rewrites it until it passes or a bound is reached.",
+    description="Drafts a reply, has it judged, and rewrites it until it passes or a limit is reached.",
     schedule=None,
     default_args=DEFAULT_ARGS,
     tags=["genai", "pattern", "llm", "evaluation", "human-in-the-loop"],
@@ -66,14 +66,14 @@ class Draft(BaseModel):
             type=["null", "number"],
             **limits(minimum=0, maximum=1000),
             title="Budget",
-            description="No round begins once so many US dollars are spent. Empty: only the rounds are bounded.",
+            description="No round begins once this many US dollars are spent. Empty: only the rounds are limited.",
         ),
         "review_minutes": Param(
             1440,
             type="number",
             **limits(exclusiveMinimum=0, maximum=43_200),
             title="Minutes to review",
-            description="After this time a reply that did not pass, and has no answer, is rejected.",
+            description="After this time without an answer, a reply that did not pass is rejected.",
         ),
     },
 )

@@ -1,11 +1,11 @@
 """
-### Human review: nothing is sent that no person has approved
+### Human review: nothing is sent unless a person has approved it
 
 A model drafts a reply to each ticket. Each draft then waits under *Required Actions* for a person, who approves it,
-edits it first, or rejects it; **waiting takes no worker**. A draft that nobody answers in time is rejected. What was
-approved is sent once, with the name of who approved it, whether the text was edited, and when.
+edits it first, or rejects it; **waiting takes no worker**. A draft without an answer in time is rejected. An
+approved reply is sent once, with the name of who approved it, whether the text was edited, and when.
 
-Each ticket goes its own way: one that waits or fails holds up no other.
+Tickets are independent: one that waits or fails does not hold up the others.
 """
 
 from airflow.sdk import Param, dag, get_current_context, task, task_group
@@ -54,7 +54,7 @@ class Draft(BaseModel):
             type="number",
             **limits(exclusiveMinimum=0, maximum=43_200),
             title="Minutes to review",
-            description="After this time a draft without an answer is rejected.",
+            description="After this time without an answer, a draft is rejected.",
         ),
     },
 )

@@ -5,7 +5,7 @@
 2. Each assignment is a mapped task, worked on by an **agent** with a tool of its own.
 3. The **synthesizer** combines the findings, and the report goes to object storage as Markdown.
 
-A specialist that gets no assignment is skipped; the report says what was asked of whom.
+A specialist without an assignment is skipped; the report says what each specialist was asked.
 """
 
 from typing import get_args
@@ -86,14 +86,14 @@ class Synthesis(BaseModel):
             type="string",
             enum=COMPANIES,
             title="Company",
-            description="Whom the question is about.",
+            description="The company that the question is about.",
         ),
         "question": Param(
             "Is the company growing in a healthy way, and what could stop it?",
             type="string",
             **limits(minLength=10, maxLength=2000),
             title="Question",
-            description="What the report shall answer.",
+            description="What the report should answer.",
         ),
     },
 )

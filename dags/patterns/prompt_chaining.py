@@ -4,7 +4,7 @@
 One model call per step, each with a small, typed result that the next step reads. Two easy questions get better
 answers than one hard one, and each step can be watched, retried and tested by itself.
 
-The reply is delivered to an outbox on object storage, **once per run**: a retry overwrites nothing that was
+The reply is delivered to an outbox on object storage, **once per run**: a retry does not overwrite a reply that was
 already delivered.
 """
 

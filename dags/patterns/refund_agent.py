@@ -4,11 +4,11 @@
 1. The **agent** reads a customer's message, looks up the order, pays money back if it should, and writes a letter.
 2. The **report** says what was really done: it reads the payments and letters, not the agent's words.
 
-If the worker is killed in the middle, the retry goes on where it was: answers of the model are not paid again, and no
-money or letter goes out twice. The payment may be repeated, as it has a key by which the service knows it. A letter may
-not: if nobody knows whether it was sent, the model is told so, and the summary says it.
+If the worker is killed in the middle, the retry continues from there: answers of the model are not paid again, and no
+money or letter goes out twice. A payment may be repeated, as the service recognizes it by its key. A letter may not: if
+it is unknown whether it was sent, the model gets that as the tool's answer, and the summary says so.
 
-What the agent may touch is decided by the run and by the tools, not by the model: one order, and at most what was paid.
+The run and the tools decide what the agent may touch, not the model: one order, and at most what was paid.
 """
 
 from airflow.sdk import Param, dag, get_current_context, task
@@ -37,7 +37,7 @@ class Outcome(BaseModel):
 
 
 @dag(
-    description="Handles a customer's refund: an agent whose tools pay and write, each once, whatever is killed.",
+    description="Handles a customer's refund: an agent whose tools pay and write, each once, even if workers die.",
     schedule=None,
     default_args=DEFAULT_ARGS,
     tags=["genai", "pattern", "agent"],
@@ -59,7 +59,7 @@ def refund_agent():
     @task.agent(
         **agent_kwargs(
             system_prompt=PROMPT,
-            # The order is read once, too: a retry that saw the money paid back would have another conversation.
+            # The order is read once, too: a retry that saw the money already paid back would take another course.
             tools=[effect(look_up_order, idempotent=True), effect(refund, idempotent=True), effect(write_to_customer)],
             output_type=Outcome,
         )

@@ -1,12 +1,12 @@
 """
 ### Routing: the model chooses who handles an incident
 
-*@task.llm_branch* may answer with nothing but ids of tasks downstream of it. It chooses twice:
+*@task.llm_branch* can only answer with ids of tasks downstream of it. It is used twice, to choose:
 
 1. **one** severity, which sets the deadline;
 2. **one or more** teams that must act (*allow_multiple_branches*), as it can be an accident *and* a wrong bill.
 
-What was not chosen is skipped. What comes after a choice runs whichever branches were taken.
+Tasks that were not chosen are skipped. What comes after a choice always runs.
 """
 
 from airflow.sdk import Param, chain, dag, get_current_context, task

@@ -21,12 +21,12 @@ REJECT = "Reject"
 
 
 def pass_gate(found: Mapping[str, Any]) -> None:
-    """Stop what is not to be accepted.
+    """Stop a subject that must not be accepted.
 
-    :param found: of a subject: `outcome`, `line` (the verdict in words), `is_new` (whether prompt or model is not the
+    :param found: of the subject: `outcome`, `line` (the verdict in words), `is_new` (whether prompt or model is not the
         accepted one) and `report` (missing if it was not evaluated).
-    :raises AirflowFailException: it is worse than what was accepted, or was not evaluated.
-    :raises AirflowSkipException: it is neither passed nor failed, or there is nothing to decide.
+    :raises AirflowFailException: it is worse than the accepted result, or was not evaluated.
+    :raises AirflowSkipException: it neither passed nor failed, or there is nothing to decide.
     """
     if "report" not in found:
         raise AirflowFailException(f"{found['line']}: see its task evaluate.")
@@ -48,26 +48,26 @@ class AcceptOperator(HITLOperator):
     template_fields = ("found", "minutes")
 
     def __init__(self, *, found: Any, minutes: Any, **kwargs: Any) -> None:
-        kwargs["execution_timeout"] = None  # HITLOperator takes one for how long a person may think
+        kwargs["execution_timeout"] = None  # HITLOperator takes it as the time for the person's answer
         super().__init__(subject="Accept?", options=[ACCEPT, REJECT], defaults=REJECT, **kwargs)
         self.found = found
         self.minutes = minutes
 
     def pre_execute(self, context: Any) -> None:
-        """Fill in the request. Templates were rendered before: no text in it is taken for one."""
+        """Fill in the request. Templates are rendered before this, so no text in the request is taken as one."""
         self.subject = f"Accept this prompt and model for {self.found['subject']}?"
         self.body = self.found["comparison"]
-        self.params = ParamsDict({})  # on Airflow 3.1 the form would show the DAG's own
+        self.params = ParamsDict({})  # else the form on Airflow 3.1 shows the DAG's params
         self.response_timeout = timedelta(minutes=float(self.minutes))
         context["subject"] = self.found["subject"]
 
 
 def accept(run_id: str, found: Mapping[str, Any], decision: Mapping[str, Any]) -> dict[str, Any]:
-    """Make the result of the run the accepted one, and return what the asset's event says of it.
+    """Accept the run's result, and return the extra of the asset's event.
 
     :param decision: what `AcceptOperator` returned.
     :raises AirflowSkipException: it was rejected.
-    :raises AirflowFailException: another one was accepted since the comparison.
+    :raises AirflowFailException: another result was accepted since the comparison.
     """
     if decision["chosen_options"] != [ACCEPT]:
         raise AirflowSkipException(f"{found['subject']}: rejected.")
@@ -76,9 +76,9 @@ def accept(run_id: str, found: Mapping[str, Any], decision: Mapping[str, Any]) -
 
 
 def why_not(found: Compared) -> str:
-    """Say why a result is not to be accepted without a person; empty if it may be.
+    """Return why a result must not be accepted without a person; empty if it may be.
 
-    The first result of a subject may be, whatever it is: only then is there something to compare with.
+    A subject's first result may be, unless it is incomplete: later results are compared with it.
     """
     subject, verdict, accepted = found.result.subject, found.verdict, found.accepted
     if verdict.outcome is Outcome.INCOMPLETE:
@@ -86,17 +86,17 @@ def why_not(found: Compared) -> str:
     if accepted is None or verdict.outcome not in (Outcome.WORSE, Outcome.TOO_FEW):
         return ""
     before = f"the accepted result of {accepted.at:%Y-%m-%d %H:%M} (UTC; model {accepted.model}, {accepted.version})"
-    anyway = f"To accept it all the same, delete the files in {accepted_path(subject)} first."
+    anyway = f"To accept it anyway, delete the files in {accepted_path(subject)} first."
     if verdict.outcome is Outcome.WORSE:
         return f"{subject} is worse than {before}: {verdict.reason}. Change the prompt or the model. {anyway}"
     return f"{subject} has too few cases to compare with {before}: {verdict.reason}. Evaluate more cases. {anyway}"
 
 
 def accept_result(run_id: str, subject: str, person: str | None, at: datetime, compared: str | None) -> dict[str, Any]:
-    """Make the run's result of the subject the accepted one. A retry, with the same moment, accepts it once.
+    """Accept the run's result of the subject. A retry with the same `at` accepts it once.
 
-    :param compared: the moment of the accepted result that it was compared with; None if there was none.
-    :raises AirflowFailException: another one was accepted since.
+    :param compared: when the accepted result that it was compared with was measured; None if there was none.
+    :raises AirflowFailException: another result was accepted since.
     """
     result, before = read_result(result_path(run_id, subject)), read_accepted(subject, before=at)
     if (before and before.at.isoformat()) != compared:

@@ -1,4 +1,4 @@
-"""How far a judge agrees with people: measured on replies that they labelled good or bad."""
+"""How often a judge agrees with people, measured on replies that they labelled good or bad."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ FIELDS = ("passed",)
 class Agreement(BaseModel):
     """A judge's judgements beside the labels.
 
-    :param agreed: how many of `cases` are judged as they are labelled; where there is no judgement, it is not.
-    :param most: how many have the label that most have, with which a judge agrees that always says the same.
+    :param agreed: how many of `cases` are judged as they are labelled; a missing judgement does not count.
+    :param most: how many have the most frequent label, which is what a judge that always says the same agrees with.
     """
 
     model: str
@@ -26,27 +26,24 @@ class Agreement(BaseModel):
     most: int
 
     def line(self) -> str:
-        """Say it in a line of Markdown."""
-        value, low, high = wilson(self.agreed / self.cases, self.cases)
-        line = (
-            f"The judge `{self.model}` agrees with {self.agreed} of {self.cases} labels: {100 * value:.0f} % "
-            f"[{100 * low:.0f}, {100 * high:.0f}]."
-        )
-        if low > self.most / self.cases:
+        """Return it as a line of Markdown."""
+        share = wilson(self.agreed / self.cases, self.cases)
+        line = f"The judge `{self.model}` agrees with {self.agreed} of {self.cases} labels: {share.percent()}."
+        if share.low > self.most / self.cases:
             return line
         return (
-            f"{line} **Too few labels, or too little agreement, to tell it from a judge that always says the same** "
-            f"({100 * self.most / self.cases:.0f} %): do not rely on *judged*."
+            f"{line} **Too few labels, or too little agreement, to distinguish it from a judge that always says the "
+            f"same** ({100 * self.most / self.cases:.0f} %): do not rely on *judged*."
         )
 
 
 async def measure_agreement(
     model: str, cases: Sequence[Case], judge: Callable[[str, str], Awaitable[bool | None]]
 ) -> Agreement:
-    """Let a judge judge labelled replies.
+    """Measure a judge on labelled replies.
 
     :param cases: their `input` has `ticket` and `reply`, and their label is `passed`.
-    :param judge: given both, says whether the reply passes; None if it gives no judgement.
+    :param judge: returns whether a reply to a ticket passes; None if it gives no judgement.
     """
     asked: list[dict[str, str]] = [case.input for case in cases if isinstance(case.input, dict)]
     judged = await asyncio.gather(*(judge(each["ticket"], each["reply"]) for each in asked))

@@ -24,7 +24,7 @@ from include.spend.scores import Score, read_scores
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# So many more failures have to be ruled out before "no significant difference" is said.
+# "No significant difference" is said only if a difference above this (10 points) is ruled out.
 RULED_OUT = 0.1
 ARMS = ("usual", "candidate")
 
@@ -61,12 +61,12 @@ class Arm:
 def arms_of_runs(
     conn_id: str, canary: Canary, rows: Iterable[Mapping[str, Any]]
 ) -> tuple[dict[Run, tuple[str, list[Mapping[str, Any]]]], int]:
-    """Return for each run its arm and rows, and how many runs belong to neither arm.
+    """Return the arm and the rows of each run, and how many runs belong to neither arm.
 
-    What counts is what was asked, as long as the hash says the same: a run of before the canary, or of another share
-    than today's, is not one of its arms.
+    A run is in an arm if it asked what the hash says. Runs from before the canary are left out, and runs that asked
+    something else, as under another share than today's, are in neither arm.
 
-    :param rows: of the ledger: of `conn_id`, the candidate and the fallbacks.
+    :param rows: the ledger's rows of `conn_id`, the candidate and the fallbacks.
     """
     runs: dict[Run, list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -106,9 +106,9 @@ def verdict(usual: Arm, candidate: Arm) -> str:
 
 
 def write_canary_report(last: date, days: int) -> dict[str, str]:
-    """Write a report on the canaries of all connections that the ledger names; return its folder, and it in a line.
+    """Write a report on the canaries of all connections in the ledger; return its folder and a summary in a line.
 
-    :param last: the last of so many days, which are of UTC.
+    :param last: the last of the days, in UTC.
     :raises AirflowFailException: a connection's canary is not valid.
     :raises OSError: the storage cannot be read.
     """
@@ -118,7 +118,7 @@ def write_canary_report(last: date, days: int) -> dict[str, str]:
     for conn_id in sorted(set(rows["conn_id"].to_pylist())):
         try:
             source = read_model_source(conn_id, DEFAULT_MODEL)
-        except AirflowFailException:  # there is no such connection any more
+        except AirflowFailException:  # the connection no longer exists
             continue
         if canary := read_canary(source):
             of_canary = only(rows, conn_id={conn_id, canary.conn_id, *read_fallbacks(source)})
@@ -131,7 +131,7 @@ def write_canary_report(last: date, days: int) -> dict[str, str]:
 
 
 def _compare(conn_id: str, canary: Canary, rows: pa.Table, first: date, last: date) -> tuple[str, str]:
-    """Return what the report says of a canary, and the same in a line."""
+    """Return the report's part on a canary, and its summary in a line."""
     runs, others = arms_of_runs(conn_id, canary, rows.to_pylist())
     dags: dict[str, dict[str, Arm]] = {}
     for (dag_id, _), (name, of_run) in sorted(runs.items()):
@@ -141,7 +141,7 @@ def _compare(conn_id: str, canary: Canary, rows: pa.Table, first: date, last: da
     named = f"{usual} (usual), {candidate} (candidate, {100 * canary.share:g} % of runs)"
     lines = [f"## {named}", "", _arms(dags, verdicts) if dags else "No run has asked the candidate yet."]
     if others:
-        lines += ["", f"{others} runs are in neither arm: the share was another one then, or something else asked."]
+        lines += ["", f"{others} runs are in neither arm: the share was different then, or something else asked."]
     scores = read_scores(first, last, dags.keys()).scores
     if of_scores := _scores(scores, {run: name for run, (name, _) in runs.items()}):
         lines += ["", table(["score", *ARMS], of_scores)]
@@ -155,7 +155,7 @@ def _arms(dags: Mapping[str, Mapping[str, Arm]], verdicts: Mapping[str, str]) ->
     for dag_id, arms in dags.items():
         for name in ARMS:
             arm = arms[name]
-            share = shown(wilson(arm.failed_runs / arm.runs, arm.runs)) if arm.runs else ""
+            share = wilson(arm.failed_runs / arm.runs, arm.runs).percent() if arm.runs else ""
             cost = ("?" if arm.unpriced else shown_usd(arm.cost_usd / arm.runs)) if arm.runs else ""
             seconds = f"{arm.seconds / arm.calls:.2f}" if arm.calls else ""
             numbers = [f"{arm.runs:,}", share, f"{arm.calls:,}", f"{arm.failed_calls:,}", cost, seconds]
@@ -164,7 +164,7 @@ def _arms(dags: Mapping[str, Mapping[str, Arm]], verdicts: Mapping[str, str]) ->
 
 
 def _scores(scores: Sequence[Score], arms: Mapping[Run, str]) -> list[list[str]]:
-    """Return a line for each score that is a share, with that of each arm's cases together."""
+    """Return a row for each score that is a share, with the share of all cases of each arm."""
     found: dict[tuple[str, str], dict[str, list[Score]]] = {}
     for score in scores:
         arm = arms.get((score.dag_id, score.run_id))
@@ -174,15 +174,7 @@ def _scores(scores: Sequence[Score], arms: Mapping[Run, str]) -> list[list[str]]
     for name, by_arm in found.items():
         pooled = []
         for each in by_arm.values():
-            cases = sum(score.cases for score in each)
-            pooled.append(
-                f"{shown(wilson(sum(s.value * s.cases for s in each) / cases, cases))} of {cases}" if each else ""
-            )
+            cases, passed = sum(score.cases for score in each), sum(score.value * score.cases for score in each)
+            pooled.append(f"{wilson(passed / cases, cases).percent()} of {cases}" if each else "")
         lines.append([as_markdown_cell(", ".join(name)), *pooled])
     return lines
-
-
-def shown(share: Interval) -> str:
-    """Show a share and its interval in percent."""
-    value, low, high = (100 * each for each in share)
-    return f"{value:.0f} % [{low:.0f}, {high:.0f}]"

@@ -33,7 +33,7 @@ class Case(BaseModel):
 
     @property
     def key(self) -> str:
-        """What the same case has in every version of the file. With another label it is another case."""
+        """The same in every version of the file. A case with another label is another case."""
         text = json.dumps([self.input, self.expected], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -51,7 +51,7 @@ def read_cases(file: Path | ObjectStoragePath, fields: Sequence[str] = ()) -> li
             for number, line in read_lines(content, LONGEST_LINE):
                 case = _read(f"{file}, line {number}", line, fields)
                 if (first := lines.setdefault(json.dumps(case.input, sort_keys=True), number)) != number:
-                    raise AirflowFailException(f"{file}, line {number}: input: it is that of line {first}.")
+                    raise AirflowFailException(f"{file}, line {number}: input: the same as in line {first}.")
                 cases.append(case)
     except FileNotFoundError:
         raise AirflowFailException(f"There is no file {file} with cases.") from None
@@ -64,6 +64,11 @@ def some(cases: list[Case], limit: int | None) -> list[Case]:
     """Return `limit` of the cases, evenly from all; None for all."""
     size = min(limit or len(cases), len(cases))
     return [cases[(2 * n + 1) * len(cases) // (2 * size)] for n in range(size)]
+
+
+def as_text(value: Any) -> str:
+    """Return an input or an answer as text: what is not text is written as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _read(where: str, line: bytes | None, fields: Sequence[str]) -> Case:

@@ -1,4 +1,4 @@
-"""A model as judge of texts that have no single right answer. How far it agrees with people is a subject of its own."""
+"""A model as judge of texts that have no single right answer. Its agreement with people is a subject of its own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Judgement(BaseModel):
 
 
 def judge_prompt(task: str, answer: str, rubric: str) -> list[TextContent]:
-    """Build the question to the judge. No text in it can end its fence."""
+    """Build the prompt for the judge. No text in it can close its fence."""
     fenced = [
         f"<{name}>\n{text.replace('<', '&lt;')}\n</{name}>" for name, text in (("task", task), ("answer", answer))
     ]

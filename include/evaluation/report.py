@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from include.common.charts import bar_chart
 from include.common.markdown import as_markdown_cell, table
 from include.common.prices import shown_usd
-from include.evaluation.cases import Case
+from include.evaluation.cases import Case, as_text
 from include.evaluation.results import Result, Trial, passed_share
 from include.evaluation.verdicts import Verdict
 
@@ -19,7 +17,7 @@ MOST_CASES = 10
 
 @dataclass(frozen=True)
 class Compared:
-    """A subject's result, the accepted one, and what is said of the two."""
+    """A subject's result, the accepted one, and the verdict."""
 
     result: Result
     accepted: Result | None
@@ -27,12 +25,9 @@ class Compared:
     cases: Sequence[Case]
 
     def line(self) -> str:
-        """Say it in a line."""
-        value, low, high = self.result.passed
-        return (
-            f"{self.result.subject}: {self.verdict.outcome} ({self.verdict.reason}); passed {_percent(value)} "
-            f"[{_percent(low)}, {_percent(high)}] of {len(self.result.trials)}"
-        )
+        """Return it as one line."""
+        passed = f"passed {self.result.passed.percent()} of {len(self.result.trials)}"
+        return f"{self.result.subject}: {self.verdict.outcome} ({self.verdict.reason}); {passed}"
 
 
 def chart(compared: Sequence[Compared]) -> bytes:
@@ -44,7 +39,7 @@ def chart(compared: Sequence[Compared]) -> bytes:
 
 
 def markdown(compared: Sequence[Compared], alarm_rate: float) -> str:
-    """Return what a report says: a table of all subjects, and a part on each."""
+    """Return the body of a report: a table of all subjects, and a section on each."""
     lines = [summary(compared)]
     lines += [
         f"Without a change, each of these verdicts is *worse* in at most {100 * alarm_rate:.3g} % of all evaluations. "
@@ -57,16 +52,16 @@ def markdown(compared: Sequence[Compared], alarm_rate: float) -> str:
 
 
 def summary(compared: Sequence[Compared]) -> str:
-    """Return a table with a line for each subject."""
+    """Return a table with a row for each subject."""
     rows = []
     for each in compared:
-        result, (value, low, high) = each.result, each.result.passed
+        result = each.result
         before = _percent(each.accepted.passed.value) if each.accepted else ""
         rows.append(
             [
                 result.subject,
                 f"**{each.verdict.outcome}**",
-                f"{_percent(value)} [{_percent(low)}, {_percent(high)}]",
+                result.passed.percent(),
                 before,
                 str(len(result.trials)),
                 _cost(result.cost_usd, result),
@@ -93,18 +88,20 @@ def _details(compared: Compared) -> list[str]:
     if result.agreement:
         lines += ["", result.agreement.line()]
     of_accepted = accepted.metrics if accepted else {}
-    metrics = [[name, f"{value:.2f}", _number(of_accepted.get(name))] for name, value in result.metrics.items()]
+    metrics = [
+        [name, f"{value:.2f}", f"{of_accepted[name]:.2f}" if name in of_accepted else ""]
+        for name, value in result.metrics.items()
+    ]
     lines += ["", table(["metric", "now", "accepted"], metrics)]
     if result.failures:
         failures = [[as_markdown_cell(name), str(number)] for name, number in result.failures.most_common()]
         lines += ["", table(["failure", "answers"], failures)]
-    by_tag = [[as_markdown_cell(tag), f"{_percent(share)} of {number}"] for tag, share, number in _tags(compared)]
-    if by_tag:
+    if by_tag := _tags(compared):
         lines += ["", table(["tag", "passed"], by_tag)]
-    return [*lines, "", worst_cases(compared, MOST_CASES)]
+    return [*lines, "", _worst_cases(compared)]
 
 
-def worst_cases(compared: Compared, most: int) -> str:
+def _worst_cases(compared: Compared) -> str:
     """Return a table of the cases that were lost, then of those that fail as before, with both answers."""
     before = compared.accepted.trials if compared.accepted else {}
     found: list[tuple[float, list[str]]] = []
@@ -114,30 +111,29 @@ def worst_cases(compared: Compared, most: int) -> str:
             old = before.get(case.key, [])
             row = [
                 as_markdown_cell(text)
-                for text in (_text(case.input), _text(case.expected), _answer(trials), _answer(old))
+                for text in (as_text(case.input), as_text(case.expected), _answer(trials), _answer(old))
             ]
             found.append((share - passed_share(old), row))
     found.sort(key=lambda each: each[0])
-    return table(["input", "expected", "now", "accepted"], [row for _, row in found[:most]]) if found else ""
+    return table(["input", "expected", "now", "accepted"], [row for _, row in found[:MOST_CASES]]) if found else ""
 
 
-def _tags(compared: Compared) -> list[tuple[str, float, int]]:
+def _tags(compared: Compared) -> list[list[str]]:
     shares: dict[str, list[float]] = {}
     for case in compared.cases:
         for tag in case.tags:
             if trials := compared.result.trials.get(case.key):
                 shares.setdefault(tag, []).append(passed_share(trials))
-    return [(tag, sum(each) / len(each), len(each)) for tag, each in sorted(shares.items())]
+    return [
+        [as_markdown_cell(tag), f"{_percent(sum(each) / len(each))} of {len(each)}"]
+        for tag, each in sorted(shares.items())
+    ]
 
 
 def _answer(trials: Sequence[Trial]) -> str:
     """Return the first answer that is not passed, else the first."""
     shown = next((trial for trial in trials if not trial.passed), trials[0] if trials else None)
-    return "" if shown is None else shown.error or _text(shown.output)
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return "" if shown is None else shown.error or as_text(shown.output)
 
 
 def _cost(usd: float | None, result: Result) -> str:
@@ -146,7 +142,3 @@ def _cost(usd: float | None, result: Result) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"

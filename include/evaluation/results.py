@@ -1,4 +1,4 @@
-"""What an evaluation measured, and which result of before is the accepted one."""
+"""What an evaluation measured, and which earlier result is the accepted one."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
 FOLDER = "evaluation"
-# A case of an evaluation that the answer does not pass, in the counts of failures.
-WRONG = "wrong"
 
 
 class Trial(BaseModel):
@@ -45,11 +43,11 @@ class Trial(BaseModel):
 class Result(BaseModel):
     """All trials of a subject's cases, by the key of the case.
 
-    :param version: the fingerprint of prompt, form of the answer, and tools.
-    :param answers: of the model, and of the judge.
-    :param reused: of these, those that another run paid.
+    :param version: the fingerprint of prompt, output schema and tools.
+    :param answers: how many answers the model and the judge gave.
+    :param reused: how many of these another run paid.
     :param paid_usd: what the others cost; None if the price of one is unknown.
-    :param agreement: that of the judge with people, if one was asked.
+    :param agreement: the judge's agreement with people, if a judge was asked.
     """
 
     subject: str
@@ -81,11 +79,11 @@ class Result(BaseModel):
 
     @property
     def failures(self) -> Counter[str]:
-        """How many trials were not passed, by class: the class of the error, or what was wrong."""
+        """How many trials were not passed, by the class of the error or by what was wrong."""
         found: Counter[str] = Counter()
         for trial in self.all_trials:
             if not trial.passed:
-                found[trial.error or f"{WRONG}: {', '.join(n for n, value in trial.metrics.items() if value < 1)}"] += 1
+                found[trial.error or f"wrong: {', '.join(n for n, value in trial.metrics.items() if value < 1)}"] += 1
         return found
 
     @property
@@ -132,15 +130,15 @@ def write_result(path: ObjectStoragePath, result: Result) -> None:
 
 
 def accepted_path(subject: str, at: datetime | None = None) -> ObjectStoragePath:
-    """Return where accepted results of a subject are: the file of a moment, or the folder of all."""
+    """Return where accepted results of a subject are: the file of one moment, or the folder of all."""
     folder = storage_path(FOLDER, "accepted", name_on_storage(subject))
     return folder / f"{at.astimezone(UTC):%Y%m%dT%H%M%S%f}.json" if at else folder
 
 
 def read_accepted(subject: str, before: datetime | None = None) -> Result | None:
-    """Read the result that was accepted last; None if none was. To go back to the one before, delete its file.
+    """Read the result that was accepted last; None if none was. To go back to an earlier one, delete the newer files.
 
-    :param before: of those that were accepted before this moment.
+    :param before: only those that were accepted before this moment count.
     :raises AirflowFailException: it cannot be read.
     """
     folder = accepted_path(subject)

@@ -13,7 +13,7 @@ def score_round(reply: str, judgement: Mapping[str, Any], must_say: Sequence[str
     """Score a draft by the judgement of a model and by the words that must be in it.
 
     :param judgement: `include.evaluation.judge.Judgement`, as XCom has it.
-    :return: `reply`, `passed`, `metrics` from 0 to 1, and `faults`, for whoever rewrites it.
+    :return: `reply`, `passed`, `metrics` from 0 to 1, and `faults` for the next draft.
     """
     metrics = {"judged": float(judgement["passed"]), "facts": facts_in(reply, [[words] for words in must_say])}
     faults = [f"It does not say: {words}." for words in must_say if not facts_in(reply, [[words]])]
@@ -23,7 +23,7 @@ def score_round(reply: str, judgement: Mapping[str, Any], must_say: Sequence[str
 
 
 def best_round(rounds: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
-    """Return the round with the highest metrics, the last one of several, with its number and a report on all.
+    """Return the round with the highest metrics (the last of several), with its number and a report on all rounds.
 
     :param rounds: what `score_round` returned, in order; None where a round was not needed.
     """
@@ -44,7 +44,7 @@ def best_round(rounds: Sequence[Mapping[str, Any] | None]) -> dict[str, Any]:
 
 
 def spent_usd(ti: Any, rounds: int) -> float | None:
-    """Return what the writer and the judge cost so far in this run; None if a price is not known."""
+    """Return what the writer and the judge have cost in this run; None if a price is not known."""
     asked = [f"round_{number}.{name}" for number in range(1, rounds + 1) for name in ("write", "judge")]
     costs = [usage["cost_usd"] for usage in ti.xcom_pull(task_ids=asked, key="llm_usage") if usage]
     return sum(costs) if costs and None not in costs else None

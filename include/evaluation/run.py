@@ -30,7 +30,7 @@ class EvaluationRun:
 
     :param params: `subjects`, `conn_id`, `judge_conn_id`, `limit`, `trials`, `budget_usd`, `reuse_days` and
         `alarm_rate`.
-    :param subjects: those that there are.
+    :param subjects: all that can be chosen.
     :param dags: the folder with the files of their DAGs, at any depth.
     """
 
@@ -40,13 +40,13 @@ class EvaluationRun:
     dags: Path
 
     def choose(self) -> list[str]:
-        """Return the names of the subjects to evaluate: those that the params name, or all whose DAG is there.
+        """Return the names of the subjects to evaluate: those that the params name, or all whose DAG exists.
 
-        :raises AirflowFailException: one that the params name is not there, nor its DAG; or a connection that they name
-            is not, or an accepted result cannot be read.
+        :raises AirflowFailException: a subject, its DAG or a connection that the params name does not exist, or an
+            accepted result cannot be read.
         """
         for conn_id in (self.params["conn_id"], self.params["judge_conn_id"]):
-            if conn_id not in (None, LLM_CONN_ID):  # instead of which OPENAI_API_KEY is enough
+            if conn_id not in (None, LLM_CONN_ID):  # for which OPENAI_API_KEY is enough
                 _check_connection(conn_id)
         known = [subject.name for subject in self.subjects]
         there = [subject.name for subject in self.subjects if subject.file(self.dags)]
@@ -57,13 +57,13 @@ class EvaluationRun:
             raise AirflowFailException(f"Subject {missing[0]!r}: its DAG is not below {self.dags}.")
         chosen = [name for name in there if wanted is None or name in wanted]
         for name in chosen:
-            read_accepted(name)  # what is wrong with it is to be known before anything is paid
+            read_accepted(name)  # if it cannot be read, fail before anything is paid
         return chosen
 
     def evaluate(self, name: str, share: int) -> dict[str, Any]:
         """Evaluate a subject and keep the result.
 
-        :param share: among how many subjects the budget is shared.
+        :param share: the number of subjects that share the budget.
         :raises AirflowException: see `include.evaluation.answering.evaluate`.
         """
         budget = self.params["budget_usd"]
@@ -86,13 +86,13 @@ class EvaluationRun:
 
         All subjects together raise a false alarm at most as often as `alarm_rate` says.
 
-        :param evaluated: those whose evaluation has not failed. For the others there is None.
+        :param evaluated: those whose evaluation has not failed. The others get None.
         """
         alarm_rate = self._alarm_rate(names)
         return {name: self._compare(name, alarm_rate) if name in evaluated else None for name in names}
 
     def publish(self, compared: Mapping[str, Compared | None]) -> list[dict[str, Any]]:
-        """Publish the report of the Airflow run, and return what the gate and a person need to know of each subject."""
+        """Publish the report of the Airflow run, and return what the gate and a person need for each subject."""
         done = [each for each in compared.values() if each]
         publish("report.md", report("Evaluation", markdown(done, self.params["alarm_rate"])))
         if done:
@@ -135,7 +135,7 @@ def summarize(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _check_connection(conn_id: str) -> None:
-    """Check that it is there. Else OPENAI_API_KEY would do, and another model than the named one would be measured."""
+    """Check that the connection exists. Otherwise OPENAI_API_KEY would be used, and another model would be measured."""
     from airflow.sdk import Connection
 
     try:

@@ -24,7 +24,7 @@ class Given(NamedTuple):
 
 
 class Scorer(Protocol):
-    """Scores an answer. `fields`: those that the `expected` of each case must have."""
+    """Scores an answer. `fields` are those that `expected` of each case must have."""
 
     @property
     def fields(self) -> tuple[str, ...]: ...
@@ -43,7 +43,7 @@ class SameFields:
 
 
 class SameOutput:
-    """The answer, which has no fields, is the expected one, after a prefix."""
+    """The answer as a whole is the expected value, after a prefix."""
 
     def __init__(self, field: str, prefix: str = "") -> None:
         self.fields = (field,)
@@ -65,7 +65,7 @@ class SameSet:
 
 
 class Scored:
-    """There is an answer. A judge says how good it is."""
+    """There is an answer; a judge decides how good it is."""
 
     fields: tuple[str, ...] = ()
 
@@ -96,9 +96,10 @@ def precision_and_recall(found: Collection[Any], wanted: Collection[Any]) -> Met
 
 
 def facts_in(text: str, facts: Sequence[Sequence[str]]) -> float:
-    """Return the share of the facts that are in the text: of each, one of its wordings, as whole words.
+    """Return the share of the facts that are in the text.
 
-    Case does not matter. A number is not part of another one: "5" is not in "15" or "5.1".
+    A fact is in it if one of its wordings is, as whole words. Case does not matter. A number is not part of another
+    one: "5" is not in "15" or "5.1".
     """
     if not facts:
         return 1.0

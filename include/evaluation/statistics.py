@@ -1,4 +1,4 @@
-"""How sure a measurement is: intervals of shares, an exact test of paired differences, and how many cases it takes."""
+"""How sure a measurement is: intervals of shares, an exact test of paired differences, the number of cases needed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-# Standard deviations of a normal distribution that 95 % are within.
+# 95 % of a normal distribution are within this many standard deviations of its mean.
 Z = 1.959964
 
 
@@ -18,9 +18,13 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def percent(self) -> str:
+        """Show a share in percent, with its bounds."""
+        return f"{100 * self.value:.0f} % [{100 * self.low:.0f}, {100 * self.high:.0f}]"
+
 
 def wilson(share: float, cases: int) -> Interval:
-    """Return the share with its Wilson interval, which holds for few cases, and for shares near 0 and 1, too.
+    """Return the share with its Wilson interval, which also holds for few cases and for shares near 0 and 1.
 
     :raises ValueError: there are no cases.
     """
@@ -36,7 +40,7 @@ def difference_interval(differences: Sequence[float]) -> Interval:
 
     :raises ValueError: there are none.
     """
-    number = len(differences) + 2  # as if one more had been won, and one more lost
+    number = len(differences) + 2  # as if one more case were won, and one more lost
     mean = sum(differences) / number
     variance = (sum(each * each for each in differences) + 2) / number - mean * mean
     half = Z * math.sqrt(variance / number)
@@ -44,11 +48,11 @@ def difference_interval(differences: Sequence[float]) -> Interval:
 
 
 def chance_of_loss(differences: Sequence[int]) -> float:
-    """Return how likely a sum this low is where nothing has changed: the one-sided p-value of the sign-flip test.
+    """Return how likely a sum this low is if nothing has changed: the one-sided p-value of the sign-flip test.
 
-    Without a change, a case is as likely to be won as to be lost. So each difference is given both signs, in all
-    combinations, and counted how many have a sum this low. It is exact for any number of cases. Where a case is
-    passed or not (one trial), this is McNemar's exact test.
+    Without a change, a case is as likely to be won as to be lost. So each difference gets both signs, in all
+    combinations, and those with a sum this low are counted. This is exact for any number of cases. With one trial for
+    each case, it is McNemar's exact test.
 
     :param differences: for each case, in how many more trials it is passed now; negative: fewer.
     """
@@ -66,7 +70,7 @@ def chance_of_loss(differences: Sequence[int]) -> float:
 
 
 def chance_of_gain(differences: Sequence[int]) -> float:
-    """Return how likely a sum this high is where nothing has changed. See `chance_of_loss`."""
+    """Return how likely a sum this high is if nothing has changed. See `chance_of_loss`."""
     return chance_of_loss([-each for each in differences])
 
 

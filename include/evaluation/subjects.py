@@ -1,12 +1,13 @@
-"""Subjects: LLM tasks of DAGs as they are, with the cases to ask them about.
+"""Subjects: LLM tasks of DAGs, unchanged, with the cases to ask them about.
 
-The prompt, the form of the answer, the tools and the model are those of the task, and the question is built by its own
-function. So nothing is measured that does not run. The DAG's file is imported when a subject is loaded, not at parse.
+The prompt, the output schema, the tools and the model are those of the task, and its own function builds the question.
+So what is measured is what runs. The DAG's file is imported when a subject is loaded, not at parse.
 """
 
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,15 +40,8 @@ def by_param(name: str) -> Callable[[Sequence[Any]], list[Asked]]:
 
 
 def by_argument(name: str, key: str) -> Callable[[Sequence[Any]], list[Asked]]:
-    """Return an `ask` for mapped tasks whose function takes the input as `key` of its argument, a row."""
-    return lambda inputs: [Asked(arguments={name: _Row({key: each})}) for each in inputs]
-
-
-class _Row(dict[str, Any]):
-    """A row of which only one value matters: the others are empty."""
-
-    def __missing__(self, key: str) -> str:
-        return ""
+    """Return an `ask` for mapped tasks whose function takes the input as `key` of a row; other columns are empty."""
+    return lambda inputs: [Asked(arguments={name: defaultdict(str, {key: each})}) for each in inputs]
 
 
 @dataclass(frozen=True)
@@ -61,7 +55,7 @@ class Subject:
     :param scorer: scores an answer.
     :param rubric: what a judge checks besides; empty for none.
     :param labelled: replies that people labelled by the rubric, to measure the judge: see `agreement`.
-    :param loss: the loss of passed cases that the gate is to find: 0.1 for 10 points. It sets how many cases it takes.
+    :param loss: the loss of passed cases that the gate must find: 0.1 for 10 points. It sets how many cases are needed.
     """
 
     name: str
@@ -83,7 +77,7 @@ class Subject:
 
     def file(self, folder: Path) -> Path | None:
         """Find the DAG's file below the folder; None if it is not there."""
-        return next(iter(sorted(folder.rglob(f"{self.dag_id}.py"))), None)
+        return min(folder.rglob(f"{self.dag_id}.py"), default=None)
 
 
 @dataclass(frozen=True)
@@ -100,7 +94,7 @@ class LLMTask:
 
     def prompt(self, asked: Asked) -> Any:
         """Build the prompt, as the task does in a run with these params."""
-        ti = SimpleNamespace(map_index=0)  # by which mapped tasks name themselves
+        ti = SimpleNamespace(map_index=0)  # mapped tasks name themselves by it
         context: Any = {"params": dict(asked.params), "run_id": "evaluation", "ti": ti}
         with set_current_context(context):
             return self.function(**asked.arguments)
@@ -114,11 +108,11 @@ class LLMTask:
 
 
 class _Seen(Exception):
-    """The request was looked at, and is not sent."""
+    """The request was read, and is not sent."""
 
 
 class _Looking(TestModel):
-    """A model that looks at what it is asked."""
+    """A model that reads the request and does not answer."""
 
     prompt = ""
 
@@ -142,7 +136,7 @@ def load_task(file: Path, dag_id: str, task_id: str) -> LLMTask:
             f"{file} cannot be imported, or has no DAG {dag_id!r}: {shown_text(error)}"
         ) from None
     if task_id not in dag.task_dict:
-        raise AirflowFailException(f"{where}: there is none. There are: {', '.join(dag.task_ids)}.")
+        raise AirflowFailException(f"{where}: there is no such task. There are: {', '.join(dag.task_ids)}.")
     operator = dag.get_task(task_id)
     settings: Mapping[str, Any] = operator.partial_kwargs if operator.is_mapped else vars(operator)
     model = settings["agent"].model if "agent" in settings else settings.get("model")  # airflow-ai-sdk
@@ -155,7 +149,7 @@ def load_task(file: Path, dag_id: str, task_id: str) -> LLMTask:
 
 
 def load_module(file: Path) -> Any:
-    """Import a DAG's file anew, by its path."""
+    """Import a DAG's file by its path, also if it was imported before."""
     name = f"evaluated_{file.stem}"
     module = sys.modules[name] = ModuleType(name)  # where pydantic looks up the types of a module's models
     SourceFileLoader(name, str(file)).exec_module(module)
@@ -178,6 +172,6 @@ def _agent(operator: Any, settings: Mapping[str, Any]) -> Agent[None, Any] | Non
 
 
 def plain(prompt: Any) -> str:
-    """Return a prompt as one text, which says what was asked."""
+    """Return a prompt as one text."""
     parts = [prompt] if isinstance(prompt, str) else prompt
     return "\n".join(part if isinstance(part, str) else str(to_jsonable_python(part)["content"]) for part in parts)

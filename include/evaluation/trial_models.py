@@ -1,4 +1,4 @@
-"""Models for evaluations: asked within bounds, and asked once for the n-th trial of a case, over all runs."""
+"""Models for evaluations: asked within bounds, and once for the n-th trial of a case, over all runs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,10 @@ from pydantic_ai.messages import ModelResponse
 from include.ai.attempt import Attempt
 from include.ai.layers import LayeredModel
 from include.ai.limited_model import TaskUsage
-from include.ai.reuse import RUN, ReusingModel
+from include.ai.reuse import ReusingModel
 
-# Who asks, as the stored answers say it.
+# The names of the asking task in the stored answers.
 DAG_ID, TASK_ID = "evaluate_prompts", "evaluate"
-
-
-def reuse_of(days: float | None) -> str | timedelta:
-    """Return who may find the answers: all runs of so many days, or for None the tries of a run."""
-    return RUN if days is None else timedelta(days)
 
 
 class BoundedModel(LayeredModel):
@@ -36,7 +31,7 @@ class BoundedModel(LayeredModel):
 
 
 class TrialAttempt(Attempt):
-    """Asks for the n-th trials, and finds the answers of these, in whatever order the trials are asked."""
+    """Asks for the n-th trials, and finds their answers in whichever order they are asked."""
 
     def __init__(self, run_id: str, trial: int) -> None:
         super().__init__({"dag_id": DAG_ID, "run_id": run_id, "task_id": TASK_ID}, TASK_ID)
@@ -48,7 +43,7 @@ class TrialAttempt(Attempt):
 
 
 class TrialModel(ReusingModel):
-    """The model for one trial; `count` gets each answer, whether it is a new or a stored one."""
+    """The model for one trial; `count` gets each answer, new or stored."""
 
     def __init__(
         self,

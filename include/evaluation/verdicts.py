@@ -1,4 +1,4 @@
-"""What a result says beside the accepted one: better, worse, no significant difference, or too little to say."""
+"""How a result compares with the accepted one: better, worse, no significant difference, or too few cases to tell."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from include.evaluation.statistics import (
 
 
 class Outcome(StrEnum):
-    """Only `BETTER` and `SAME` pass the gate. `WORSE` fails it. The others are neither."""
+    """Only `BETTER` and `SAME` pass the gate. `WORSE` fails it. The others do neither."""
 
     BETTER = "better"
     SAME = "no significant difference"
@@ -31,18 +31,14 @@ PASSED = (Outcome.BETTER, Outcome.SAME)
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome and what it rests on.
+    """The outcome and the reason for it.
 
+    :param difference: of the shares of passed cases, with its interval.
     :param chance: the p-value of a loss (or of a gain, where there are more gains); None where nothing was compared.
-    :param gained: how many cases are passed in more trials than before; `lost`: in fewer.
-    :param difference: that of the shares of passed cases, with its interval.
     """
 
     outcome: Outcome
     reason: str
-    cases: int = 0
-    gained: int = 0
-    lost: int = 0
     difference: Interval | None = None
     chance: float | None = None
 
@@ -52,17 +48,17 @@ def judge_change(result: Result, accepted: Result | None, alarm_rate: float, los
 
     Without a change, `WORSE` has a chance of at most `alarm_rate`, and so has `BETTER`.
 
-    :param loss: the loss that the gate is to find: see `include.evaluation.subjects.Subject`.
+    :param loss: the loss that the gate must find: see `include.evaluation.subjects.Subject`.
     """
     cases, needed = len(result.trials), cases_needed(alarm_rate, loss)
     if missing := missing_metrics(result, accepted):
-        return Verdict(Outcome.INCOMPLETE, f"answers lack the metric {', '.join(missing)}", cases)
+        return Verdict(Outcome.INCOMPLETE, f"answers lack the metric {', '.join(missing)}")
     new = sorted(result.metrics.keys() - accepted.metrics.keys()) if accepted and accepted.metrics else []
     if accepted is None or new:
         if cases < needed:
-            return Verdict(Outcome.TOO_FEW, f"{cases} cases; {needed} are needed", cases)
+            return Verdict(Outcome.TOO_FEW, f"{cases} cases; {needed} are needed")
         reason = f"the accepted result lacks the metric {', '.join(new)}" if new else "no result was accepted yet"
-        return Verdict(Outcome.FIRST, reason, cases)
+        return Verdict(Outcome.FIRST, reason)
     keys = [key for key in result.trials if key in accepted.trials]
     pairs = [(result.trials[key], accepted.trials[key]) for key in keys]
     # In whole trials: with 3 trials now and 2 before, a passed one counts 2 now and 3 before.
@@ -82,21 +78,15 @@ def judge_change(result: Result, accepted: Result | None, alarm_rate: float, los
     reason = f"{lost} of {len(keys)} cases lost, {gained} gained"
     if outcome is Outcome.TOO_FEW:
         reason += f"; {needed} cases are needed"
-    return Verdict(
-        outcome,
-        reason,
-        len(keys),
-        gained,
-        lost,
-        difference_interval([passed_share(now) - passed_share(before) for now, before in pairs]) if keys else None,
-        min(loss_chance, gain_chance),
-    )
+    differences = [passed_share(now) - passed_share(before) for now, before in pairs]
+    difference = difference_interval(differences) if differences else None
+    return Verdict(outcome, reason, difference, min(loss_chance, gain_chance))
 
 
 def missing_metrics(result: Result, accepted: Result | None) -> list[str]:
-    """Return the metrics that the accepted result or another answer has, and an answer lacks.
+    """Return the metrics that an answer lacks, and that the accepted result or another answer has.
 
-    Where there is no answer to score, nothing is missing: the case is not passed.
+    A trial without an answer to score lacks none: it is not passed.
     """
     wanted = {**result.metrics, **(accepted.metrics if accepted else {})}
     scored = [trial for trial in result.all_trials if not trial.error]

@@ -14,7 +14,7 @@ from include.spend.budgets import periods, read_budgets
 
 
 class ShownBudget(NamedTuple):
-    """A budget, and what of it is spent, in US dollars; `problem` says why that is not known."""
+    """A budget and what is spent of it, in US dollars; `problem` says why that is not known."""
 
     conn_id: str
     what: str
@@ -30,7 +30,7 @@ class ShownBudget(NamedTuple):
 
 
 def shown_budgets(conn_ids: Iterable[str]) -> list[ShownBudget]:
-    """Return the budgets of the day and the month of these connections, with what is spent of them."""
+    """Return the budgets of these connections for the day and the month, with what is spent of them."""
     found = []
     for conn_id in sorted(conn_ids):
         try:

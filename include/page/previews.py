@@ -1,4 +1,4 @@
-"""What of a run's file is shown at once: Markdown as text, pictures, the first rows of tables, JSON."""
+"""Previews of a run's files: Markdown as text, pictures, the first rows of tables, JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from markdown_it import MarkdownIt
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from include.common.shown import shown_text
 
@@ -31,7 +31,7 @@ _markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable("i
 
 @dataclass
 class Preview:
-    """A file, and what of it is shown: `kind` is `text`, `image`, `table`, `code` or `none`."""
+    """A file and what is shown of it: `kind` is `text`, `image`, `table`, `code` or `none`."""
 
     name: str
     size: int = 0
@@ -48,7 +48,7 @@ def as_markdown(text: str) -> Markup:
 
 
 def previews(files: Mapping[str, ObjectStoragePath]) -> list[Preview]:
-    """Read as much of a run's files as is shown of them: reports first, then pictures, then the rest."""
+    """Return the previews of a run's files: reports first, then pictures, then the rest."""
     ordered = sorted(files, key=lambda name: (not name.endswith(".md"), not name.endswith(tuple(IMAGES)), name))
     return [
         preview(name, files[name]) if number < MOST_PREVIEWS else Preview(name, note="Not shown: too many files.")
@@ -57,7 +57,7 @@ def previews(files: Mapping[str, ObjectStoragePath]) -> list[Preview]:
 
 
 def preview(name: str, file: ObjectStoragePath) -> Preview:
-    """Read as much of a file as is shown of it. What cannot be read is said in its note."""
+    """Return the preview of a file. If it cannot be read, its note says so."""
     try:
         size = file.stat().st_size
         shown = Preview(name, size)
@@ -83,20 +83,16 @@ def _text(shown: Preview, suffix: str, text: str, *, is_whole: bool) -> None:
         shown.kind, shown.html = "text", as_markdown(text)
         return
     if suffix in (".jsonl", ".csv"):
-        lines = text.removesuffix("\n").split("\n")
-        whole = lines if is_whole else lines[:-1]
-        rows = _json_rows(whole) if suffix == ".jsonl" else list(csv.DictReader(whole[: MOST_ROWS + 1]))
-        _table(shown, rows[:MOST_ROWS])
-        if len(whole) > MOST_ROWS + (suffix == ".csv"):
+        lines = text.split("\n")
+        whole = [line for line in (lines if is_whole else lines[:-1]) if line.strip()]
+        first = whole[: MOST_ROWS + (suffix == ".csv")]  # a CSV file has its head, too
+        _table(shown, list(csv.DictReader(first)) if suffix == ".csv" else [json.loads(line) for line in first])
+        if len(whole) > len(first):
             shown.note = f"The first {MOST_ROWS} rows. {shown.note}"
         return
     if suffix == ".json" and is_whole:
         text = json.dumps(json.loads(text), indent=2, ensure_ascii=False)
-    shown.kind, shown.rows = "code", [[text]]
-
-
-def _json_rows(lines: list[str]) -> list[Any]:
-    return [json.loads(line) for line in lines[:MOST_ROWS]]
+    shown.kind, shown.html = "code", escape(text)
 
 
 def _parquet(shown: Preview, file: ObjectStoragePath) -> None:

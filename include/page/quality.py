@@ -10,12 +10,12 @@ from typing import NamedTuple
 from include.spend.scores import Score
 
 WIDTH, HEIGHT, MARGIN = 360, 110, 8
-# Colours of page.css; further versions begin with the first again.
+# Colours of page.css; then they repeat.
 COLOURS = 6
 
 
 class Point(NamedTuple):
-    """A score on the plot: where it is, and the ends of its interval."""
+    """A score, its place on the plot, and the ends of its interval."""
 
     score: Score
     x: float

@@ -13,7 +13,7 @@ from include.traces.settings import trace_url
 
 
 def trace_link(run: Any) -> str:
-    """Return the URL of a run's trace; empty if no tool is named or the run has not begun."""
+    """Return the URL of a run's trace; empty if no tool is set or the run has not begun."""
     if not run.start_date:
         return ""
     if hasattr(dagrun, "new_dagrun_trace_carrier") and conf.getboolean("traces", "otel_on", fallback=False):

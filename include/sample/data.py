@@ -13,28 +13,28 @@ FOLDER = Path(__file__).parent
 
 
 def reviews() -> list[dict[str, str]]:
-    """200 reviews: review_id, review, sentiment (positive, negative, neutral)."""
+    """Return 200 reviews: review_id, review, sentiment (positive, negative, neutral)."""
     with REVIEWS.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
 def tickets() -> list[dict[str, str]]:
-    """40 support tickets: ticket_id, customer, text, category, urgency."""
+    """Return 40 support tickets: ticket_id, customer, text, category, urgency."""
     return _json_lines("tickets.jsonl")
 
 
 def questions() -> list[dict[str, str]]:
-    """30 questions to the knowledge base: question, document (the one with the answer)."""
+    """Return 30 questions to the knowledge base: question, document (with the answer)."""
     return _json_lines("questions.jsonl")
 
 
 def evaluation_questions() -> list[dict[str, Any]]:
-    """66 questions to the knowledge base: those of `questions`, and more; `document` is None where none answers."""
+    """Return 66 questions to the knowledge base: those of `questions` and more; `document` is None if none answers."""
     return [*_json_lines("questions.jsonl"), *_json_lines("more_questions.jsonl")]
 
 
 def companies() -> dict[str, dict[str, Any]]:
-    """Six fictional companies by name: financials by fiscal year, and dated market facts."""
+    """Return six fictional companies by name: financials by fiscal year, and dated market facts."""
     with (FOLDER / "companies.json").open(encoding="utf-8") as file:
         return {company["name"]: company for company in json.load(file)["companies"]}
 

@@ -1,4 +1,4 @@
-"""The labelled cases, a file of JSON lines for each subject: see README.md."""
+"""The labelled cases, in files of JSON lines: see README.md."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What customers write about, counted by words: no model, so it is quick and says the same each time."""
+"""What customers write about, counted by words: without a model, so it is fast and deterministic."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from include.common.json_lines import read_lines
+from include.common.markdown import table
 from include.common.text import clean_text
 
 if TYPE_CHECKING:
@@ -28,9 +29,9 @@ TOPICS = {
 
 
 def read_texts(files: Iterable[ObjectStoragePath]) -> list[str]:
-    """The field `text` of every line of these JSON-lines files.
+    """Return the field `text` of every line of these JSON-lines files.
 
-    :raises ValueError: names the file and the line that is no JSON object with a text.
+    :raises ValueError: names the file and the line that is not a JSON object with a text.
     """
     texts = []
     for file in files:
@@ -39,13 +40,13 @@ def read_texts(files: Iterable[ObjectStoragePath]) -> list[str]:
                 try:
                     text = json.loads(line or b"")["text"]
                 except (ValueError, TypeError, KeyError, RecursionError) as error:
-                    raise ValueError(f"{file}, line {number}: no JSON object with the field 'text'.") from error
+                    raise ValueError(f"{file}, line {number}: not a JSON object with the field 'text'.") from error
                 texts.append(clean_text(str(text)))
     return texts
 
 
 def count_topics(texts: Iterable[str]) -> Counter[str]:
-    """In how many of the texts each topic occurs; "other" for texts on none of them."""
+    """Return in how many of the texts each topic occurs; "other" for texts on none of them."""
     counts: Counter[str] = Counter()
     for text in texts:
         found = [topic for topic, words in TOPICS.items() if re.search(words, text, re.IGNORECASE)]
@@ -54,15 +55,14 @@ def count_topics(texts: Iterable[str]) -> Counter[str]:
 
 
 def top_topics(counts: Mapping[str, Counter[str]], most: int = 3) -> str:
-    """The most frequent topics of all sources together, in words."""
+    """Return the most frequent topics of all sources together, in words."""
     total = sum(counts.values(), Counter[str]())
     del total["other"]
     return ", ".join(f"{number} about {topic}" for topic, number in total.most_common(most)) or "nothing new"
 
 
 def topic_table(counts: Mapping[str, Counter[str]]) -> str:
-    """A Markdown table: a row per topic, the most frequent first, and a column per source."""
+    """Return a Markdown table: a row per topic, the most frequent first, and a column per source."""
     total = sum(counts.values(), Counter[str]())
-    rows = [["topic", *counts], ["---", *["--:"] * len(counts)]]
-    rows += [[topic, *(str(count[topic]) for count in counts.values())] for topic, _ in total.most_common()]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    rows = [[topic, *(str(count[topic]) for count in counts.values())] for topic, _ in total.most_common()]
+    return table(["topic", *counts], rows)

@@ -1,6 +1,6 @@
-"""Orders, and what an agent may do about them: refunds and letters, which lie on object storage.
+"""Orders, and what an agent may do about them: refunds and letters, as files on object storage.
 
-Stands for a shop, a payment service and a mail server of yours. Which order it is about says the run, not the model.
+Stands in for your shop, payment service and mail server. The run says which order it is about, not the model.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ def write_to_customer(text: str) -> str:
 
 
 def written(folder: str, order_id: str) -> list[dict[str, Any]]:
-    """Read what lies in `refunds` or `letters` for an order."""
+    """Read the files in `refunds` or `letters` for an order."""
     path = _path(folder, order_id)
     if not path.exists():
         return []
-    files = [file for file in path.fs.ls(path.path, detail=False) if file.endswith(".json")]  # none in the making
+    files = [file for file in path.fs.ls(path.path, detail=False) if file.endswith(".json")]  # no half-written ones
     return [json.loads(path.fs.cat_file(file)) for file in sorted(files)]
 
 

@@ -1,11 +1,11 @@
 """Budgets: what a connection may cost in a day, a month or a run, and a task by itself.
 
 `{"budgets": {"day_usd": 20, "month_usd": 300, "run_usd": 5, "warn_at": 0.8}}` in a connection's extra, and
-`llm_kwargs(budget_usd=0.5)` for one task. Looked at before a task's first call, and then once a second while it works:
-a call that is in flight when the limit is reached is not cut. So a budget is overspent at most by the calls in flight,
-and by what other tasks spend within the same second. Days and months are of UTC.
+`llm_kwargs(budget_usd=0.5)` for one task. They are checked before a task's first call, and then once a second while it
+works; a call that is in flight when the limit is reached is not cancelled. So a budget is overspent at most by the
+calls in flight, and by what other tasks spend within the same second. Days and months are in UTC.
 
-A paid job, such as a batch at the provider, counts from its creation with its estimate, and with its cost from its end.
+A paid job, such as a batch at the provider, counts with its estimate from its creation, and with its cost from its end.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Limit(NamedTuple):
 def read_budgets(conn_id: str, extra: Mapping[str, Any]) -> Budgets | None:
     """Read a connection's budgets; None if it has none.
 
-    :raises AirflowFailException: what it states are not budgets.
+    :raises AirflowFailException: they are not valid.
     """
     budgets: Budgets | None = read_setting(conn_id, extra, BUDGETS_KEY, Budgets)
     return budgets
@@ -67,23 +67,20 @@ def read_budgets(conn_id: str, extra: Mapping[str, Any]) -> Budgets | None:
 
 def periods(conn_id: str, budgets: Budgets, now: datetime) -> list[Limit]:
     """Return the limits of a connection for the day and the month."""
-    wait = "Wait for the next one, or raise {} in the budgets of the connection's extra."
-    found = []
-    for name, usd, period in (
-        ("day_usd", budgets.day_usd, now.date().isoformat()),
-        ("month_usd", budgets.month_usd, now.date().isoformat()[:7]),
-    ):
+    found, day = [], now.date().isoformat()
+    for name, usd, period in (("day", budgets.day_usd, day), ("month", budgets.month_usd, day[:7])):
         if usd:
+            advice = f"Wait for the next one, or raise {name}_usd in the budgets of the connection's extra."
             total = SharedTotal((FOLDER, name_on_storage(conn_id), period))
-            found.append(Limit(f"{name.removesuffix('_usd')} {period}", usd, wait.format(name), total))
+            found.append(Limit(f"{name} {period}", usd, advice, total))
     return found
 
 
 class Meter:
     """What a task spends on a connection that has budgets.
 
-    :param task_usd: what the task itself may cost, all its tries together.
-    :param unpriced: the model, if nobody knows its price: then no call is allowed.
+    :param task_usd: what the task itself may cost, over all its tries.
+    :param unpriced: the model, if its price is not known: then no call is allowed.
     :param price_form: how the connection's extra states the price.
     """
 
@@ -115,7 +112,7 @@ class Meter:
     def save(self) -> None:
         """Add what was counted to the sums that all tasks share.
 
-        :raises OSError: the storage cannot be read or written: the next call adds it.
+        :raises OSError: the storage cannot be read or written; the next call adds what is missing.
         """
         with self._lock:
             amount, self._unsaved = self._unsaved, 0.0
@@ -128,14 +125,14 @@ class Meter:
 
     @property
     def is_fresh(self) -> bool:
-        """Whether the sums were looked at within the last second."""
+        """Whether the sums were checked within the last second."""
         return bool(self._looked_at) and time.monotonic() - self._looked_at < FRESH_S
 
     def check(self, next_usd: float = 0.0) -> None:
-        """Look whether there is still money for a call.
+        """Check that the budgets allow another call.
 
-        :param next_usd: what it will cost, as far as that is known.
-        :raises AirflowFailException: there is not, or a price is not known.
+        :param next_usd: what it will cost, if that is known.
+        :raises AirflowFailException: they do not, or a price is not known.
         :raises AirflowException: the storage cannot be read.
         """
         if self._unpriced:
@@ -145,24 +142,24 @@ class Meter:
             )
         for limit in self._limits():
             try:
-                with self._lock:  # not while some of it is on its way from here to there
+                with self._lock:  # not while `save` moves an amount
                     own = self._unsaved + sum(owed for total, owed in self._owed if total == limit.total)
                     spent = limit.total.read() + own
             except Exception as error:
                 raise AirflowException(
-                    f"Connection {self._conn_id!r}: nobody can say what is left of its budget, as GENAI_STORAGE cannot "
+                    f"Connection {self._conn_id!r}: what is left of its budget is not known, as GENAI_STORAGE cannot "
                     f"be read: {shown_text(error)}"
                 ) from None
             if spent >= limit.usd or spent + next_usd > limit.usd:
                 why = "is used up" if spent >= limit.usd else f"is too small for the next {shown_usd(next_usd)}"
                 raise AirflowFailException(
                     f"Connection {self._conn_id!r}: its budget for the {limit.what} {why}: {shown_usd(spent)} "
-                    f"of {shown_usd(limit.usd)} are spent. {limit.advice} The page GenAI shows what spent it."
+                    f"of {shown_usd(limit.usd)} are spent. {limit.advice} The page GenAI shows what they were spent on."
                 )
             if spent >= limit.usd * self._budgets.warn_at and limit.what not in self._warned:
                 self._warned.add(limit.what)
                 used = f"{shown_usd(spent)} of {shown_usd(limit.usd)}"
-                log.warning("Connection %r: of its budget for the %s, %s are spent.", self._conn_id, limit.what, used)
+                log.warning("Connection %r: budget for the %s: %s are spent.", self._conn_id, limit.what, used)
         self._looked_at = time.monotonic()
 
     def _limits(self) -> list[Limit]:
@@ -170,16 +167,16 @@ class Meter:
 
 
 def count_job(conn_id: str, budgets: Budgets, job_id: str, started: datetime, usd: float, *, is_final: bool) -> None:
-    """Count a paid job of the run that is at work: its estimate, and in the place of that its cost.
+    """Count a paid job of the current run: its estimate, and later its cost instead.
 
-    :raises OSError: the storage cannot be written: count it again.
+    :raises OSError: the storage cannot be written; count the job again.
     """
     for limit in (*periods(conn_id, budgets, started), *_of_task(conn_id, budgets.run_usd, None)):
         limit.total.put(fingerprint(job_id), usd, version=2 if is_final else 1)
 
 
 def _of_task(conn_id: str, run_usd: float | None, task_usd: float | None) -> list[Limit]:
-    """Return the limits of the run and the task at work."""
+    """Return the limits of the current run and task."""
     context = task_context()
     if context is None:
         return []

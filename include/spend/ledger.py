@@ -1,8 +1,8 @@
 """The ledger: what each attempt of a task asked of models, and what that cost.
 
-Every process that works for an attempt writes one small record to `<storage>/ledger/attempts/<day>/`, again and again
-while it works: at most once a second, in a thread of its own, so that no call waits for it. A killed process loses its
-last second. Records hold numbers, names and fingerprints; no prompt, no answer, no key.
+Every process that works on an attempt writes one small record to `<storage>/ledger/attempts/<day>/`, and writes it
+again while it works: at most once a second, in a thread of its own, so that no call waits for it. A killed process
+loses its last second. Records hold numbers, names and fingerprints; no prompt, no answer, no key.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ log = logging.getLogger(__name__)
 
 
 class Call(NamedTuple):
-    """A call of a model, or several that are one to the ledger, such as a paid job's.
+    """A call of a model, or several that the ledger counts together, such as a paid job's.
 
     :param kind: `chat`, `embedding`, `batch` or `tuning`.
     :param prompt: the fingerprint of what the call's author wrote: see `include.common.fingerprint`.
     :param cost_usd: US dollars; None if the price is unknown.
     :param failed: whether it has no answer.
-    :param reused: calls that earlier answers served, and what these had cost: `saved_usd`.
+    :param reused: how many calls stored answers replaced; `saved_usd` is what these answers had cost.
     """
 
     kind: str
@@ -63,7 +63,7 @@ class Call(NamedTuple):
 class Line(BaseModel):
     """The sum of an attempt's calls of one kind, connection, model and prompt.
 
-    `cost_usd` is that of the calls whose price is known, `unpriced` the number of the answered others.
+    `cost_usd` is the cost of the calls whose price is known; `unpriced` is the number of the other answered calls.
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -127,7 +127,7 @@ class Record(BaseModel):
 
     @property
     def file(self) -> tuple[str, ...]:
-        """Where it is on the storage."""
+        """The path of its file on the storage."""
         return (*FOLDER, self.started.date().isoformat(), f"{self.id}.json")
 
 
@@ -160,11 +160,11 @@ class Ledger:
         self._others: list[Callable[[], None]] = []
 
     def also_write(self, write: Callable[[], None]) -> None:
-        """Have the thread call this, too, after it has written."""
+        """Have the thread also call this after each write."""
         self._others.append(write)
 
     def record(self, call: Call) -> None:
-        """Count a call for the task that runs; outside a task, do nothing."""
+        """Count a call for the running task; outside a task, do nothing."""
         if context := task_context():
             attempt_id = str(context["ti"].id)
             if attempt_id not in self._records:
@@ -175,14 +175,14 @@ class Ledger:
                 self._count(attempt_id, self._records[attempt_id], call)
 
     def open_storage(self) -> None:
-        """Open the storage in the task's own thread, as Airflow answers one at a time who asks for a connection."""
+        """Open the storage in the task's own thread, as Airflow answers requests for a connection one at a time."""
         try:
             storage_path()
         except Exception as error:
             self._complain(error)
 
     def record_job(self, call: Call, job_id: str, started: datetime) -> None:
-        """Count a job that the task that runs has paid: once, however often its end is looked at."""
+        """Count a job that the running task has paid: once, however often its end is seen."""
         if context := task_context():
             self.open_storage()
             job = fingerprint(call.conn_id, job_id)
@@ -192,14 +192,14 @@ class Ledger:
                 self._count(job, record, call)
 
     def end(self, attempt_id: str, state: str, _error: Any = None) -> None:
-        """Note what became of an attempt."""
+        """Record how an attempt ended."""
         with self._counting:
             if record := self._records.pop(attempt_id, None):
                 record.state = state
                 self._unwritten[attempt_id] = record
 
     def flush(self) -> None:
-        """Write what is not written yet, and wait LAST_WRITE_S seconds for it at the most."""
+        """Write what is not written yet, and wait at most LAST_WRITE_S seconds for it."""
         if self._unwritten or self._writing.locked():
             writer = threading.Thread(target=self._write, daemon=True)
             writer.start()
@@ -208,7 +208,7 @@ class Ledger:
     def _count(self, key: str, record: Record, call: Call) -> None:
         record.add(call._replace(model=shown_text(call.model, longest=LONGEST_NAME)))
         self._unwritten[key] = record
-        if self._thread is None or not self._thread.is_alive():  # as in a fork
+        if self._thread is None or not self._thread.is_alive():  # as after a fork
             self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
             self._thread.start()
         self._wake.set()
@@ -242,7 +242,7 @@ class Ledger:
 
     def _complain(self, error: Exception) -> None:
         if not self._complained:
-            log.warning("The task goes on, but what it spends is not recorded: %s", shown_text(error))
+            log.warning("The task continues, but what it spends is not recorded: %s", shown_text(error))
         self._complained = True
 
 
@@ -256,10 +256,10 @@ def the_ledger() -> Ledger:
 
 
 def record(call: Call) -> None:
-    """Count a call for the task that runs."""
+    """Count a call for the running task."""
     the_ledger().record(call)
 
 
 def record_job(call: Call, job_id: str, started: datetime) -> None:
-    """Count a paid job for the task that runs."""
+    """Count a paid job for the running task."""
     the_ledger().record_job(call, job_id, started)

@@ -1,4 +1,4 @@
-"""What a backfill of a DAG would cost, by its runs that are in the ledger."""
+"""What a backfill of a DAG would cost, judging by its runs in the ledger."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from include.common.prices import shown_usd
 from include.common.shown import shown_text
 from include.spend.reading import only, read_days
 
-# The ledger's days that say what a run costs.
+# The last days of the ledger, from which the cost of a run is estimated.
 DAYS = 30
 MOST_RUNS = 10_000
-# Each is a part of a URL.
+# They are sent in a URL.
 DATES_AT_ONCE = 100
 
 
 def dag_file(dag_id: str) -> Path:
-    """Find the file of a DAG, which is named like it, in the folder of DAGs.
+    """Find the file with the DAG's name in the DAGs folder.
 
     :raises AirflowFailException: there is none.
     """
@@ -37,7 +37,7 @@ def dag_file(dag_id: str) -> Path:
 def backfill_dates(dag_id: str, first: date, last: date) -> list[datetime]:
     """Return the logical dates that a backfill of these days has, as Airflow computes them from the DAG's schedule.
 
-    :raises AirflowFailException: the DAG cannot be loaded or backfilled, or these are no days or too many dates.
+    :raises AirflowFailException: the DAG cannot be loaded or backfilled, the days are reversed, or the dates too many.
     """
     if first > last:
         raise AirflowFailException(f"The first day, {first}, is after the last, {last}.")
@@ -54,38 +54,38 @@ def backfill_dates(dag_id: str, first: date, last: date) -> list[datetime]:
 
 
 def runs_there(ti: Any, dag_id: str, dates: Sequence[datetime]) -> int:
-    """Count the runs that there are of these logical dates.
+    """Count the runs that exist for these logical dates.
 
-    :param ti: the task instance that is at work, which may ask Airflow.
+    :param ti: the running task instance, which asks Airflow.
     """
     parts = [list(dates[start : start + DATES_AT_ONCE]) for start in range(0, len(dates), DATES_AT_ONCE)]
     return sum(ti.get_dr_count(dag_id, logical_dates=part) for part in parts)
 
 
 def price_of_runs(dag_id: str, runs: int, first: date, last: date) -> str:
-    """Say what so many runs would cost, by the mean of the DAG's runs of the last DAYS days.
+    """Return in words what this many runs would cost, by the mean of the DAG's runs of the last DAYS days.
 
     :raises OSError: the storage cannot be read.
     """
     today = datetime.now(UTC).date()
     lines = only(read_days(today - timedelta(DAYS), today).rows, dag_id={dag_id}).to_pylist()
     known = len({line["run_id"] for line in lines})
-    said = f"{dag_id}: {runs} runs from {first} to {last} are not there yet."
+    said = f"{dag_id}: {runs} runs from {first} to {last} do not exist yet."
     if not known:
-        return f"{said} What one costs is not known: the ledger has no run of the last {DAYS} days. Run it once."
+        return f"{said} What one costs is not known: the ledger has no run of the last {DAYS} days. Run the DAG once."
     calls, saved, unpriced = (sum(line[name] for line in lines) for name in ("calls", "reused", "unpriced"))
     tokens = sum(line["input_tokens"] + line["output_tokens"] for line in lines)
     share = runs / known
     cost = shown_usd(sum(line["cost_usd"] for line in lines) * share)
     return (
-        f"{said}\nThey would ask about {calls * share:,.0f} calls, {tokens * share:,.0f} tokens, {cost}"
-        f"{' and what the calls without a known price cost' if unpriced else ''}: the mean of "
+        f"{said}\nThey would take about {calls * share:,.0f} calls, {tokens * share:,.0f} tokens, {cost}"
+        f"{', plus the calls whose price is not known' if unpriced else ''}: the mean of "
         f"the {known} runs of the last {DAYS} days, in which {saved:,} calls were answered from the storage."
     )
 
 
 def _scheduled_dag(dag_id: str) -> Any:
-    """Load a DAG as Airflow's scheduler has it, which knows the dates of its schedule."""
+    """Load a DAG in the form that Airflow's scheduler uses, which knows the dates of its schedule."""
     from airflow.serialization import serialized_objects
 
     try:

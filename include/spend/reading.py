@@ -1,8 +1,8 @@
-"""Read the ledger, and roll a day of it up: from many small files to one Parquet file.
+"""Read the ledger, and roll up a day of it: from many small files to one Parquet file.
 
-What is read is an Arrow table with a row per attempt, model and prompt. Its columns are the fields of `Record` and
-`Line`, and `day`. A record that has ended no longer changes: a process reads its small file once, and keeps the last
-KEPT_DAYS days.
+The ledger is read as an Arrow table with a row per attempt, model and prompt. Its columns are the fields of `Record`
+and `Line`, and `day`. A record that has ended no longer changes: a process reads its small file once, and keeps the
+last KEPT_DAYS days.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from airflow.sdk import ObjectStoragePath
 
-# A task that was killed stays unfinished: after so long its record is rolled up, too.
+# A task that was killed stays unfinished: after this time its record is rolled up, too.
 ABANDONED = timedelta(days=1)
 KEPT_DAYS = 8
 COLUMNS = {name: field.annotation for name, field in {**Record.model_fields, **Line.model_fields}.items()}
@@ -39,7 +39,7 @@ class Reading(NamedTuple):
 
 
 def read_days(first: date, last: date) -> Reading:
-    """Read the days `first` to `last`, which are of UTC.
+    """Read the days `first` to `last`, in UTC.
 
     :raises OSError: the storage cannot be read.
     """
@@ -50,7 +50,7 @@ def read_days(first: date, last: date) -> Reading:
     tables = [_rows([]).append_column("day", pa.array([], pa.string()))]
     for day in sorted(wanted & (rolled_up.keys() | set(_names(storage_path(*FOLDER))))):
         small = _small_files(str(storage_path(*FOLDER, day))).read()
-        rows = _replaced(rolled_up.get(day, _rows([])), small.rows)
+        rows = pa.concat_tables([_without(rolled_up.get(day, _rows([])), small.rows), small.rows])
         tables.append(rows.append_column("day", pa.repeat(day, rows.num_rows)))
         unreadable += small.unreadable
     return Reading(pa.concat_tables(tables), unreadable)
@@ -69,11 +69,14 @@ def only(rows: pa.Table, **wanted: Collection[str]) -> pa.Table:
 def roll_up(day: date) -> None:
     """Write the records of a day into its Parquet file, and remove the small files of those that have ended.
 
-    Nothing is lost or counted twice if it ends early, or runs again: a record is known by its id.
+    Nothing is lost or counted twice if this is interrupted or runs again: a record is identified by its id.
 
     :raises OSError: the storage cannot be read or written.
     :raises ValueError: the day's Parquet file is broken.
     """
+    import pyarrow as pa
+    from pyarrow import parquet
+
     folder, file = storage_path(*FOLDER, str(day)), storage_path(FOLDER[0], "days", f"{day}.parquet")
     records, _ = _read_records(folder, _names(folder, ".json"))
     ended = {
@@ -86,14 +89,16 @@ def roll_up(day: date) -> None:
     rolled_up, unreadable = _rolled_up([str(day)])
     if unreadable:
         raise ValueError(f"{file} is not a Parquet file of the ledger: move it away, and clear this task.")
-    still_open = _rows(record for name, record in records.items() if name not in ended)
-    rows = _replaced(_replaced(rolled_up.get(str(day), _rows([])), still_open, keep=False), _rows(ended.values()))
-    write_artifact(file, _as_parquet(rows))
+    # A record that is still open may be in the file from when it looked abandoned: it is taken out again.
+    others = _without(rolled_up.get(str(day), _rows([])), _rows(records.values()))
+    buffer = io.BytesIO()
+    parquet.write_table(pa.concat_tables([others, _rows(ended.values())]), buffer, compression="zstd")
+    write_artifact(file, buffer.getvalue())
     delete_files(folder, [(folder / name).path for name in ended])
 
 
 class _SmallFiles:
-    """The small files of a day, and what of them has been read and is final."""
+    """The small files of a day, and the rows of those that were read and are final."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
@@ -108,7 +113,7 @@ class _SmallFiles:
         with self._turn:
             folder = open_path(self._folder)
             names = set(_names(folder, ".json"))
-            if not self._final <= names:  # rolled up meanwhile
+            if not self._final <= names:  # some were rolled up since
                 self._final, self._rows = set(), _rows([])
             records, unreadable = _read_records(folder, names - self._final)
             final = {name: record for name, record in records.items() if record.has_ended}
@@ -142,10 +147,10 @@ def _read_records(folder: ObjectStoragePath, names: Collection[str]) -> tuple[di
 
 def _contents(folder: ObjectStoragePath, names: Collection[str]) -> Iterable[tuple[str, bytes]]:
     paths = [(folder / name).path for name in names]
-    # Not `cat`, to which a path with a bracket is a pattern.
+    # Not `cat`, which takes a path with a bracket as a pattern.
     contents = folder.fs.cat_ranges(paths, None, None, on_error="return") if paths else []
     for name, content in zip(names, contents, strict=True):
-        if isinstance(content, FileNotFoundError):  # rolled up meanwhile
+        if isinstance(content, FileNotFoundError):  # it was rolled up since
             continue
         if isinstance(content, Exception):
             raise content
@@ -162,21 +167,17 @@ def _rolled_up(days: Collection[str]) -> tuple[dict[str, pa.Table], int]:
     for name, content in _contents(folder, {f"{day}.parquet" for day in days} & set(_names(folder))):
         try:
             table = parquet.read_table(io.BytesIO(content))
-            for column in {"reused", "saved_usd"} - set(table.column_names):  # of before these were counted
-                table = table.append_column(column, pa.array([0] * len(table), pa.int64()))
             found[name.removesuffix(".parquet")] = table.select(list(COLUMNS)).cast(_schema())
         except (pa.ArrowException, OSError, KeyError):
             unreadable += 1
     return found, unreadable
 
 
-def _replaced(rows: pa.Table, newer: pa.Table, *, keep: bool = True) -> pa.Table:
-    """Return rows without the records that `newer` has, and, if these are to be kept, those of `newer`."""
-    import pyarrow as pa
+def _without(rows: pa.Table, newer: pa.Table) -> pa.Table:
+    """Return the rows of records that `newer` does not have."""
     import pyarrow.compute as pc
 
-    others = rows.filter(pc.invert(pc.is_in(rows["id"], value_set=newer["id"].combine_chunks())))
-    return pa.concat_tables([others, newer]) if keep else others
+    return rows.filter(pc.invert(pc.is_in(rows["id"], value_set=newer["id"].combine_chunks())))
 
 
 def _schema() -> pa.Schema:
@@ -196,11 +197,3 @@ def _rows(records: Iterable[Record]) -> pa.Table:
         for line in record.lines
     ]
     return pa.Table.from_pylist(rows, _schema())
-
-
-def _as_parquet(rows: pa.Table) -> bytes:
-    from pyarrow import parquet
-
-    buffer = io.BytesIO()
-    parquet.write_table(rows, buffer, compression="zstd")
-    return buffer.getvalue()

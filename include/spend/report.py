@@ -7,7 +7,7 @@ from datetime import date, timedelta
 from typing import Any
 
 from include.common.charts import bar_chart
-from include.common.markdown import as_markdown_line
+from include.common.markdown import as_markdown_line, table
 from include.common.results import publish, report
 from include.spend.reading import Reading, only
 from include.spend.sums import Sum, overview
@@ -20,7 +20,7 @@ MOST_ROWS = 15
 def write_report(day: date, week: Reading) -> dict[str, Any]:
     """Write `report.md` and its charts; return the day's totals, as the asset's event has them.
 
-    :param week: the ledger of the day and of DAYS_BEFORE days before it.
+    :param week: the ledger of the day and of the DAYS_BEFORE days before it.
     """
     found = overview(week._replace(rows=only(week.rows, day={str(day)})), day, day)
     days = overview(week, day - timedelta(DAYS_BEFORE), day).days
@@ -35,21 +35,22 @@ def write_report(day: date, week: Reading) -> dict[str, Any]:
         "tokens": total.tokens,
         "by_dag": {each.name: round(each.cost_usd, 6) for each in found.dags},
     }
-    lines = [
+    parts = [
         f"**${total.cost_usd:,.4f}** for {total.calls:,} calls and {total.tokens:,} tokens of {total.attempts:,} "
-        f"attempts of tasks. Attempts that failed cost ${total.failed_usd:,.4f}.",
-        "",
+        f"attempts of tasks. Attempts that failed cost ${total.failed_usd:,.4f}."
     ]
     if total.reused:
-        lines += [f"{total.reused:,} more were answered from the storage, which saved ${total.saved_usd:,.4f}.", ""]
+        parts.append(f"{total.reused:,} more were answered from the storage, which saved ${total.saved_usd:,.4f}.")
     if total.unpriced:
-        lines += [f"The price of {total.unpriced:,} calls is not known, and not in it. Set `usd_per_million_tokens` in"]
-        lines += ["the extra of their connection.", ""]
+        parts.append(
+            f"The price of {total.unpriced:,} calls is not known and not included. Set `usd_per_million_tokens` in the "
+            "extra of their connection."
+        )
     if week.unreadable:
-        lines += [f"{week.unreadable} files of the ledger cannot be read.", ""]
-    for title, sums in (("By DAG", found.dags), ("By model", found.models), ("By prompt", found.prompts)):
-        lines += [f"## {title}", "", *_table(title.removeprefix("By "), sums), ""]
-    publish("report.md", report(f"Spend on {day} (UTC)", "\n".join(lines)))
+        parts.append(f"{week.unreadable} files of the ledger cannot be read.")
+    for name, sums in (("DAG", found.dags), ("model", found.models), ("prompt", found.prompts)):
+        parts += [f"## By {name}", _table(name, sums)]
+    publish("report.md", report(f"Spend on {day} (UTC)", *parts))
     by_cost = any(each.cost_usd for each in days)
     what = "US dollars" if by_cost else "tokens"
     for name, sums in (("by_day", days), ("by_dag", found.dags[:MOST_BARS]), ("by_model", found.models[:MOST_BARS])):
@@ -59,16 +60,17 @@ def write_report(day: date, week: Reading) -> dict[str, Any]:
     return totals
 
 
-def _table(name: str, sums: Sequence[Sum]) -> list[str]:
-    if not sums:
-        return ["Nothing."]
+def _table(name: str, sums: Sequence[Sum]) -> str:
     rows = [
-        f"| {as_markdown_line(each.name)} | {each.cost_usd:,.4f} | {each.calls:,} | {each.tokens:,} "
-        f"| {each.failed:,} | {each.failed_usd:,.4f} |"
+        [
+            as_markdown_line(each.name),
+            f"{each.cost_usd:,.4f}",
+            f"{each.calls:,}",
+            f"{each.tokens:,}",
+            f"{each.failed:,}",
+            f"{each.failed_usd:,.4f}",
+        ]
         for each in sums[:MOST_ROWS]
     ]
-    return [
-        f"| {name} | USD | calls | tokens | failed calls | USD of failed tries |",
-        "|---|--:|--:|--:|--:|--:|",
-        *rows,
-    ]
+    head = [name, "USD", "calls", "tokens", "failed calls", "USD of failed tries"]
+    return table(head, rows) if rows else "Nothing."

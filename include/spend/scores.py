@@ -1,6 +1,6 @@
 """Scores: how good the answers of a model and a prompt were on cases with known answers. The page GenAI plots them.
 
-A task that evaluates calls `record_score` for each thing it measured:
+A task that evaluates calls `record_score` for each value that it measured:
 
     record_score("answers of rag_pipeline", "grounded", 0.93, cases=60, model="gpt-6-luna",
                  fingerprint=fingerprint(ANSWER_PROMPT, Answer.model_json_schema()))
@@ -22,12 +22,12 @@ from include.common.storage import name_on_storage, storage_path, write_artifact
 from include.common.task_context import task_context
 
 FOLDER = "scores"
-# The newest scores are read, up to so many.
+# At most this many scores are read, the newest.
 MOST_SCORES = 1000
 
 
 class Score(BaseModel):
-    """A measured value, and of what. `low` and `high` bound the interval that the true value is probably in."""
+    """A measured value. `low` and `high` are the bounds of its confidence interval."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
@@ -62,14 +62,14 @@ def record_score(
     low: float | None = None,
     high: float | None = None,
 ) -> None:
-    """Record what an evaluation measured, for the run that is at work; outside a task, do nothing.
+    """Record what an evaluation measured, for the current run; outside a task, do nothing.
 
-    A run has one score for each subject, metric, model and fingerprint: a retry writes it again.
+    A run has one score for each subject, metric, model and fingerprint: a retry overwrites it.
 
     :param subject: what was measured, the same at every run, such as `answers of rag_pipeline`.
     :param metric: the name of the measure, such as `recall@3`; values of one metric must be comparable.
     :param value: what was measured; higher is better.
-    :param cases: on how many cases.
+    :param cases: the number of cases.
     :param model: the model's name.
     :param fingerprint: of the prompt or settings that were measured, by `include.common.fingerprint`.
     :param low: the lower end of the confidence interval, if there is one.
@@ -100,7 +100,7 @@ def record_score(
 
 
 def read_scores(first: date, last: date, dag_ids: Set[str]) -> Scores:
-    """Read the newest scores that runs of these DAGs recorded, of the days `first` to `last`.
+    """Read the newest scores that runs of these DAGs recorded, from `first` to `last`.
 
     :raises OSError: the storage cannot be read.
     """
@@ -113,7 +113,7 @@ def read_scores(first: date, last: date, dag_ids: Set[str]) -> Scores:
             found[path] = name
     paths = sorted(found, key=lambda path: found[path])[-MOST_SCORES:]
     scores, unreadable = [], 0
-    # Not `cat`, to which a path with a bracket is a pattern.
+    # Not `cat`, which takes a path with a bracket as a pattern.
     for content in root.fs.cat_ranges(paths, None, None, on_error="return") if paths else []:
         if isinstance(content, Exception):
             raise content

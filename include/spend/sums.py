@@ -16,7 +16,7 @@ AMOUNTS = ("calls", "failed", "unpriced", "tokens", "seconds", "cost_usd", "fail
 
 @dataclass(frozen=True)
 class Sum:
-    """What some attempts used. `key` says which; `failed_usd` is what attempts cost that failed in the end.
+    """What some attempts used. `key` says which; `failed_usd` is the cost of attempts that failed in the end.
 
     `reused` calls were answered from the storage, and would have cost `saved_usd`.
     """
@@ -35,13 +35,13 @@ class Sum:
 
     @property
     def name(self) -> str:
-        """The key, in one text."""
+        """The key as one text."""
         return " / ".join(self.key)
 
 
 @dataclass(frozen=True)
 class Overview:
-    """What was spent from `first` to `last`: in all, by day, and by what the tables are of, the dearest first.
+    """What was spent from `first` to `last`: in total, by day, and for each table with the most expensive first.
 
     The keys are `(day,)`, `(DAG,)`, `(model, connection)`, `(DAG, task, prompt)` and `(DAG, run)`.
     """
@@ -81,7 +81,7 @@ def overview(reading: Reading, first: date, last: date) -> Overview:
 
 
 def _by(rows: pa.Table, *columns: str) -> list[Sum]:
-    """Add up the rows that are the same in these columns; the dearest first, then those with the most tokens."""
+    """Add up the rows with the same values in these columns; those with the highest cost, then most tokens, first."""
     if not rows.num_rows:
         return []
     amounts = [("id", "count_distinct"), *((name, "sum") for name in AMOUNTS)]
