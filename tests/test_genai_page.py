@@ -42,8 +42,8 @@ class Client:
             token = get_auth_manager().generate_jwt(SimpleAuthManagerUser(username=role, role=role))
             self._client.cookies.set("_token", token)
 
-    def get(self, path: str) -> Any:
-        return self._client.get(f"/genai/{path}")
+    def get(self, path: str, **headers: str) -> Any:
+        return self._client.get(f"/genai/{path}", headers=headers)
 
 
 @pytest.fixture(scope="module")
@@ -203,13 +203,43 @@ def test_long_and_wide_tables_say_how_much_of_them_is_shown(browser, run, storag
 
 @pytest.mark.one_stack
 @on_storage("disk", "s3")
-def test_a_file_is_sent_whole_however_large_it_is(airflow_app, run, storage):
+def test_a_large_file_is_sent_in_the_range_that_was_asked_for(airflow_app, run, storage):
     browser = Client(airflow_app, "admin")
+    write_artifact(artifact_path(run.dag_id, run.run_id, "large.bin"), bytes(range(256)) * 10_000)
     path = f"files/{run.dag_id}/large.bin?run_id={quote(run.run_id)}"
-    for content in (bytes(range(256)) * 10_000, b""):
-        write_artifact(artifact_path(run.dag_id, run.run_id, "large.bin"), content)
-        answer = browser.get(path)
-        assert (answer.status_code, answer.content) == (200, content)
+    whole = browser.get(path)
+    assert (whole.status_code, len(whole.content), whole.headers["accept-ranges"]) == (200, 2_560_000, "bytes")
+    for asked, first, last in (
+        ("bytes=0-9", 0, 9),
+        ("bytes=1048570-1048585", 1_048_570, 1_048_585),
+        ("bytes=1000-2559999", 1_000, 2_559_999),
+        ("bytes=2559990-", 2_559_990, 2_559_999),
+        ("bytes=-10", 2_559_990, 2_559_999),
+        ("bytes=2559999-9999999999", 2_559_999, 2_559_999),
+    ):
+        part = browser.get(path, Range=asked)
+        assert (part.status_code, part.content) == (206, whole.content[first : last + 1])
+        assert part.headers["content-range"] == f"bytes {first}-{last}/2560000"
+        assert part.headers["content-length"] == str(last + 1 - first), "compressed, it is not that range of the file"
+    for odd in ("bytes=-", "bytes=a-b", "lines=1-2", "bytes=0-1,5-6"):
+        assert browser.get(path, Range=odd).status_code == 200
+    for outside in ("bytes=2560000-", "bytes=9-3"):
+        assert browser.get(path, Range=outside).status_code == 416
+    write_artifact(artifact_path(run.dag_id, run.run_id, "large.bin"), b"")
+    assert browser.get(path).content == b""
+
+
+@pytest.mark.one_stack
+@on_storage("disk", "s3")
+def test_a_download_is_continued_only_while_the_file_is_the_same(airflow_app, run, storage):
+    browser = Client(airflow_app, "admin")
+    write_artifact(artifact_path(run.dag_id, run.run_id, "large.bin"), b"first" * 1_000)
+    path = f"files/{run.dag_id}/large.bin?run_id={quote(run.run_id)}"
+    begun = {"Range": "bytes=10-", "If-Range": browser.get(path).headers["etag"]}
+    assert browser.get(path, **begun).content == b"first" * 998
+    write_artifact(artifact_path(run.dag_id, run.run_id, "large.bin"), b"other" * 1_000)
+    changed = browser.get(path, **begun)
+    assert (changed.status_code, changed.content) == (200, b"other" * 1_000)
 
 
 def test_a_task_instance_shows_its_own_calls_only(browser, run):

@@ -7,11 +7,11 @@ files; no request holds a path or a URL.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.models.resource_details import ConnectionDetails, DagAccessEntity
@@ -21,7 +21,7 @@ from airflow.models.dagrun import DagRun
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.taskinstancehistory import TaskInstanceHistory
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
-from fastapi.responses import HTMLResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, Response
 from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sqlalchemy import func, select
@@ -29,6 +29,7 @@ from sqlalchemy import func, select
 from include.common.prices import shown_usd
 from include.common.shown import shown_text
 from include.page.budgets import shown_budgets
+from include.page.downloads import send_file
 from include.page.previews import IMAGES, previews
 from include.page.quality import plots
 from include.page.results import read_results
@@ -42,14 +43,10 @@ try:
 except ImportError:  # a copied pattern may lack it
     trace_link = None  # type: ignore[assignment]
 
-if TYPE_CHECKING:
-    from airflow.sdk import ObjectStoragePath
-
 FOLDER = Path(__file__).parent
 LONGEST_RANGE_DAYS = 92
 SHOWN_DAYS = 7
 RUNS_OF_A_DAG = 50
-BYTES_AT_ONCE = 1 << 20
 # What the browser may load for a page: its own style sheet, script and pictures.
 POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; frame-ancestors 'self'; "
@@ -152,7 +149,9 @@ def run(
 
 
 @app.get("/files/{dag_id}/{name:path}", dependencies=[may_read_dag])
-def file(dag_id: str, name: str, run_id: str, session: SessionDep, download: bool = False) -> Response:
+def file(
+    request: Request, dag_id: str, name: str, run_id: str, session: SessionDep, download: bool = False
+) -> Response:
     """Send a file of a run: pictures as such, everything else as a download."""
     _run(session, dag_id, run_id)
     files = _readable(files_of, dag_id, run_id)
@@ -163,13 +162,7 @@ def file(dag_id: str, name: str, run_id: str, session: SessionDep, download: boo
     headers = {"Content-Security-Policy": FILE_POLICY, "X-Content-Type-Options": "nosniff"}
     if download or not kind:
         headers["Content-Disposition"] = f'attachment; filename="{re.sub(r"[^A-Za-z0-9._-]+", "-", path.name)}"'
-    return StreamingResponse(_content(path), headers=headers, media_type=kind or "application/octet-stream")
-
-
-def _content(path: ObjectStoragePath) -> Iterator[bytes]:
-    with path.fs.open(path.path, "rb") as stream:
-        while part := stream.read(BYTES_AT_ONCE):
-            yield part
+    return send_file(path, kind or "application/octet-stream", headers, request.headers)
 
 
 def _page(request: Request, template: str, **values: Any) -> Response:
