@@ -22,8 +22,6 @@ class Conversation:
 
     def with_hint(self, hint: str) -> "Conversation":
         """The same conversation with ``hint`` at the end of its system message, which is added if missing."""
-        if not hint:
-            return self
         first, *rest = self.turns
         if first[0] == "system":
             return replace(self, turns=(("system", f"{first[1]}\n\n{hint}"), *rest))

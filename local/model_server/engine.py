@@ -7,7 +7,6 @@ import json
 import os
 import tempfile
 import urllib.request
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -71,16 +70,14 @@ class Engine:
         self.expects_usually = lru_cache(REMEMBERED)(self.expects)
         """As `expects`, for a prompt that does not hold the user's text: remembered from then on."""
 
-    def complete(
-        self, prompt: str, limit: int, *, stop: Sequence[str] = (), grammar: str | None = None, **sampling: Any
-    ) -> Completion:
-        """Continue ``prompt`` by at most ``limit`` tokens, up to ``stop`` or the end of the turn.
+    def complete(self, prompt: str, limit: int, *, grammar: str | None = None, **sampling: Any) -> Completion:
+        """Continue ``prompt`` by at most ``limit`` tokens, up to the end of the turn.
 
         :param grammar: GBNF that the continuation must follow.
         :param sampling: llama.cpp sampling settings on top of the defaults.
         :raises ApiError: status 400 if the prompt does not fit the context.
         """
-        body = {**SAMPLING, **sampling, "prompt": prompt, "n_predict": limit, "stop": list(stop)}
+        body = {**SAMPLING, **sampling, "prompt": prompt, "n_predict": limit}
         if grammar is not None:
             body["grammar"] = grammar
         answer = self._ask(body)

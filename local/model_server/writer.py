@@ -16,7 +16,7 @@ from typing import Any
 from . import scalars
 from .choice import Chooser, common_start
 from .conversation import Conversation
-from .engine import SAMPLING, Engine
+from .engine import Engine
 from .schema import Node, Schema
 
 STRING_TOKENS = 40
@@ -46,7 +46,7 @@ class Writer:
 
     :param spoken: whether the answer's only free string is written as plain chat.
     :param limit: most tokens per string, None for the default.
-    :param sampling: settings for strings on top of the engine's own.
+    :param sampling: settings for strings, on top of the engine's own.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Writer:
         self._conversation = conversation
         self._schema = schema
         self._limit = min(limit or STRING_TOKENS, STRING_TOKENS)
-        self._sampling = {**SAMPLING, **sampling}
+        self._sampling = sampling
         fields = schema.node.get("properties", {}).values()
         strings = [node for node in fields if node.get("type") == "string" and "format" not in node]
         self._spoken = strings[0] if spoken and len(strings) == 1 else None

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 from starlette.middleware.base import RequestResponseEndpoint
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from local.api_error import ApiError
@@ -57,7 +57,7 @@ class Controls:
         log.info("%s %s", method, request.scope["raw_path"].decode("latin-1"))
         self.requests.append({"method": method, "path": path})
         if self._token and request.headers.get("authorization") != f"Bearer {self._token}":
-            return refusal(ApiError("Incorrect API key provided.", code="invalid_api_key", status=401))
+            return ApiError("Incorrect API key provided.", code="invalid_api_key", status=401).response()
         fault = next((f for f in self.faults if f.method == method and re.match(f.path, path)), None)
         if fault is None:
             return await answer(request)
@@ -66,12 +66,7 @@ class Controls:
             self.faults.remove(fault)
         if fault.status:
             error = ApiError("This failure was asked for.", code=fault.code, status=fault.status)
-            return refusal(error, {"retry-after": f"{fault.retry_after:g}"})
+            return error.response({"retry-after": f"{fault.retry_after:g}"})
         response = Dropped() if fault.drop == "before" else await answer(request)
         await asyncio.sleep(fault.delay)
         return Dropped() if fault.drop else response
-
-
-def refusal(error: ApiError, headers: dict[str, str] | None = None) -> JSONResponse:
-    """The answer that says so."""
-    return JSONResponse(error.body(), error.status, headers)
