@@ -11,9 +11,9 @@ from local.api_error import ApiError
 
 from .choice import Chooser
 from .conversation import Conversation, from_messages, rejections, tool_result_is_back
-from .engine import SAMPLING, Engine
+from .engine import SAMPLING, Completion, Engine
 from .schema import Schema
-from .wire import ChatRequest, ResponseFormat, Tool
+from .wire import ChatRequest, Tool
 from .writer import Writer
 
 CHAT_MODEL = "smollm2-135m-instruct"
@@ -24,13 +24,9 @@ DEFAULT_SYSTEM = " "
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the model wrote, and whether a token limit cut it; ``call`` names the function if it is a call."""
+class Answer(Completion):
+    """What the model wrote; ``call`` names the function if it is a call."""
 
-    text: str
-    prompt_tokens: int
-    tokens: int
-    cut: bool
     call: str | None = None
 
 
@@ -56,8 +52,9 @@ class Chat:
     def _answer(self, request: ChatRequest, conversation: Conversation) -> Answer:
         if tools := _tools_in_turn(request):
             return self._call(request, conversation, tools)
-        if request.response_format and request.response_format.type == "json_schema":
-            return self._structured(request, conversation, _requested_schema(request.response_format))
+        if wanted := request.response_format:
+            schema = Schema(wanted.json_schema.schema_, "response_format.json_schema.schema")
+            return self._structured(request, conversation, schema)
         return self._plain(request, conversation)
 
     def _call(self, request: ChatRequest, conversation: Conversation, tools: list[Tool]) -> Answer:
@@ -87,7 +84,7 @@ class Chat:
 
 
 def _tools_in_turn(request: ChatRequest) -> list[Tool]:
-    """The tools of which one must be called now; empty if text is due."""
+    """The tools of which one must be called now; empty if the answer is text."""
     tools, choice = request.tools or [], request.tool_choice
     if choice == "required" and not tools:
         message = "tool_choice is 'required', but there are no tools."
@@ -102,7 +99,7 @@ def _tools_in_turn(request: ChatRequest) -> list[Tool]:
 
 
 def _sampling(request: ChatRequest) -> dict[str, Any]:
-    """What the client asked for; after a rejection with some chance, or the answer would come back unchanged."""
+    """What the client asked for; random after a rejection, or the same answer would come back."""
     rejected = rejections(request.messages)
     temperature = request.temperature
     if temperature is None:
@@ -116,13 +113,6 @@ def _object_schema(request: ChatRequest, tool: Tool) -> Schema:
     if schema.node.get("type") != "object":
         raise schema.error("The parameters of a function must be a JSON schema of type object.")
     return schema
-
-
-def _requested_schema(wanted: ResponseFormat) -> Schema:
-    place = "response_format.json_schema"
-    if wanted.json_schema is None:
-        raise ApiError(f"{place}: Field required", param=place, code="invalid_value")
-    return Schema(wanted.json_schema.schema_, f"{place}.schema")
 
 
 def _completion(answer: Answer) -> dict[str, Any]:

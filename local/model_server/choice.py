@@ -4,10 +4,10 @@ Asked which label fits, the model gives nearly all texts the same one. Two thing
 
 - `likeliest` compares how likely each option is with how likely it is when the user's last text is replaced by a
   neutral one (contextual calibration).
-- `closest` compares whole expectations. What would the model write after the user's text, what after a text
-  that is only the option itself? The option whose next-token distribution is explained best by the text's own
-  is chosen, again relative to neutral texts. This needs one look at the next token per cue, whatever the number
-  of options, as those of the options and of neutral texts are remembered.
+- `closest` compares next-token distributions: those after the user's text with those after a text that is only the
+  option itself. It chooses the option whose distribution is explained best by the text's, again relative to neutral
+  texts. This takes one prediction per cue, however many options there are, as those of options and neutral texts are
+  cached.
 
 Measured with `python -m benchmarks.model_quality`, as shares of right labels: incidents 0.57 (a JSON grammar alone
 0.40), reviews 1 to 60, on which the cues were picked, 0.63 (0.50, mostly one label), reviews 61 to 200 0.52 (0.42).
@@ -86,7 +86,7 @@ class Chooser:
 
 
 def common_start(texts: Sequence[str]) -> str:
-    """What all texts begin with."""
+    """The longest common prefix."""
     first, last = min(texts), max(texts)
     return first[: next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))]
 

@@ -1,4 +1,4 @@
-"""Messages as the text that the model continues (ChatML), and what state the conversation is in."""
+"""Messages as the text that the model continues (ChatML), and the state of the conversation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +34,7 @@ class Conversation:
 
 
 def from_messages(messages: Sequence[Message]) -> Conversation:
-    """Turn API messages into turns the model knows: tool results become user turns, calls become text."""
+    """Convert API messages to turns that the model knows: tool results become user turns, calls become text."""
     turns: list[tuple[str, str]] = []
     for message in messages:
         text = _harmless(message.text)
@@ -45,19 +45,13 @@ def from_messages(messages: Sequence[Message]) -> Conversation:
             turns.append(("assistant", "\n".join(part for part in (text, *map(_harmless, calls)) if part)))
         else:
             turns.append(("system" if message.role == "developer" else message.role, text))
-    merged: list[tuple[str, str]] = []
-    for role, text in turns:
-        if merged and role == merged[-1][0] == "system":
-            merged[-1] = (role, f"{merged[-1][1]}\n\n{text}")
-        else:
-            merged.append((role, text))
-    return Conversation(tuple(merged))
+    return Conversation(tuple(turns))
 
 
 def tool_result_is_back(messages: Sequence[Message], output_tools: set[str]) -> bool:
     """Whether a function tool has answered since the last user message.
 
-    Messages that only reject an answer, and the fate of output tool calls, don't count as either.
+    A message that only rejects an answer is not a user message, and a reply to an output tool's call is not a result.
     """
     names: dict[str, str] = {}
     back = False
@@ -72,10 +66,10 @@ def tool_result_is_back(messages: Sequence[Message], output_tools: set[str]) -> 
 
 
 def rejections(messages: Sequence[Message]) -> int:
-    """How many answers the client has sent back as wrong."""
+    """How many answers the client has rejected."""
     return sum(m.role in ("user", "tool") and m.text.rstrip().endswith(REJECTIONS) for m in messages)
 
 
 def _harmless(text: str) -> str:
-    """Text from outside must not open or close turns."""
+    """``text`` without what would open or close a turn."""
     return text.replace("<|im_", "<im_").replace("<|endoftext", "<endoftext")

@@ -21,7 +21,7 @@ class Embedder:
         self._model = WordLlama.load(cache_dir=Path(wordllama.__file__).parent, disable_download=True)
 
     def reply(self, request: EmbeddingRequest) -> dict[str, Any]:
-        """The body of an embeddings answer: a unit vector of 256 float32 per input, in the order of the inputs."""
+        """Return the body of an embeddings answer: a unit vector of 256 float32 per input, in the same order."""
         vectors = np.asarray(self._model.embed(request.input, norm=True), dtype=np.float32)
         tokens = self._count(request.input)
         data = [

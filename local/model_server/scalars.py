@@ -1,4 +1,4 @@
-"""Strings and numbers of a JSON answer: grammars that keep them in form, repairs that keep them in bounds."""
+"""Strings and numbers of a JSON answer: grammars for their form, and repairs that keep them within bounds."""
 
 import math
 import re
@@ -12,7 +12,7 @@ FORMAT_GRAMMARS = {"date": f'root ::= {DAY} "\\""', "date-time": f'root ::= {DAY
 
 
 def string_grammar(node: Node) -> str:
-    """GBNF for the rest of a string after its opening quote, up to and with the closing one."""
+    """GBNF for a string after its opening quote, including the closing one."""
     if "format" in node:
         return FORMAT_GRAMMARS[node["format"]]
     least = min(max(node.get("minLength", 1), 1), 400)
@@ -20,7 +20,7 @@ def string_grammar(node: Node) -> str:
 
 
 def string_value(text: str, cut: bool, node: Node) -> str:
-    """The string that was meant by generated ``text``, shortened to a whole sentence or word if it was cut."""
+    """The generated ``text`` as a value, shortened to a whole sentence or word if it was cut."""
     value = text.strip()
     if "format" in node:
         return value
@@ -33,7 +33,7 @@ def string_value(text: str, cut: bool, node: Node) -> str:
 
 
 def whole(text: str) -> str:
-    """``text`` up to its last sentence end, or else without its last, possibly broken word."""
+    """``text`` up to the end of its last sentence; if it has none, without its last, possibly broken word."""
     sentences = re.match(r"(?s).*[.!?](?=\s|$)", text)
     if sentences:
         return sentences.group().strip()

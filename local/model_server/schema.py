@@ -1,4 +1,4 @@
-"""JSON schemas as the writer needs them: references replaced by what they name, what can't be written refused."""
+"""JSON schemas as the writer needs them: references are resolved, and what can't be written is refused."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ WRITTEN = {
     *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
     *("properties", "required", "additionalProperties", "items", "minItems", "maxItems", "uniqueItems"),
 }
-# Keywords that limit a value in ways the writer does not know. All others only describe it.
+# Keywords that restrict a value in ways the writer does not know. All others only describe it.
 REFUSED = sorted((Draft202012Validator.VALIDATORS.keys() | {"$dynamicRef", "then", "else"}) - WRITTEN)
 FORMATS = ("date", "date-time")
 
@@ -42,7 +42,7 @@ class Schema:
         return ApiError(message, param=self._param, code="invalid_json_schema")
 
     def is_valid(self, value: Any) -> bool:
-        """Tell whether ``value`` conforms to the whole schema."""
+        """Return whether ``value`` conforms to the whole schema."""
         return bool(self._validator.is_valid(value))
 
     def _plain(self, raw: Any, path: str, inside: tuple[str, ...]) -> Node:

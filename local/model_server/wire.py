@@ -61,8 +61,8 @@ class NamedSchema(BaseModel):
 class ResponseFormat(BaseModel):
     """The form of an answer that is not a tool call."""
 
-    type: Literal["text", "json_schema"]
-    json_schema: NamedSchema | None = None
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
 
 
 class ChatRequest(BaseModel):
