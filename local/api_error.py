@@ -49,7 +49,7 @@ def answer_errors(app: FastAPI) -> None:
 
 async def _respond(request: Request, error: Exception) -> JSONResponse:
     found = _as_api_error(error)
-    # The path is not decoded, as it could pass for lines of the log.
+    # The path is not decoded, as line breaks would forge log lines.
     log.info("%s %s: status %d", request.method, request.scope["raw_path"].decode("latin-1"), found.status)
     return found.response()
 

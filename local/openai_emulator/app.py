@@ -1,4 +1,4 @@
-"""The application: files, models and answers, and the routes of jobs, of batches and of what tests ask for."""
+"""The application: files, models and answers, and the routes of jobs, batches and the controls for tests."""
 
 import logging
 import time
@@ -33,12 +33,12 @@ def create_app(
 ) -> ASGIApp:
     """Build the application.
 
-    :param folder: where its state is kept.
+    :param folder: where its state is stored.
     :param upstream: base URL of the OpenAI-compatible server that has the models; without one there is one base model
         and no question is answered.
     :param job_seconds: how long a job takes.
-    :param token: the only API key that is accepted; any is if there is none.
-    :param clock: gives seconds since the epoch, by which jobs live.
+    :param token: the only API key that is accepted; None accepts any.
+    :param clock: returns seconds since the epoch, for the statuses of jobs.
     """
     log.info("this is %s", FAKE)
     store = Store(folder)

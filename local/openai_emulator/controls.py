@@ -1,4 +1,4 @@
-"""What every request meets first: the log, the check of the key, and the faults that a test asked for."""
+"""What every request passes first: the log, the check of the key, and the faults that a test asked for."""
 
 import asyncio
 import logging
@@ -18,7 +18,7 @@ log = logging.getLogger("local.openai_emulator")
 
 
 class Fault(BaseModel):
-    """What some requests meet; see the package's docstring."""
+    """What happens to some requests; see the package's docstring."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -33,15 +33,15 @@ class Fault(BaseModel):
 
 
 class Dropped(Response):
-    """An answer that is begun and not finished, so that the server ends the connection."""
+    """An answer that is started and not finished, so that the server closes the connection."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Begin it."""
+        """Send only the head."""
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1")]})
 
 
 class Controls:
-    """Middleware. `faults` are those to come, `requests` those that came."""
+    """Middleware. `faults` are still to come, `requests` are those received so far."""
 
     def __init__(self, token: str | None) -> None:
         self._token = token
@@ -53,7 +53,7 @@ class Controls:
         method, path = request.method, request.url.path
         if not path.startswith("/v1/"):
             return await answer(request)
-        # Not decoded, as it could pass for lines of the log, and without the query, which may have a caller's secrets.
+        # Not decoded, as line breaks would forge log lines, and without the query, which may have a caller's secrets.
         log.info("%s %s", method, request.scope["raw_path"].decode("latin-1"))
         self.requests.append({"method": method, "path": path})
         if self._token and request.headers.get("authorization") != f"Bearer {self._token}":
