@@ -1,6 +1,6 @@
 """The embedded queue: moto's server, which is a FAKE of Amazon SQS, in memory, behind SQS's own API.
 
-It has no permissions and no account limits. What is on a queue is gone when the stack stops.
+It has no permissions and no account limits. Messages are lost when the stack stops.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from local.guard import HOST, guarded
 ACCOUNT = "123456789012"  # moto's
 REGION = "us-east-1"
 NAME = "inference-requests"
-# Airflow masks a password in all logs: this one is in no path and no sentence.
+# Airflow masks a password in all logs, so this must be text that no path and no sentence contains.
 NO_KEY = "no-key-is-needed"
 
 
@@ -25,12 +25,12 @@ def sqs_command(port: int) -> list[str]:
 
 
 def queue_url(port: int) -> str:
-    """Return the URL of the queue of requests; those of replies and dead letters start with it."""
+    """Return the URL of the queue of requests; the URLs of replies and dead letters start with it."""
     return f"http://127.0.0.1:{port}/{ACCOUNT}/{NAME}"
 
 
 def sqs_connection(url: str) -> str:
-    """Return a connection as JSON, for AIRFLOW_CONN_*, that sends SQS alone to the server of this queue."""
+    """Return a connection as JSON, for AIRFLOW_CONN_*, that uses the server of this queue for SQS only."""
     extra = {"region_name": REGION, "service_config": {"sqs": {"endpoint_url": _endpoint(url)}}}
     return json.dumps({"conn_type": "aws", "login": NO_KEY, "password": NO_KEY, "extra": extra})
 
@@ -69,7 +69,7 @@ def _endpoint(url: str) -> str:
 
 
 def main() -> None:
-    """Serve as `moto.server` does, but not to web pages: moto lets those of every site read and write."""
+    """Serve as `moto.server` does, but not to web pages: moto lets pages of any site read and write."""
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
     from werkzeug.serving import run_simple
 

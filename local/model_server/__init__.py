@@ -29,6 +29,6 @@ from local.web_server import in_a_thread
 from .app import create_app
 
 
-def serve(port: int = 0) -> AbstractContextManager[str]:
+def serve() -> AbstractContextManager[str]:
     """Run the server in a thread of this process; see `local.web_server.in_a_thread`."""
-    return in_a_thread(create_app, port)
+    return in_a_thread(create_app)
