@@ -6,17 +6,16 @@ It has no permissions and no account limits. Messages are lost when the stack st
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from typing import Any
-
-from local.guard import HOST, guarded
 
 ACCOUNT = "123456789012"  # moto's
 REGION = "us-east-1"
 NAME = "inference-requests"
 # Airflow masks a password in all logs, so this must be text that no path and no sentence contains.
 NO_KEY = "no-key-is-needed"
+# A request that waits for messages occupies one.
+THREADS = 64
 
 
 def sqs_command(port: int) -> list[str]:
@@ -70,12 +69,14 @@ def _endpoint(url: str) -> str:
 
 def main() -> None:
     """Serve as `moto.server` does, but not to web pages: moto lets pages of any site read and write."""
-    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
-    from werkzeug.serving import run_simple
+    from a2wsgi import WSGIMiddleware
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 
-    app = guarded(DomainDispatcherApplication(create_backend_app))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    run_simple(HOST, int(sys.argv[1]), app, threaded=True, request_handler=MotoRequestHandler)
+    from local.web_server import until_stopped
+
+    moto: Any = DomainDispatcherApplication(create_backend_app)  # the two packages' types of WSGI and ASGI differ
+    app: Any = WSGIMiddleware(moto, workers=THREADS)
+    until_stopped(lambda: app, int(sys.argv[1]))
 
 
 if __name__ == "__main__":

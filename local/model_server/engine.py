@@ -70,17 +70,14 @@ class Engine:
         self.expects_usually = lru_cache(REMEMBERED)(self.expects)
         """As `expects`, but cached: for prompts without the user's text."""
 
-    def complete(self, prompt: str, limit: int, *, grammar: str | None = None, **sampling: Any) -> Completion:
+    def complete(self, prompt: str, limit: int, *, grammar: str = "", **sampling: Any) -> Completion:
         """Continue ``prompt`` by at most ``limit`` tokens, up to the end of the turn.
 
-        :param grammar: GBNF that the continuation must follow.
+        :param grammar: GBNF that the continuation must follow; empty for any text.
         :param sampling: llama.cpp sampling settings on top of the defaults.
         :raises ApiError: status 400 if the prompt does not fit the context.
         """
-        body = {**SAMPLING, **sampling, "prompt": prompt, "n_predict": limit}
-        if grammar is not None:
-            body["grammar"] = grammar
-        answer = self._ask(body)
+        answer = self._ask({**SAMPLING, **sampling, "prompt": prompt, "n_predict": limit, "grammar": grammar})
         choice, usage = answer["choices"][0], answer["usage"]
         cut = choice["finish_reason"] == "length"
         return Completion(choice["text"], usage["prompt_tokens"], usage["completion_tokens"], cut)

@@ -61,8 +61,6 @@ class Schema:
         if "const" in node:
             node["enum"] = [node["const"]]
         if "enum" in node:
-            if not node["enum"]:
-                raise self.error(f"The enum at {path} has no values.")
             return {"enum": node["enum"]}
         if branches := node.get("anyOf", node.get("oneOf")):
             return {"anyOf": [self._plain(part, f"{path}/{i}", inside) for i, part in enumerate(branches)]}
