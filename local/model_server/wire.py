@@ -1,7 +1,7 @@
 """What a client may send to ``/v1/chat/completions`` and ``/v1/embeddings``.
 
-Unknown fields are ignored, as OpenAI ignores most of them. What this server knows but can't do (streams, content in
-parts, several choices) is refused with the name of the field.
+Unknown fields are ignored, as OpenAI ignores most of them. What this server knows but can't do (streams, pictures,
+several choices) is refused with the name of the field.
 """
 
 from typing import Annotated, Any, Literal
@@ -10,6 +10,17 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, Field
 
 ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
 Text = Annotated[str, Field(min_length=1)]
+
+
+def _joined(content: Any) -> Any:
+    """Return the text of a message's content, which may be missing or come in parts."""
+    if not isinstance(content, list):
+        return "" if content is None else content
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise ValueError(f"only content parts of type 'text' are supported, not {kind!r}")
+    return "".join(part["text"] for part in content)
 
 
 class CalledFunction(BaseModel):
@@ -30,9 +41,7 @@ class Message(BaseModel):
     """One turn of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    text: Annotated[str, BeforeValidator(lambda content: "" if content is None else content)] = Field(
-        default="", alias="content"
-    )
+    text: Annotated[str, BeforeValidator(_joined)] = Field(default="", alias="content")
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
 

@@ -141,9 +141,9 @@ def test_max_tokens_end_the_text(client: openai.OpenAI, name: str) -> None:
     assert short.choices[0].finish_reason == "length" and short.usage.completion_tokens == 5
 
 
-def test_developer_messages_are_read(client: openai.OpenAI) -> None:
-    question = {"role": "user", "content": "What is the capital of France?"}
-    messages: Any = [{"role": "developer", "content": "Be brief."}, question]
+def test_text_parts_and_developer_messages_are_read(client: openai.OpenAI) -> None:
+    parts = [{"type": "text", "text": "What is the capital "}, {"type": "text", "text": "of France?"}]
+    messages: Any = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": parts}]
     assert "Paris" in str(client.chat.completions.create(model=CHAT, messages=messages).choices[0].message.content)
 
 
