@@ -84,7 +84,7 @@ class Chat:
 
 
 def _tools_in_turn(request: ChatRequest) -> list[Tool]:
-    """The tools of which one must be called now; empty if the answer is text."""
+    """Return the tools of which one must be called now; empty if the answer is text."""
     tools, choice = request.tools or [], request.tool_choice
     if choice == "required" and not tools:
         message = "tool_choice is 'required', but there are no tools."
@@ -99,7 +99,7 @@ def _tools_in_turn(request: ChatRequest) -> list[Tool]:
 
 
 def _sampling(request: ChatRequest) -> dict[str, Any]:
-    """What the client asked for; random after a rejection, or the same answer would come back."""
+    """Return what the client asked for; random after a rejection, as else the same answer would come back."""
     rejected = rejections(request.messages)
     temperature = request.temperature
     if temperature is None:

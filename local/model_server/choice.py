@@ -35,7 +35,7 @@ class Chooser:
     _seen: dict[str, Expectation] = field(default_factory=dict)
 
     def likeliest(self, cue: str, options: Sequence[str], plain: bool = False) -> int:
-        """Index of the option that gains most from the user's text as the continuation of ``cue``.
+        """Return the index of the option that gains most from the user's text as the continuation of ``cue``.
 
         Decided by the first token in which the options differ.
 
@@ -56,10 +56,10 @@ class Chooser:
         return gains.index(max(gains))
 
     def closest(self, cue: str, meanings: Sequence[str]) -> list[int]:
-        """Indexes of the options, best first.
+        """Return the indexes of the options, best first.
 
         :param cue: the start of the answer, up to where an option would follow.
-        :param meanings: for each option, what a user might write who means just that.
+        :param meanings: for each option, what a user who means it might write.
         """
         if len(meanings) == 1:
             return [0]
@@ -86,13 +86,13 @@ class Chooser:
 
 
 def common_start(texts: Sequence[str]) -> str:
-    """The longest common prefix."""
+    """Return the longest common prefix."""
     first, last = min(texts), max(texts)
     return first[: next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))]
 
 
 def _score(found: Expectation, rest: bytes) -> float:
-    """Log of the probability of the tokens with which ``rest`` can start."""
+    """Return the log probability of the tokens with which ``rest`` can start."""
     mass = sum(
         math.exp(p) for token, p in found.items() if token and (rest.startswith(token) or token.startswith(rest))
     )
@@ -100,5 +100,5 @@ def _score(found: Expectation, rest: bytes) -> float:
 
 
 def _explained(option: Expectation, found: Expectation) -> float:
-    """Minus the Kullback-Leibler divergence of ``found`` from ``option``: 0 if they are the same, else less."""
+    """Return minus the Kullback-Leibler divergence of ``found`` from ``option``: 0 if they are equal, else less."""
     return sum(math.exp(logprob) * (found.get(token, RARE) - logprob) for token, logprob in option.items())

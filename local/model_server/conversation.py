@@ -16,19 +16,19 @@ class Conversation:
     turns: tuple[tuple[str, str], ...]
 
     def prompt(self, answer_start: str = "") -> str:
-        """The text up to and including ``answer_start``, the part of the answer already written."""
+        """Return the text up to and including ``answer_start``, the part of the answer already written."""
         text = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in self.turns)
         return f"{text}<|im_start|>assistant\n{answer_start}"
 
     def with_hint(self, hint: str) -> "Conversation":
-        """The same conversation with ``hint`` at the end of its system message, which is added if missing."""
+        """Append ``hint`` to the system message, which is added if missing."""
         first, *rest = self.turns
         if first[0] == "system":
             return replace(self, turns=(("system", f"{first[1]}\n\n{hint}"), *rest))
         return replace(self, turns=(("system", hint), *self.turns))
 
     def about(self, text: str) -> "Conversation":
-        """The same conversation with the last user turn, and all after it, replaced by ``text``."""
+        """Replace the last user turn, and all after it, by ``text``."""
         last = max((i for i, (role, _) in enumerate(self.turns) if role == "user"), default=len(self.turns))
         return replace(self, turns=(*self.turns[:last], ("user", text)))
 
@@ -49,7 +49,7 @@ def from_messages(messages: Sequence[Message]) -> Conversation:
 
 
 def tool_result_is_back(messages: Sequence[Message], output_tools: set[str]) -> bool:
-    """Whether a function tool has answered since the last user message.
+    """Return whether a function tool has answered since the last user message.
 
     A message that only rejects an answer is not a user message, and a reply to an output tool's call is not a result.
     """
@@ -66,10 +66,10 @@ def tool_result_is_back(messages: Sequence[Message], output_tools: set[str]) -> 
 
 
 def rejections(messages: Sequence[Message]) -> int:
-    """How many answers the client has rejected."""
+    """Count the answers that the client has rejected."""
     return sum(m.role in ("user", "tool") and m.text.rstrip().endswith(REJECTIONS) for m in messages)
 
 
 def _harmless(text: str) -> str:
-    """``text`` without what would open or close a turn."""
+    """Disable what would open or close a turn."""
     return text.replace("<|im_", "<im_").replace("<|endoftext", "<endoftext")

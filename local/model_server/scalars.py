@@ -12,7 +12,7 @@ FORMAT_GRAMMARS = {"date": f'root ::= {DAY} "\\""', "date-time": f'root ::= {DAY
 
 
 def string_grammar(node: Node) -> str:
-    """GBNF for a string after its opening quote, including the closing one."""
+    """Return GBNF for a string after its opening quote, including the closing one."""
     if "format" in node:
         return FORMAT_GRAMMARS[node["format"]]
     least = min(max(node.get("minLength", 1), 1), 400)
@@ -20,7 +20,7 @@ def string_grammar(node: Node) -> str:
 
 
 def string_value(text: str, cut: bool, node: Node) -> str:
-    """The generated ``text`` as a value, shortened to a whole sentence or word if it was cut."""
+    """Return the generated ``text`` as a value, shortened to a whole sentence or word if it was cut."""
     value = text.strip()
     if "format" in node:
         return value
@@ -33,7 +33,7 @@ def string_value(text: str, cut: bool, node: Node) -> str:
 
 
 def whole(text: str) -> str:
-    """``text`` up to the end of its last sentence; if it has none, without its last, possibly broken word."""
+    """Cut ``text`` after its last sentence; if it has none, without its last, possibly broken word."""
     sentences = re.match(r"(?s).*[.!?](?=\s|$)", text)
     if sentences:
         return sentences.group().strip()
@@ -42,14 +42,14 @@ def whole(text: str) -> str:
 
 
 def number_grammar(node: Node) -> str:
-    """GBNF for a number and the character after it."""
+    """Return GBNF for a number and the character after it."""
     sign = '"-"? ' if bounds(node)[0] < 0 else ""
     decimals = "" if node["type"] == "integer" else ' ("." [0-9]{1,3})?'
     return f'root ::= {sign}("0" | [1-9] [0-9]{{0,8}}){decimals} [,}}\\]\\n ]'
 
 
 def number_value(text: str, node: Node) -> int | float:
-    """The number in ``text``, moved into the bounds that the schema sets."""
+    """Return the number in ``text``, moved into the bounds that the schema sets."""
     found = re.match(r"-?\d+(\.\d+)?", text)
     low, high = bounds(node)
     value = min(max(float(found.group()) if found else 0.0, low), high)
@@ -57,7 +57,7 @@ def number_value(text: str, node: Node) -> int | float:
 
 
 def bounds(node: Node) -> tuple[float, float]:
-    """Least and greatest value allowed, both inclusive; infinite where the schema sets none."""
+    """Return the least and greatest value allowed, both inclusive; infinite where the schema sets none."""
     step = 1 if node["type"] == "integer" else 1e-6
     low = max(node.get("minimum", -math.inf), node.get("exclusiveMinimum", -math.inf) + step)
     high = min(node.get("maximum", math.inf), node.get("exclusiveMaximum", math.inf) - step)
@@ -65,6 +65,6 @@ def bounds(node: Node) -> tuple[float, float]:
 
 
 def digits(node: Node) -> list[int]:
-    """All integers that a bounded node allows if each is one digit, else an empty list."""
+    """Return all integers that a bounded node allows if each has one digit, else an empty list."""
     low, high = bounds(node)
     return list(range(int(low), int(high) + 1)) if node["type"] == "integer" and 0 <= low <= high <= 9 else []
