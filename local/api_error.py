@@ -48,17 +48,17 @@ def answer_errors(app: FastAPI) -> None:
 
 
 async def _respond(request: Request, error: Exception) -> JSONResponse:
-    found = _as_api_error(error)
+    found = _as_api_error(request, error)
     # The path is not decoded, as line breaks would forge log lines.
     log.info("%s %s: status %d", request.method, request.scope["raw_path"].decode("latin-1"), found.status)
     return found.response()
 
 
-def _as_api_error(error: Exception) -> ApiError:
+def _as_api_error(request: Request, error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, HTTPException):
-        return ApiError(str(error.detail), status=error.status_code)
+        return ApiError(f"{request.method} {request.url.path}: {error.detail}", status=error.status_code)
     if not isinstance(error, RequestValidationError):
         return ApiError("The server failed to answer; its log has the reason.", status=500)
     first = error.errors()[0]
