@@ -19,30 +19,30 @@ class AirflowAPI:
         self._http = httpx.Client(base_url=url, timeout=30)
 
     def log_in(self) -> None:
-        """Get a token; the local stack wants no name and no password."""
+        """Get a token; the local stack needs no name and no password."""
         token = self._json("GET", "/auth/token")["access_token"]
         self._http.headers["Authorization"] = f"Bearer {token}"
 
     def health(self) -> dict[str, str | None]:
-        """Status by component (`scheduler`, `dag_processor`, ...): "healthy", "unhealthy" or None."""
+        """Return the status by component (`scheduler`, `dag_processor`, ...): "healthy", "unhealthy" or None."""
         parts = self._json("GET", "/api/v2/monitor/health")
         return {name: part["status"] for name, part in parts.items()}
 
     def dags(self) -> dict[str, dict[str, Any]]:
-        """The DAGs that have been parsed, by id: `is_paused` and more."""
+        """Return the DAGs that have been parsed, by id: `is_paused` and more."""
         return {dag["dag_id"]: dag for dag in self._pages("/api/v2/dags", "dags")}
 
     def import_errors(self) -> dict[str, str]:
-        """Stack trace by DAG file, whose path is relative to the DAGs folder."""
+        """Return the stack trace by DAG file, whose path is relative to the DAGs folder."""
         errors = self._pages("/api/v2/importErrors", "import_errors")
         return {error["filename"]: error["stack_trace"] for error in errors}
 
     def unpause(self, dag_id: str) -> None:
-        """Let runs of this DAG start."""
+        """Unpause a DAG."""
         self._json("PATCH", f"/api/v2/dags/{dag_id}", json={"is_paused": False})
 
     def set_pool(self, name: str, slots: int, description: str) -> None:
-        """Create the pool, or leave it as it is."""
+        """Create the pool unless it exists."""
         body = {"name": name, "slots": slots, "description": description}
         response = self._http.post("/api/v2/pools", json=body)
         if response.status_code != httpx.codes.CONFLICT:
@@ -55,35 +55,30 @@ class AirflowAPI:
         return run_id
 
     def backfill_dates(self, dag_id: str, first: str, last: str) -> list[str]:
-        """The logical dates that a backfill of these days (ISO 8601) would run: those without a run."""
+        """Return the logical dates without a run, which a backfill of these days (ISO 8601) would run."""
         body = {"dag_id": dag_id, "from_date": f"{first}T00:00:00Z", "to_date": f"{last}T23:59:59Z"}
         found = self._json("POST", "/api/v2/backfills/dry_run", json=body)
         return [each["logical_date"] for each in found["backfills"]]
 
     def waits_for_assets(self, dag_id: str) -> bool:
-        """Whether updates of assets start this DAG."""
+        """Return whether updates of assets start this DAG."""
         return self._json("GET", f"/api/v2/dags/{dag_id}/details")["asset_expression"] is not None
 
     def runs(self, dag_id: str = "~", **query: Any) -> list[dict[str, Any]]:
-        """Runs, oldest first: `dag_id`, `dag_run_id`, `run_type`, `state`, `duration` in seconds and more.
+        """Return runs, oldest first: `dag_id`, `dag_run_id`, `run_type`, `state`, `duration` in seconds and more.
 
         :param dag_id: default: of all DAGs.
         :param query: filters, such as `run_after_gte`, a time (ISO 8601).
         """
         return self._pages(f"/api/v2/dags/{dag_id}/dagRuns", "dag_runs", order_by="run_after", **query)
 
-    def runs_by_assets(self, dag_id: str, since: str) -> list[str]:
-        """The ids of the runs that asset events have started since this time (ISO 8601)."""
-        runs = self.runs(dag_id, run_type="asset_triggered", run_after_gte=since)
-        return [run["dag_run_id"] for run in runs]
-
     def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
-        """A run's `state` (queued, running, success, failed), `duration` in seconds and more."""
+        """Return a run's `state` (queued, running, success, failed), `duration` in seconds and more."""
         run: dict[str, Any] = self._json("GET", self._run(dag_id, run_id))
         return run
 
     def task_instances(self, dag_id: str = "~", run_id: str = "~", **query: Any) -> list[dict[str, Any]]:
-        """Task instances, mapped ones included.
+        """Return task instances, including mapped ones.
 
         :param dag_id: default: of all DAGs.
         :param run_id: default: of all runs.
@@ -92,7 +87,7 @@ class AirflowAPI:
         return self._pages(f"{self._run(dag_id, run_id)}/taskInstances", "task_instances", **query)
 
     def xcom(self, dag_id: str, run_id: str, task_id: str, key: str, map_index: int = -1) -> Any:
-        """An XCom's value, or None if the task left none."""
+        """Return an XCom's value, or None if there is none."""
         path = f"{self._run(dag_id, run_id)}/taskInstances/{task_id}/xcomEntries/{key}"
         params = {"map_index": map_index, "deserialize": False, "stringify": False}
         response = self._http.get(path, params=params)
@@ -102,7 +97,7 @@ class AirflowAPI:
         return response.json()["value"]
 
     def open_requests(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
-        """The human-in-the-loop requests of a run that nobody has answered: `subject`, `body`, `params`, ..."""
+        """Return a run's human-in-the-loop requests without an answer: `subject`, `body`, `params`, ..."""
         return self._pages(f"{self._run(dag_id, run_id)}/hitlDetails", "hitl_details", response_received=False)
 
     def answer_request(self, request: dict[str, Any], option: str, fields: dict[str, Any]) -> None:
@@ -115,7 +110,7 @@ class AirflowAPI:
         self._json("PATCH", f"{path}/hitlDetails", json={"chosen_options": [option], "params_input": fields})
 
     def log(self, dag_id: str, run_id: str, task_id: str, try_number: int, map_index: int = -1) -> list[str]:
-        """The lines of a task's log; of an exception its type and message, without the stack."""
+        """Return the lines of a task's log; of an exception only its type and message."""
         path = f"{self._run(dag_id, run_id)}/taskInstances/{task_id}/logs/{try_number}"
         lines = []
         for entry in self._json("GET", path, params={"map_index": map_index, "full_content": True})["content"]:
@@ -127,7 +122,7 @@ class AirflowAPI:
         return f"/api/v2/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}"
 
     def _pages(self, path: str, name: str, **query: Any) -> list[dict[str, Any]]:
-        """All entries of a list, which comes in pages."""
+        """Return all entries of a list, page by page."""
         found: list[dict[str, Any]] = []
         while True:
             page = self._json("GET", path, params={**query, "limit": 100, "offset": len(found)})

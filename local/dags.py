@@ -1,4 +1,4 @@
-"""The DAGs that there are: those of the template, and those that its user added."""
+"""The project's DAGs: those of the template, and those that its user added."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from local.processes import StackError
 
 FOLDER = PROJECT / "dags"
 
-# In a process of its own, as files of the user's can do anything while they are imported.
+# In a process of its own, as the user's files can do anything while they are imported.
 PARSE = """
 import json, sys
 try:
@@ -32,7 +32,7 @@ print(json.dumps([found, errors]))
 
 
 def template_dags() -> dict[str, Path]:
-    """The file of each DAG of the template that has not been deleted, by DAG id."""
+    """Return the file of each DAG of the template that has not been deleted, by DAG id."""
     lines = (FOLDER / "template_dags.txt").read_text(encoding="utf-8").split("\n")
     files = [PROJECT / line for line in lines if line.startswith("dags/")]
     return {path.stem: path for path in files if path.exists()}
@@ -64,7 +64,7 @@ def own_dags(airflow_home: Path) -> tuple[dict[str, Path], dict[str, str]]:
 
 
 def wanted_dags(names: str, airflow_home: Path) -> dict[str, Path]:
-    """The file of each DAG that is named in a comma list, by DAG id; no name means all DAGs of the template.
+    """Return the file of each DAG in a comma-separated list, by DAG id; an empty list means the template's DAGs.
 
     :raises StackError: there is no such DAG.
     """

@@ -1,4 +1,4 @@
-"""What the tasks of the demo do, as it is printed while they run."""
+"""The progress of the demo's tasks, printed while they run."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from local.airflow_api import AirflowAPI
 from local.demo_result import COLOURS, name_of, seconds_of
 from local.reviewer import WAITING, Reviewer
 
-# An update can come to light so much later than the time it bears: SQLite has one writer, for whom others wait.
+# An update can become visible so much later than its own time, as SQLite has one writer and the others wait.
 LATE_S = 60
 
 
 class Progress:
-    """Follows the tasks of many runs with one request a look, and stands in for the people whom they ask.
+    """Follows the tasks of many runs with one request per look, and stands in for the people whom they ask.
 
     :param say: prints a line of rich's markup.
     """
@@ -34,7 +34,7 @@ class Progress:
         """Report each task that has ended since the last look, and answer for people.
 
         :param runs: the run to look at, by DAG id.
-        :returns: the names of the tasks at work.
+        :returns: the names of the running tasks.
         """
         since, self._looked = self._looked - timedelta(seconds=LATE_S), datetime.now(UTC)
         for task in self._api.task_instances(updated_at_gte=since.isoformat()):

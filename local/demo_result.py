@@ -16,9 +16,9 @@ COLOURS = {"success": "green", "skipped": "yellow", "failed": "red", "upstream_f
 
 @dataclass
 class Result:
-    """What a DAG's run left behind, or why there was none; `.local/demo.json` is a list of these.
+    """What a DAG's run produced, or why there was none; `.local/demo.json` is a list of these.
 
-    A file that cannot be imported, and is not of a DAG that was to run, has its path in the place of the DAG id.
+    For a file that cannot be imported and belongs to none of the wanted DAGs, its path stands in place of the DAG id.
     """
 
     dag_id: str
@@ -30,14 +30,14 @@ class Result:
     result: str = ""
 
     def add_usage(self, usage: dict[str, Any]) -> None:
-        """Add the XCom `llm_usage` of a task. The cost is None as soon as one price is unknown."""
+        """Add the XCom `llm_usage` of a task. One unknown price makes the cost None."""
         self.tokens += usage["input_tokens"] + usage["output_tokens"]
         known = self.cost_usd is not None and usage["cost_usd"] is not None
         self.cost_usd = self.cost_usd + usage["cost_usd"] if known else None
 
 
 def one_line(values: list[Any]) -> str:
-    """The result of a run, given what its tasks returned: what they call their result, or else the last answer."""
+    """Return a run's result, given what its tasks returned: all values of `result`, or else the last dict."""
     found = [value for value in values if isinstance(value, dict)]
     named = [str(value["result"]) for value in found if "result" in value]
     text = "; ".join(named) or (json.dumps(found[-1], ensure_ascii=False) if found else "")
@@ -51,13 +51,13 @@ def name_of(task: dict[str, Any]) -> str:
 
 
 def seconds_of(task: dict[str, Any]) -> float:
-    """How long a task ran. From its dates: on SQLite, Airflow's own `duration` is twice as long, or negative."""
+    """Return how long a task ran, by its dates: on SQLite, Airflow's `duration` is twice as long, or negative."""
     start, end = (datetime.fromisoformat(task[name]) for name in ("start_date", "end_date"))
     return (end - start).total_seconds()
 
 
 def table_of(results: list[Result]) -> Table:
-    """A line per DAG that succeeded, cut to the width of the console; of the others the whole reason."""
+    """Return a line per DAG: the result, cut to the width of the console, or the whole reason of a failure."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("pattern", overflow="fold", max_width=32)
     table.add_column("state", no_wrap=True)
@@ -77,17 +77,17 @@ def table_of(results: list[Result]) -> Table:
 
 
 def cost_of(result: Result) -> str:
-    """US dollars; tokens where the price is unknown, as for a local model; nothing where no model was called."""
+    """Return US dollars; tokens if the price is unknown; nothing if no model was called."""
     if not result.tokens:
         return ""
     return f"{result.tokens:,} tokens" if result.cost_usd is None else f"${result.cost_usd:.4f}"
 
 
 def totals_of(results: list[Result]) -> str:
-    """The numbers of all runs together."""
+    """Return a line with the sums over all runs."""
     done = sum(each.state == "success" for each in results)
     tasks, tokens = (sum(getattr(each, name) for each in results) for name in ("tasks", "tokens"))
     costs = [each.cost_usd for each in results]
     known = sum(cost for cost in costs if cost is not None)
-    cost = f" They cost ${known:.4f}{', and what has no known price' if None in costs else ''}." if known else ""
+    cost = f" They cost ${known:.4f}{', plus calls of unknown price' if None in costs else ''}." if known else ""
     return f"{done} of {len(results)} DAGs succeeded, with {tasks} tasks and {tokens:,} tokens.{cost}"

@@ -2,7 +2,7 @@
 
 make forget RUN=manual__2026-11-26T08:00:00+00:00
 make forget DAG=prompt_chaining DAYS=7          those that are older than a week
-make forget KEY=3f2a                            those whose file's name begins so
+make forget KEY=3f2a                            those whose file name starts with this
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Who may talk to the local stack's servers: programs of the user who started it, and pages of its own.
+"""Who may talk to the local stack's servers: programs of the user who started it, and its own pages.
 
-They listen on 127.0.0.1, which keeps away other machines, but neither the pages that are open in a browser here nor
-other users of this machine. And Airflow's hands a token to whoever asks for one: it has no passwords here.
+They listen on 127.0.0.1, which keeps out other machines, but neither pages that are open in a browser here nor other
+users of this machine. And Airflow's server gives a token to anyone who asks, as it has no passwords here.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
@@ -19,23 +18,23 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 HOST = "127.0.0.1"
 OWN_NAMES = (HOST, "localhost", "[::1]")
-# What hands out tokens of Airflow; all else of it wants one. It is for programs of this user.
+# Where Airflow hands out tokens, which all its other paths require. Only for programs of this user.
 LOGIN = "/auth/"
-# What browsers say of a request that a person has made by following a link.
+# The method and headers of a request that a browser sends when a person follows a link.
 LINK = ("GET", "navigate", "document")
 TCP_TABLE = Path("/proc/net/tcp")
 
 
 def host_name() -> str:
-    """Return where Airflow's processes reach each other: a setting of Airflow."""
+    """Return the host at which Airflow's processes reach each other; a setting of Airflow names this function."""
     return HOST
 
 
 def refusal(method: str, headers: Mapping[str, str]) -> str:
     """Return why a request is refused; empty if it is not.
 
-    A page under a name that its owner has pointed to 127.0.0.1 (DNS rebinding) is known by that name; one of another
-    site, or another port of this machine, by what browsers say of it. A link in it may lead here all the same.
+    A page whose host name points to 127.0.0.1 (DNS rebinding) is detected by that name; a page of another site, or of
+    another port of this machine, by the headers that browsers add. A link on such a page may still lead here.
 
     :param headers: with lower-case names.
     """
@@ -53,7 +52,7 @@ def refusal(method: str, headers: Mapping[str, str]) -> str:
 
 
 def is_stranger(client: tuple[str, int], server: tuple[str, int]) -> bool:
-    """Return whether the other end of a connection on 127.0.0.1 is another user's, as far as Linux says."""
+    """Return whether the other end of a connection on 127.0.0.1 is another user's. Only Linux can say."""
     if not TCP_TABLE.exists():
         return False
     rows = [line.split() for line in TCP_TABLE.read_text().strip().split("\n")[1:]]
@@ -70,7 +69,7 @@ def _in_table(address: tuple[str, int]) -> str:
 
 
 class Guard:
-    """ASGI middleware that keeps strangers out."""
+    """ASGI middleware that refuses strangers."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -85,17 +84,3 @@ class Guard:
             await PlainTextResponse(f"{reason}\n", 403)(scope, receive, send)
         else:
             await self._app(scope, receive, send)
-
-
-def guarded(app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
-    """Wrap a WSGI application that has no pages: it is for programs only."""
-
-    def guard(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        headers = {key[5:].replace("_", "-").lower(): str(environ[key]) for key in environ if key.startswith("HTTP_")}
-        reason = refusal(environ["REQUEST_METHOD"], headers)
-        if not reason:
-            return app(environ, start_response)
-        start_response("403 Forbidden", [("Content-Type", "text/plain; charset=utf-8")])
-        return [f"{reason}\n".encode()]
-
-    return guard

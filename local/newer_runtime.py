@@ -1,4 +1,4 @@
-"""Say whether the Dockerfiles' Astro Runtime is behind, by Astronomer's public catalog. Needs Python alone.
+"""Say whether the Dockerfiles' Astro Runtime is behind Astronomer's public catalog. Needs only Python.
 
     python -m local.newer_runtime [a copy of the catalog]
 
@@ -25,20 +25,20 @@ Builds = Mapping[str, Mapping[str, Any]]
 
 
 def findings(catalog: Mapping[str, Any], dockerfiles: Mapping[str, str], today: date) -> Iterator[str]:
-    """Say of each Dockerfile that is behind what it has, what is out, and what moves with it.
+    """Yield a line for each Dockerfile that is behind: its build, the newest one, and what moves with it.
 
     :param catalog: Astronomer's, as parsed JSON.
     :param dockerfiles: the text of each, by name.
-    :raises ValueError: the catalog, or a Dockerfile, has another form.
+    :raises ValueError: the catalog, or a Dockerfile, does not have the expected form.
     """
     try:
         builds: Builds = {name: each["metadata"] for name, each in catalog["runtimeVersionsV3"].items()}
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"the catalog has another form than it had: {error!r}") from error
+        raise ValueError(f"the catalog does not have the expected form: {error!r}") from error
     for name, text in dockerfiles.items():
         found = TAG.search(text)
         if found is None:
-            raise ValueError(f"{name}: its FROM names no build of Astro Runtime, such as runtime:3.1-21")
+            raise ValueError(f"{name}: its FROM does not name a build of Astro Runtime, such as runtime:3.1-21")
         series, number = found[1], int(found[2])
         newest = max(_usable(builds, series, today), default=number)
         ours, theirs = builds.get(f"{series}-{number}", {}), builds.get(f"{series}-{newest}", {})
@@ -68,7 +68,7 @@ def main() -> None:
         dockerfiles = {name: (PROJECT / name).read_text(encoding="utf-8") for name in DOCKERFILES}
         found = list(findings(json.loads(text), dockerfiles, datetime.now(UTC).date()))
     except (OSError, ValueError) as error:
-        sys.exit(f"Whether Astro Runtime is behind cannot be said: {error}")
+        sys.exit(f"Cannot check whether Astro Runtime is behind: {error}")
     if found:
         sys.exit("\n".join([*found, 'What to do: CONTRIBUTING.md, "Move a pin".']))
     print("Both Dockerfiles have the newest build of their series.")

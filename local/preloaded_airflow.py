@@ -1,8 +1,8 @@
 """Airflow's command line, with the modules of the AI tasks already imported.
 
-Scheduler and dag-processor fork a process for every task and every parsed file. Forked from here, each finds these
-modules loaded, which saves it seconds of CPU. Only what can be forked safely is imported: no module that starts
-threads of its own, as LanceDB does.
+Scheduler and dag-processor fork a process for every task and every parsed file. Each fork finds these modules loaded,
+which saves it seconds of CPU. Only what can be forked safely is imported: no module that starts threads, as LanceDB
+does.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from local.guard import HOST, Guard
 from local.one_writer import OneWriter
 
 SLOW_IMPORTS_OF_DAGS = ("pydantic_ai.models.openai", "include.ai")
-# A fifth of a second and more each. The first two are what LanceDB imports; Airflow imports the file systems of all
-# providers when a task opens its first path, wherever that leads.
+# A fifth of a second or more each. The first two are imported by LanceDB; Airflow imports the file systems of all
+# providers when a task opens its first path, even a local one.
 SLOW_IMPORTS_OF_TASKS = ("lance_namespace", "pandas", "matplotlib.figure", "airflow.providers.amazon.aws.fs.s3")
 
-# Seconds between two looks at whether a process that has nothing more to say has ended.
+# How often to check whether a process that has closed its sockets has ended.
 END_POLL_S = 0.05
 
 
 def notice_ends_soon() -> None:
     """Let the supervisor of a task notice at once that its process has ended.
 
-    It sleeps until a socket of the process wakes it, or for the interval of heartbeats. A process that takes a moment
-    to end after its sockets are closed was noticed only then, and kept a slot of the executor until it was.
+    It sleeps until a socket of the process wakes it, or until the next heartbeat. Without this, a process that ends a
+    moment after its sockets are closed occupies a slot of the executor until that heartbeat.
     """
     service = WatchedSubprocess._service_subprocess
 
@@ -48,7 +48,7 @@ def serve_here_only(app: str, **options: Any) -> None:
     uvicorn.run(app, **{**options, "host": HOST})
 
 
-# Here, and not below, as the log server is a process of its own, which on macOS imports this module anew.
+# Not below, as the log server is a separate process, which on macOS imports this module again.
 log_server.uvicorn = SimpleNamespace(run=serve_here_only)  # type: ignore[assignment, attr-defined]
 
 if __name__ == "__main__":
@@ -66,6 +66,6 @@ if __name__ == "__main__":
     for module in slow_imports:
         import_module(module)
     if slow_imports:
-        import_module("include.ai").llm_kwargs()  # imports the layers that there are
+        import_module("include.ai").llm_kwargs()  # imports the layers that are present
     sys.argv[0] = "airflow"
     main()  # type: ignore[no-untyped-call]

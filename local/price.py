@@ -1,6 +1,6 @@
-"""Say what a backfill or a file of rows would cost, before anything is asked.
+"""Say what a backfill or a file of rows would cost, before any model is called.
 
-make price DAG=asset_producer FROM=2026-11-01 TO=2026-11-30    the mean of its runs so far, times the runs to come
+make price DAG=asset_producer FROM=2026-11-01 TO=2026-11-30    the mean of its runs so far, times the missing runs
 make price DAG=batch_inference_at_scale FILE=rows.csv           its rows that are not answered yet (in BATCH=...)
 """
 
@@ -31,7 +31,7 @@ NOWHERE = "http://127.0.0.1:1/v1"
 
 
 def price_of_dates(stack: Stack, dag_id: str, first: date, last: date) -> str:
-    """Say what the runs of these days would cost that are not there yet.
+    """Say what the missing runs of these days would cost.
 
     :raises StackError: the stack does not run, or the DAG cannot be backfilled.
     """
@@ -40,19 +40,20 @@ def price_of_dates(stack: Stack, dag_id: str, first: date, last: date) -> str:
     if first > last:
         raise StackError(f"FROM={first} is after TO={last}.")
     if not stack.attach():
-        raise StackError("Airflow says which runs there would be: start it first (make start).")
+        raise StackError("Only a running Airflow knows which runs are missing: start it first (make start).")
     stack.api.log_in()
     try:
         dates = stack.api.backfill_dates(dag_id, first.isoformat(), last.isoformat())
     except httpx.HTTPStatusError as error:
-        raise StackError(f"Airflow does not backfill {dag_id!r}: {error.response.text[:500]}") from None
+        raise StackError(f"Airflow cannot backfill {dag_id!r}: {error.response.text[:500]}") from None
     return price_of_runs(dag_id, len(dates), first, last)
 
 
 def price_of_file(file: Path, rows_file: str, batch: str, columns: tuple[str, str | None]) -> str:
-    """Say what a run of a batch DAG over a file of rows would cost, which may lie anywhere on this machine.
+    """Say what a run of a batch DAG over a file of rows would cost.
 
-    :param file: the DAG's.
+    :param file: the DAG file.
+    :param rows_file: anywhere on this machine.
     """
     from include.batch.price import price_of_batch
     from include.batch.rows import read_rows
@@ -72,7 +73,7 @@ def main() -> None:
     arguments = parser.parse_args()
     home = arguments.home.absolute()
     enter(home)
-    if uses_embedded_model(user_environment()):  # it is not asked, and need not run
+    if uses_embedded_model(user_environment()):  # it is not called, and need not run
         os.environ["AIRFLOW_CONN_PYDANTICAI_DEFAULT"] = model_connection(NOWHERE, f"openai-chat:{CHAT_MODEL}")
     from airflow.providers.common.compat.sdk import AirflowException  # it reads its settings when it is imported
 

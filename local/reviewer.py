@@ -1,7 +1,7 @@
-"""A stand-in for the people whom a DAG asks, for the demo, in which nobody is there to answer.
+"""A stand-in for the people whom a DAG asks, as the demo runs without people.
 
-It approves, edits and rejects in turn, so that each of the three is seen, over the REST API that a person's browser
-uses. It reads nothing of what it decides on: it is no example of a review.
+It approves, edits and rejects in turn, to show all three, over the REST API that a person's browser uses. It does not
+read what it decides on, so it is not an example of a review.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from local.airflow_api import AirflowAPI
 
 # The states of a task that waits.
 WAITING = ("deferred", "awaiting_input")
-# An answer in the same instant as the question can reach Airflow before its scheduler has noted that the task waits.
-# The task is then retried, and asks again. No person is that fast.
+# An answer that comes at once can reach Airflow before its scheduler has noted that the task waits. The task is then
+# retried, and asks again. No person is that fast.
 THINKING_TIME_S = 8.0
 
 ADDITION = "\n\nThis line was added in the review."
 
 
 class Reviewer:
-    """Answers the requests of runs.
+    """Answers the human-in-the-loop requests of runs.
 
     :param api: a logged-in client of the stack.
     """
@@ -31,10 +31,10 @@ class Reviewer:
     def __init__(self, api: AirflowAPI) -> None:
         self.api = api
         self._ways = cycle(["approve", "edit", "reject"])
-        self._first_seen: dict[str, float] = {}  # by task instance; a question that comes again is a new one
+        self._first_seen: dict[str, float] = {}  # by task instance; a repeated question is a new one
 
     def answer(self, dag_id: str, run_id: str) -> Iterator[str]:
-        """Answer each open request of the run that is not brand-new, and say how."""
+        """Answer each open request of the run that is old enough, and yield a line about it."""
         requests = self.api.open_requests(dag_id, run_id)
         for request in sorted(requests, key=lambda request: request["task_instance"]["map_index"]):
             task_instance = request["task_instance"]
@@ -44,10 +44,10 @@ class Reviewer:
                 del self._first_seen[task_instance["id"]]
                 option, fields = self.decide(request)
                 self.api.answer_request(request, option, fields)
-                yield f"{request['subject']} {option}, says the demo: nobody is here to decide"
+                yield f"{request['subject']} {option}: the demo decides, as no person is here"
 
     def decide(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """The option to choose, and the values of the form's fields."""
+        """Return the option to choose, and the values of the form's fields."""
         way = next(self._ways)
         fields = {name: param["value"] for name, param in request["params"].items()}
         if way == "edit":

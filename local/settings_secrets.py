@@ -17,16 +17,16 @@ import yaml
 
 from local.environment import PROJECT
 
-# Names of fields and variables that Airflow's log masks, too.
+# Names of fields and variables; Airflow's log masks them, too.
 SECRET = re.compile(
     r"passw|secret|token|api_?key|access_?key|private_?key|passphrase|credential|authorization|keyfile", re.I
 )
 
 
 def secrets_in(settings: Any) -> Iterator[str]:
-    """Name each secret of the settings by connection or variable and field; not its value.
+    """Yield the place of each secret: its connection or variable and its field, not its value.
 
-    :param settings: what airflow_settings.yaml holds.
+    :param settings: the content of airflow_settings.yaml.
     """
     airflow = (settings or {}).get("airflow") or {}
     for connection in airflow.get("connections") or []:
@@ -67,7 +67,7 @@ def _has_login(value: Any) -> bool:
     try:
         return "://" in str(value or "") and urlsplit(str(value)).password is not None
     except ValueError:
-        return True  # a URL that cannot be read is not one to commit
+        return True  # a malformed URL must not be committed either
 
 
 def main() -> None:

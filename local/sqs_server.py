@@ -1,22 +1,21 @@
 """The embedded queue: moto's server, which is a FAKE of Amazon SQS, in memory, behind SQS's own API.
 
-It has no permissions and no account limits. What is on a queue is gone when the stack stops.
+It has no permissions and no account limits. Messages are lost when the stack stops.
 """
 
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from typing import Any
-
-from local.guard import HOST, guarded
 
 ACCOUNT = "123456789012"  # moto's
 REGION = "us-east-1"
 NAME = "inference-requests"
-# Airflow masks a password in all logs: this one is in no path and no sentence.
+# Airflow masks a password in all logs, so this must be text that no path and no sentence contains.
 NO_KEY = "no-key-is-needed"
+# A request that waits for messages occupies one.
+THREADS = 64
 
 
 def sqs_command(port: int) -> list[str]:
@@ -25,12 +24,12 @@ def sqs_command(port: int) -> list[str]:
 
 
 def queue_url(port: int) -> str:
-    """Return the URL of the queue of requests; those of replies and dead letters start with it."""
+    """Return the URL of the queue of requests; the URLs of replies and dead letters start with it."""
     return f"http://127.0.0.1:{port}/{ACCOUNT}/{NAME}"
 
 
 def sqs_connection(url: str) -> str:
-    """Return a connection as JSON, for AIRFLOW_CONN_*, that sends SQS alone to the server of this queue."""
+    """Return a connection as JSON, for AIRFLOW_CONN_*, that uses the server of this queue for SQS only."""
     extra = {"region_name": REGION, "service_config": {"sqs": {"endpoint_url": _endpoint(url)}}}
     return json.dumps({"conn_type": "aws", "login": NO_KEY, "password": NO_KEY, "extra": extra})
 
@@ -69,13 +68,15 @@ def _endpoint(url: str) -> str:
 
 
 def main() -> None:
-    """Serve as `moto.server` does, but not to web pages: moto lets those of every site read and write."""
-    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
-    from werkzeug.serving import run_simple
+    """Serve as `moto.server` does, but not to web pages: moto lets pages of any site read and write."""
+    from a2wsgi import WSGIMiddleware
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 
-    app = guarded(DomainDispatcherApplication(create_backend_app))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    run_simple(HOST, int(sys.argv[1]), app, threaded=True, request_handler=MotoRequestHandler)
+    from local.web_server import until_stopped
+
+    moto: Any = DomainDispatcherApplication(create_backend_app)  # the two packages' types of WSGI and ASGI differ
+    app: Any = WSGIMiddleware(moto, workers=THREADS)
+    until_stopped(lambda: app, int(sys.argv[1]))
 
 
 if __name__ == "__main__":

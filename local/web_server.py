@@ -1,4 +1,4 @@
-"""Running an ASGI application on 127.0.0.1: as this process, or in a thread of it."""
+"""Run an ASGI application on 127.0.0.1: as this process, or in a thread of it."""
 
 from __future__ import annotations
 
@@ -21,14 +21,12 @@ CreateApp = Callable[[], ASGIApp]
 
 
 @contextmanager
-def in_a_thread(create_app: CreateApp, port: int = 0) -> Iterator[str]:
-    """Serve in a thread of this process until the block ends.
+def in_a_thread(create_app: CreateApp) -> Iterator[str]:
+    """Serve on a free port in a thread of this process until the block ends.
 
-    :param port: 0 picks a free one.
     :return: base URL for OpenAI clients, ``http://127.0.0.1:PORT/v1``. It accepts requests from the start.
-    :raises OSError: the port is taken; nothing was loaded then.
     """
-    with _listen(port) as listener:
+    with _listen(0) as listener:
         server = _server(create_app)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
@@ -40,9 +38,10 @@ def in_a_thread(create_app: CreateApp, port: int = 0) -> Iterator[str]:
 
 
 def until_stopped(create_app: CreateApp, port: int) -> None:
-    """Serve until SIGTERM or Ctrl-C, and end this process then, at once, whatever it is in the middle of.
+    """Serve until SIGTERM or Ctrl-C, which end this process at once, even in the middle of a request.
 
-    :raises OSError: the port is taken; nothing was loaded then.
+    :param port: 0 picks a free one.
+    :raises OSError: the port is taken; nothing has been loaded then.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
     with _listen(port) as listener:

@@ -124,6 +124,11 @@ class RunningAirflow(AirflowAPI):
         self.succeeds(dag_id, run_id)
         return run_id
 
+    def runs_by_assets(self, dag_id: str, since: str) -> list[str]:
+        """The ids of the runs that asset events have started since this time (ISO 8601)."""
+        runs = self.runs(dag_id, run_type="asset_triggered", run_after_gte=since)
+        return [run["dag_run_id"] for run in runs]
+
     def wait_for_run_by_asset(self, dag_id: str, since: str, count: int = 1) -> list[str]:
         """The ids of the runs that assets have started since then, once there are `count` and all have succeeded."""
         wait_until(lambda: len(self.runs_by_assets(dag_id, since)) >= count, pause=LOOK_S)

@@ -138,7 +138,7 @@ def test_the_table_shows_what_a_run_cost_or_its_tokens_where_no_price_is_known()
             result.add_usage({"input_tokens": 1000, "output_tokens": 10, "cost_usd": cost})
     lines = printed([paid, local, free])
     assert [line.split()[3:] for line in lines[1:]] == [["$0.5002"], ["3,030", "tokens"], []]
-    assert totals_of([paid, local]).endswith("5,050 tokens. They cost $0.5002, and what has no known price.")
+    assert totals_of([paid, local]).endswith("5,050 tokens. They cost $0.5002, plus calls of unknown price.")
     assert totals_of([local, free]).endswith("3,030 tokens.")
 
 

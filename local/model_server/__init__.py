@@ -7,21 +7,19 @@ The model is far too small to decide by itself when to call a tool or how to wri
 the form of each answer and the model fills it:
 
 1. `tool_choice` "none", or no tools: `response_format` if there is one, else plain text.
-2. `tool_choice` with a function's name: a call of that function.
-3. No tool result has come back since the last user message: a call of one of the function tools. The model picks
+2. No tool result has come back since the last user message: a call of one of the function tools. The model picks
    which by likelihood. Only if there are none: a call of an output tool, that is one named `final_result...`, as
    pydantic-ai names them.
-4. A tool result is back: a call of an output tool if there is one; else one more function call if `tool_choice`
+3. A tool result is back: a call of an output tool if there is one; else one more function call if `tool_choice`
    is "required"; else `response_format` if there is one; else plain text.
 
-A message that ends as pydantic-ai's validation feedback does rejects the last answer. It starts no new question, so
-the same kind of answer is written again, with some chance in it.
+A message that ends like pydantic-ai's validation feedback rejects the last answer. It is not a new question, so the
+same kind of answer is written again, with some randomness.
 
-Every structured answer is valid against its JSON schema, which may have what pydantic makes of plain types, literals,
-enums, lists, unions and nested models; another keyword is refused by its name. Strings end after 40 tokens and lists
-after 3 items, unless the schema wants more. A client's own max_tokens cuts the answer where it stands, with
-finish_reason "length". With `response_format` "json_object", a JSON schema in the system message is followed, and
-without one the answer is `{"answer": "..."}`. Equal requests get equal answers.
+Every structured answer is valid against its JSON schema. The schema may have what pydantic makes of plain types,
+literals, enums, lists, unions and nested models; any other keyword is refused by its name. Strings end after 40 tokens
+and lists after 3 items, unless the schema requires more. A client's own max_tokens cuts the answer where it stands,
+with finish_reason "length". Equal requests get equal answers.
 """
 
 from contextlib import AbstractContextManager
@@ -31,6 +29,6 @@ from local.web_server import in_a_thread
 from .app import create_app
 
 
-def serve(port: int = 0) -> AbstractContextManager[str]:
+def serve() -> AbstractContextManager[str]:
     """Run the server in a thread of this process; see `local.web_server.in_a_thread`."""
-    return in_a_thread(create_app, port)
+    return in_a_thread(create_app)

@@ -11,9 +11,9 @@ from local.api_error import ApiError
 
 from .choice import Chooser
 from .conversation import Conversation, from_messages, rejections, tool_result_is_back
-from .engine import SAMPLING, Engine
-from .schema import Node, Schema, schema_in_text
-from .wire import ChatRequest, Tool, ToolChoice
+from .engine import SAMPLING, Completion, Engine
+from .schema import Schema
+from .wire import ChatRequest, Tool
 from .writer import Writer
 
 CHAT_MODEL = "smollm2-135m-instruct"
@@ -21,18 +21,12 @@ OUTPUT_TOOL = "final_result"
 ANSWER_TOKENS = 120
 # An empty system message: with none the model drifts, with "You are a helpful assistant" it gets facts wrong.
 DEFAULT_SYSTEM = " "
-# What `response_format` "json_object" gets when no schema is found in the messages.
-SOME_OBJECT: Node = {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the model wrote, and whether a token limit cut it; ``call`` names the function if it is a call."""
+class Answer(Completion):
+    """What the model wrote; ``call`` names the function if it is a call."""
 
-    text: str
-    prompt_tokens: int
-    tokens: int
-    cut: bool
     call: str | None = None
 
 
@@ -58,8 +52,9 @@ class Chat:
     def _answer(self, request: ChatRequest, conversation: Conversation) -> Answer:
         if tools := _tools_in_turn(request):
             return self._call(request, conversation, tools)
-        if request.response_format and request.response_format.type != "text":
-            return self._structured(request, conversation, _requested_schema(request))
+        if wanted := request.response_format:
+            schema = Schema(wanted.json_schema.schema_, "response_format.json_schema.schema")
+            return self._structured(request, conversation, schema)
         return self._plain(request, conversation)
 
     def _call(self, request: ChatRequest, conversation: Conversation, tools: list[Tool]) -> Answer:
@@ -83,21 +78,14 @@ class Chat:
     def _plain(self, request: ChatRequest, conversation: Conversation) -> Answer:
         if conversation.turns[0][0] != "system":
             conversation = conversation.with_hint(DEFAULT_SYSTEM)
-        stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
         limit = request.limit or ANSWER_TOKENS
-        found = self._engine.complete(conversation.prompt(), limit, stop=stop, **_sampling(request))
+        found = self._engine.complete(conversation.prompt(), limit, **_sampling(request))
         return Answer(found.text.strip(), found.prompt_tokens, found.tokens, found.cut)
 
 
 def _tools_in_turn(request: ChatRequest) -> list[Tool]:
-    """The tools of which one must be called now; empty if text is due."""
+    """Return the tools of which one must be called now; empty if the answer is text."""
     tools, choice = request.tools or [], request.tool_choice
-    if isinstance(choice, ToolChoice):
-        named = [tool for tool in tools if tool.function.name == choice.function.name]
-        if not named:
-            message = f"tool_choice names the function {choice.function.name!r}, which is not among the tools."
-            raise ApiError(message, param="tool_choice", code="invalid_value")
-        return named
     if choice == "required" and not tools:
         message = "tool_choice is 'required', but there are no tools."
         raise ApiError(message, param="tool_choice", code="invalid_value")
@@ -111,32 +99,20 @@ def _tools_in_turn(request: ChatRequest) -> list[Tool]:
 
 
 def _sampling(request: ChatRequest) -> dict[str, Any]:
-    """What the client asked for; after a rejection the answer is drawn anew, or it would come back unchanged."""
+    """Return what the client asked for; random after a rejection, as else the same answer would come back."""
     rejected = rejections(request.messages)
-    seed = (SAMPLING["seed"] if request.seed is None else request.seed) + rejected
-    asked = {"temperature": request.temperature, "top_p": request.top_p}
-    given = {key: value for key, value in asked.items() if value is not None}
-    return ({"temperature": 0.7} if rejected else {}) | given | {"seed": seed % 2**31}
+    temperature = request.temperature
+    if temperature is None:
+        temperature = 0.7 if rejected else SAMPLING["temperature"]
+    return {"temperature": temperature, "seed": SAMPLING["seed"] + rejected}
 
 
 def _object_schema(request: ChatRequest, tool: Tool) -> Schema:
-    parameters = {} if "$ref" in tool.function.parameters else {"type": "object"}
     place = f"tools.{(request.tools or []).index(tool)}.function.parameters"
-    schema = Schema(parameters | tool.function.parameters, place)
+    schema = Schema(tool.function.parameters, place)
     if schema.node.get("type") != "object":
         raise schema.error("The parameters of a function must be a JSON schema of type object.")
     return schema
-
-
-def _requested_schema(request: ChatRequest) -> Schema:
-    wanted = request.response_format
-    if wanted and wanted.type == "json_schema":
-        place = "response_format.json_schema"
-        if wanted.json_schema is None:
-            raise ApiError(f"{place}: Field required", param=place, code="invalid_value")
-        return Schema(wanted.json_schema.schema_, f"{place}.schema")
-    found = schema_in_text("\n".join(m.text for m in request.messages if m.role in ("system", "developer")))
-    return Schema(found, "messages") if found else Schema(SOME_OBJECT, "response_format")
 
 
 def _completion(answer: Answer) -> dict[str, Any]:

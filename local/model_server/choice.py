@@ -4,10 +4,10 @@ Asked which label fits, the model gives nearly all texts the same one. Two thing
 
 - `likeliest` compares how likely each option is with how likely it is when the user's last text is replaced by a
   neutral one (contextual calibration).
-- `closest` compares whole expectations. What would the model write after the user's text, what after a text
-  that is only the option itself? The option whose next-token distribution is explained best by the text's own
-  is chosen, again relative to neutral texts. This needs one look at the next token per cue, whatever the number
-  of options, as those of the options and of neutral texts are remembered.
+- `closest` compares next-token distributions: those after the user's text with those after a text that is only the
+  option itself. It chooses the option whose distribution is explained best by the text's, again relative to neutral
+  texts. This takes one prediction per cue, however many options there are, as those of options and neutral texts are
+  cached.
 
 Measured with `python -m benchmarks.model_quality`, as shares of right labels: incidents 0.57 (a JSON grammar alone
 0.40), reviews 1 to 60, on which the cues were picked, 0.63 (0.50, mostly one label), reviews 61 to 200 0.52 (0.42).
@@ -35,7 +35,7 @@ class Chooser:
     _seen: dict[str, Expectation] = field(default_factory=dict)
 
     def likeliest(self, cue: str, options: Sequence[str], plain: bool = False) -> int:
-        """Index of the option that gains most from the user's text as the continuation of ``cue``.
+        """Return the index of the option that gains most from the user's text as the continuation of ``cue``.
 
         Decided by the first token in which the options differ.
 
@@ -56,10 +56,10 @@ class Chooser:
         return gains.index(max(gains))
 
     def closest(self, cue: str, meanings: Sequence[str]) -> list[int]:
-        """Indexes of the options, best first.
+        """Return the indexes of the options, best first.
 
         :param cue: the start of the answer, up to where an option would follow.
-        :param meanings: for each option, what a user might write who means just that.
+        :param meanings: for each option, what a user who means it might write.
         """
         if len(meanings) == 1:
             return [0]
@@ -86,13 +86,13 @@ class Chooser:
 
 
 def common_start(texts: Sequence[str]) -> str:
-    """What all texts begin with."""
+    """Return the longest common prefix."""
     first, last = min(texts), max(texts)
     return first[: next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))]
 
 
 def _score(found: Expectation, rest: bytes) -> float:
-    """Log of the probability of the tokens with which ``rest`` can start."""
+    """Return the log probability of the tokens with which ``rest`` can start."""
     mass = sum(
         math.exp(p) for token, p in found.items() if token and (rest.startswith(token) or token.startswith(rest))
     )
@@ -100,5 +100,5 @@ def _score(found: Expectation, rest: bytes) -> float:
 
 
 def _explained(option: Expectation, found: Expectation) -> float:
-    """Minus the Kullback-Leibler divergence of ``found`` from ``option``: 0 if they are the same, else less."""
+    """Return minus the Kullback-Leibler divergence of ``found`` from ``option``: 0 if they are equal, else less."""
     return sum(math.exp(logprob) * (found.get(token, RARE) - logprob) for token, logprob in option.items())

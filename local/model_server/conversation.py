@@ -1,4 +1,4 @@
-"""Messages as the text that the model continues (ChatML), and what state the conversation is in."""
+"""Messages as the text that the model continues (ChatML), and the state of the conversation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,27 +16,25 @@ class Conversation:
     turns: tuple[tuple[str, str], ...]
 
     def prompt(self, answer_start: str = "") -> str:
-        """The text up to and including ``answer_start``, the part of the answer already written."""
+        """Return the text up to and including ``answer_start``, the part of the answer already written."""
         text = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in self.turns)
         return f"{text}<|im_start|>assistant\n{answer_start}"
 
     def with_hint(self, hint: str) -> "Conversation":
-        """The same conversation with ``hint`` at the end of its system message, which is added if missing."""
-        if not hint:
-            return self
+        """Append ``hint`` to the system message, which is added if missing."""
         first, *rest = self.turns
         if first[0] == "system":
             return replace(self, turns=(("system", f"{first[1]}\n\n{hint}"), *rest))
         return replace(self, turns=(("system", hint), *self.turns))
 
     def about(self, text: str) -> "Conversation":
-        """The same conversation with the last user turn, and all after it, replaced by ``text``."""
+        """Replace the last user turn, and all after it, by ``text``."""
         last = max((i for i, (role, _) in enumerate(self.turns) if role == "user"), default=len(self.turns))
         return replace(self, turns=(*self.turns[:last], ("user", text)))
 
 
 def from_messages(messages: Sequence[Message]) -> Conversation:
-    """Turn API messages into turns the model knows: tool results become user turns, calls become text."""
+    """Convert API messages to turns that the model knows: tool results become user turns, calls become text."""
     turns: list[tuple[str, str]] = []
     for message in messages:
         text = _harmless(message.text)
@@ -47,19 +45,13 @@ def from_messages(messages: Sequence[Message]) -> Conversation:
             turns.append(("assistant", "\n".join(part for part in (text, *map(_harmless, calls)) if part)))
         else:
             turns.append(("system" if message.role == "developer" else message.role, text))
-    merged: list[tuple[str, str]] = []
-    for role, text in turns:
-        if merged and role == merged[-1][0] == "system":
-            merged[-1] = (role, f"{merged[-1][1]}\n\n{text}")
-        else:
-            merged.append((role, text))
-    return Conversation(tuple(merged))
+    return Conversation(tuple(turns))
 
 
 def tool_result_is_back(messages: Sequence[Message], output_tools: set[str]) -> bool:
-    """Whether a function tool has answered since the last user message.
+    """Return whether a function tool has answered since the last user message.
 
-    Messages that only reject an answer, and the fate of output tool calls, don't count as either.
+    A message that only rejects an answer is not a user message, and a reply to an output tool's call is not a result.
     """
     names: dict[str, str] = {}
     back = False
@@ -74,10 +66,10 @@ def tool_result_is_back(messages: Sequence[Message], output_tools: set[str]) -> 
 
 
 def rejections(messages: Sequence[Message]) -> int:
-    """How many answers the client has sent back as wrong."""
+    """Count the answers that the client has rejected."""
     return sum(m.role in ("user", "tool") and m.text.rstrip().endswith(REJECTIONS) for m in messages)
 
 
 def _harmless(text: str) -> str:
-    """Text from outside must not open or close turns."""
+    """Disable what would open or close a turn."""
     return text.replace("<|im_", "<im_").replace("<|endoftext", "<endoftext")

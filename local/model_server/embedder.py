@@ -1,7 +1,6 @@
 """WordLlama's 256-dimensional text vectors: fast, small, and the same on every machine."""
 
 import base64
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,9 @@ class Embedder:
         self._model = WordLlama.load(cache_dir=Path(wordllama.__file__).parent, disable_download=True)
 
     def reply(self, request: EmbeddingRequest) -> dict[str, Any]:
-        """The body of an embeddings answer: a unit vector of 256 float32 per input, in the order of the inputs."""
-        texts = [request.input] if isinstance(request.input, str) else request.input
-        vectors = np.asarray(self._model.embed(list(texts), norm=True), dtype=np.float32)
-        tokens = self._count(texts)
+        """Return the body of an embeddings answer: a unit vector of 256 float32 per input, in the same order."""
+        vectors = np.asarray(self._model.embed(request.input, norm=True), dtype=np.float32)
+        tokens = self._count(request.input)
         data = [
             {"object": "embedding", "index": i, "embedding": _encode(vector, request.encoding_format)}
             for i, vector in enumerate(vectors)
@@ -33,8 +31,8 @@ class Embedder:
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return {"object": "list", "data": data, "model": EMBEDDING_MODEL, "usage": usage}
 
-    def _count(self, texts: Sequence[str]) -> int:
-        encodings = self._model.tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    def _count(self, texts: list[str]) -> int:
+        encodings = self._model.tokenizer.encode_batch(texts, add_special_tokens=False)
         return sum(sum(encoding.attention_mask) for encoding in encodings)
 
 

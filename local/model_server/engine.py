@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct on llama.cpp, in this process: continue a text, or say what would come next.
+"""SmolLM2-135M-Instruct on llama.cpp, in this process: continue a text, or predict the next token.
 
 llama.cpp remembers the last prompts, so a prompt that starts like an earlier one costs only what is new.
 """
@@ -7,7 +7,6 @@ import json
 import os
 import tempfile
 import urllib.request
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,17 +20,17 @@ from .weights import packaged, write_q8
 
 CONTEXT = 8192
 SLOTS = 2
-# llama.cpp's threads wait for each other in a busy loop: on a core that something else wants, that costs more than a
+# llama.cpp's threads wait for each other in a busy loop: on a core that another program needs, that costs more than a
 # second thread gains (measured on 2 cores beside another program: 0.6 to 1.1 s per answer with one thread, 1.4 to 4 s
 # with two).
 THREADS = min(4, max(1, (os.cpu_count() or 1) // 2))
 CANDIDATES = 400
 WITHOUT_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 REMEMBERED = 1024
-# What a slot has read is kept when another conversation takes it: that of several DAGs' tasks alternate. 23 KB a token.
+# A slot's prompt is kept when another conversation takes the slot, as tasks of several DAGs alternate. 23 KB per token.
 REMEMBERED_MIB = 128
-# Greedy is nearest to the facts and to a context. The mild penalty breaks loops; a stronger one, or one with a
-# longer memory, drives answers away from the words of a context. DRY would cost seconds per new server.
+# Greedy decoding stays closest to the facts and the context. The mild penalty breaks loops; a stronger one, or one with
+# a longer memory, drives answers away from the words of the context. DRY would cost seconds per new server.
 SAMPLING: dict[str, Any] = {"temperature": 0, "top_p": 0.9, "repeat_penalty": 1.05, "repeat_last_n": 32, "seed": 7}
 
 Expectation = dict[bytes, float]
@@ -69,21 +68,16 @@ class Engine:
             write_q8(packaged(), Path(params.model.path))
             self._server = xllamacpp.Server(params)
         self.expects_usually = lru_cache(REMEMBERED)(self.expects)
-        """As `expects`, for a prompt that does not hold the user's text: remembered from then on."""
+        """As `expects`, but cached: for prompts without the user's text."""
 
-    def complete(
-        self, prompt: str, limit: int, *, stop: Sequence[str] = (), grammar: str | None = None, **sampling: Any
-    ) -> Completion:
-        """Continue ``prompt`` by at most ``limit`` tokens, up to ``stop`` or the end of the turn.
+    def complete(self, prompt: str, limit: int, *, grammar: str = "", **sampling: Any) -> Completion:
+        """Continue ``prompt`` by at most ``limit`` tokens, up to the end of the turn.
 
-        :param grammar: GBNF that the continuation must follow.
+        :param grammar: GBNF that the continuation must follow; empty for any text.
         :param sampling: llama.cpp sampling settings on top of the defaults.
         :raises ApiError: status 400 if the prompt does not fit the context.
         """
-        body = {**SAMPLING, **sampling, "prompt": prompt, "n_predict": limit, "stop": list(stop)}
-        if grammar is not None:
-            body["grammar"] = grammar
-        answer = self._ask(body)
+        answer = self._ask({**SAMPLING, **sampling, "prompt": prompt, "n_predict": limit, "grammar": grammar})
         choice, usage = answer["choices"][0], answer["usage"]
         cut = choice["finish_reason"] == "length"
         return Completion(choice["text"], usage["prompt_tokens"], usage["completion_tokens"], cut)
@@ -95,7 +89,7 @@ class Engine:
             return len(json.load(answer)["tokens"])
 
     def expects(self, prompt: str) -> Expectation:
-        """What the model expects after ``prompt``."""
+        """Return what the model expects after ``prompt``."""
         # The bias changes only which token is drawn: an end-of-text token would come without probabilities.
         drawn = {"n_predict": 1, "n_probs": CANDIDATES, "temperature": 0, "logit_bias": [["a", 100]]}
         answer = self._ask({"prompt": prompt, **drawn})

@@ -1,7 +1,5 @@
-"""JSON schemas as the writer needs them: references replaced by what they name, what can't be written refused."""
+"""JSON schemas as the writer needs them: references are resolved, and what can't be written is refused."""
 
-import json
-import re
 from typing import Any
 
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
@@ -15,9 +13,9 @@ WRITTEN = {
     *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
     *("properties", "required", "additionalProperties", "items", "minItems", "maxItems", "uniqueItems"),
 }
-# Keywords that limit a value in ways the writer does not know. All others only describe it.
+# Keywords that restrict a value in ways the writer does not know. All others only describe it.
 REFUSED = sorted((Draft202012Validator.VALIDATORS.keys() | {"$dynamicRef", "then", "else"}) - WRITTEN)
-FORMATS = ("date", "time", "date-time", "email", "uri")
+FORMATS = ("date", "date-time")
 
 
 class Schema:
@@ -44,7 +42,7 @@ class Schema:
         return ApiError(message, param=self._param, code="invalid_json_schema")
 
     def is_valid(self, value: Any) -> bool:
-        """Tell whether ``value`` conforms to the whole schema."""
+        """Return whether ``value`` conforms to the whole schema."""
         return bool(self._validator.is_valid(value))
 
     def _plain(self, raw: Any, path: str, inside: tuple[str, ...]) -> Node:
@@ -63,12 +61,10 @@ class Schema:
         if "const" in node:
             node["enum"] = [node["const"]]
         if "enum" in node:
-            if not node["enum"]:
-                raise self.error(f"The enum at {path} has no values.")
             return {"enum": node["enum"]}
         if branches := node.get("anyOf", node.get("oneOf")):
             return {"anyOf": [self._plain(part, f"{path}/{i}", inside) for i, part in enumerate(branches)]}
-        kind = node.setdefault("type", "object" if "properties" in node else "array" if "items" in node else "string")
+        kind = node.setdefault("type", "string")
         if not isinstance(kind, str):
             raise self.error(f"A list of types ('type' at {path}) is not supported; use 'anyOf'.")
         if kind == "string" and node.get("format", "date") not in FORMATS:
@@ -85,21 +81,8 @@ class Schema:
         return node
 
     def _target(self, reference: str) -> Node:
-        found: Any = self._root
-        for step in reference.removeprefix("#").strip("/").split("/"):
-            found = found.get(step) if isinstance(found, dict) else None
-        if not isinstance(found, dict):
-            raise self.error(f"The $ref {reference!r} points nowhere inside the schema.")
-        return found
-
-
-def schema_in_text(text: str) -> Node | None:
-    """Find the first JSON schema of an object in ``text``, as pydantic-ai's prompted output puts it there."""
-    for start in (match.start() for match in re.finditer("{", text)):
-        try:
-            found: Any = json.JSONDecoder().raw_decode(text, start)[0]
-        except ValueError:
-            continue
-        if isinstance(found, dict) and isinstance(found.get("properties"), dict):
-            return found
-    return None
+        definitions: dict[str, Node] = self._root.get("$defs", {})
+        name = reference.removeprefix("#/$defs/")
+        if name not in definitions:
+            raise self.error(f"The $ref {reference!r} is not in the schema's $defs.")
+        return definitions[name]

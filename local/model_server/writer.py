@@ -16,7 +16,7 @@ from typing import Any
 from . import scalars
 from .choice import Chooser, common_start
 from .conversation import Conversation
-from .engine import SAMPLING, Engine
+from .engine import Engine
 from .schema import Node, Schema
 
 STRING_TOKENS = 40
@@ -36,7 +36,7 @@ class Place:
     listed: bool = False
 
     def plus(self, text: str, cue: str | None = None) -> "Place":
-        """The place after ``text``; ``cue`` is appended to the cue, ``text`` if it is None."""
+        """Return the place after ``text``, which is also appended to the cue unless ``cue`` is given."""
         cue = text if cue is None or self.listed else cue
         return replace(self, before=self.before + text, cue=self.cue + cue)
 
@@ -46,7 +46,7 @@ class Writer:
 
     :param spoken: whether the answer's only free string is written as plain chat.
     :param limit: most tokens per string, None for the default.
-    :param sampling: settings for strings on top of the engine's own.
+    :param sampling: settings for strings, on top of the engine's own.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Writer:
         self._conversation = conversation
         self._schema = schema
         self._limit = min(limit or STRING_TOKENS, STRING_TOKENS)
-        self._sampling = {**SAMPLING, **sampling}
+        self._sampling = sampling
         fields = schema.node.get("properties", {}).values()
         strings = [node for node in fields if node.get("type") == "string" and "format" not in node]
         self._spoken = strings[0] if spoken and len(strings) == 1 else None
@@ -105,7 +105,7 @@ class Writer:
         return self._ranked(values, place.cue)[0]
 
     def _ranked(self, words: Sequence[str], cue: str) -> list[str]:
-        """The words, best first. What they share in front, as in handle_low and handle_high, goes to the cue."""
+        """Return the words, best first. A common prefix, as in handle_low and handle_high, goes to the cue."""
         start = re.sub(r"[A-Za-z0-9]*\Z", "", common_start(words))
         order = self._chooser.closest(f'{cue}"{start}', [word[len(start) :] for word in words])
         return [words[i] for i in order]
@@ -165,7 +165,7 @@ class Writer:
 
 
 def _opening(node: Node) -> str:
-    """How a value of this schema starts, as far as the schema alone says it."""
+    """Return how a value of this schema starts, as far as the schema determines it."""
     if "enum" in node:
         return _json(node["enum"][0])
     if "anyOf" in node:

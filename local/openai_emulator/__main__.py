@@ -19,7 +19,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--port", type=int, required=True, help="port on 127.0.0.1 (0: any free)")
-    parser.add_argument("--folder", type=Path, required=True, help="where its state is kept; made if need be")
+    parser.add_argument("--folder", type=Path, required=True, help="where its state is stored; created if missing")
     parser.add_argument("--upstream", metavar="URL", help="OpenAI-compatible server that answers; may start later")
     options = parser.parse_args()
     logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""The application: files, models and answers, and the routes of jobs, of batches and of what tests ask for."""
+"""The application: files, models and answers, and the routes of jobs, batches and the controls for tests."""
 
 import logging
 import time
@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import Body, FastAPI, Form, Request, UploadFile
-from fastapi.exceptions import RequestValidationError
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, Response
 from starlette.types import ASGIApp
 
-from local.api_error import ApiError
+from local.api_error import ApiError, answer_errors
 
 from .batches import Batches
-from .controls import Controls, Fault, refusal
+from .controls import Controls, Fault
 from .jobs import Jobs
 from .models import Models, no_model
 from .store import End, Outcome, Store, page
@@ -34,19 +33,20 @@ def create_app(
 ) -> ASGIApp:
     """Build the application.
 
-    :param folder: where its state is kept.
+    :param folder: where its state is stored.
     :param upstream: base URL of the OpenAI-compatible server that has the models; without one there is one base model
         and no question is answered.
     :param job_seconds: how long a job takes.
-    :param token: the only API key that is accepted; any is if there is none.
-    :param clock: gives seconds since the epoch, by which jobs live.
+    :param token: the only API key that is accepted; None accepts any.
+    :param clock: returns seconds since the epoch, for the statuses of jobs.
     """
     log.info("this is %s", FAKE)
     store = Store(folder)
     models = Models(store, upstream)
     jobs = Jobs(store, job_seconds, clock, models.bases)
     batches = Batches(store, models.answer)
-    api = FastAPI(openapi_url=None, exception_handlers={ApiError: _refused, RequestValidationError: _invalid})
+    api = FastAPI(openapi_url=None)
+    answer_errors(api)
     controls = Controls(token)
     api.middleware("http")(controls)
     _add_files(api, store)
@@ -123,13 +123,3 @@ def _add_controls(api: FastAPI, controls: Controls, kinds: dict[Kind, Jobs | Bat
     @api.post("/emulator/{kind}/{name}")
     async def end(kind: Kind, name: str, status: Annotated[End, Body(embed=True)]) -> None:
         kinds[kind].end(name, status)
-
-
-async def _refused(_: Request, error: Any) -> JSONResponse:
-    return refusal(error)
-
-
-async def _invalid(_: Request, error: Any) -> JSONResponse:
-    first = error.errors()[0]
-    param = ".".join(str(step) for step in first["loc"][1:]) or None
-    return refusal(ApiError(f"{param}: {first['msg']}", param=param))

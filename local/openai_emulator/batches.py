@@ -1,4 +1,4 @@
-"""`/v1/batches`: the requests are answered one by one by the server behind; price and window are fakes."""
+"""`/v1/batches`: the requests are answered one by one by the server behind it; price and window are fakes."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class BatchRequest(BaseModel):
-    """What a client asks for. Fields that the emulator has no use for are ignored."""
+    """What a client asks for. Fields that the emulator does not need are ignored."""
 
     input_file_id: str
     endpoint: Literal["/v1/chat/completions"]
@@ -59,7 +59,7 @@ class Batches(Collection):
         self.router.add_api_route("", self.create, methods=["POST"])
 
     async def create(self, wanted: BatchRequest) -> dict[str, Any]:
-        """Take a batch, which is kept when the answer goes out."""
+        """Accept a batch, which is stored before the answer goes out."""
         now = int(time.time())
         shown = {
             "id": new_id("batch_"),
@@ -79,14 +79,14 @@ class Batches(Collection):
         return shown
 
     def bring_up_to_date(self) -> None:
-        """Begin to work on every batch that has not ended, also on those of an earlier process."""
+        """Start every batch that has not ended, including those of an earlier process."""
         for name, batch in self.kept.items():
             if batch.shown["status"] not in ENDED and name not in self._running:
                 self._running[name] = asyncio.get_running_loop().create_task(self._run(batch))
                 self._running[name].add_done_callback(partial(self._done, name))
 
     def finish(self, batch: Kept, status: End) -> None:
-        """Let a batch end as soon as it can: what is in flight still comes back."""
+        """End a batch as soon as the request in flight is answered."""
         batch.outcome = Outcome(status=status)
         batch.shown["status"] = "cancelling" if status == "cancelled" else batch.shown["status"]
         self.store.save()
@@ -111,13 +111,13 @@ class Batches(Collection):
                 break
             result = results[request["custom_id"]] = await self._result(request)
             counts["completed" if _is_answer(result) else "failed"] += 1
-        await self._is_over(batch, len(results))  # what is held at the end
+        await self._is_over(batch, len(results))  # a batch may be held after its last answer
         if batch.outcome.status == "failed":
             return self._fail(batch, [batch.outcome.error or UNNAMED_ERROR])
         return self._write_results(batch, requests, results)
 
     async def _is_over(self, batch: Kept, done: int) -> bool:
-        """Wait as long as the batch is held, and return whether it gets its end now."""
+        """Wait as long as the batch is held, and return whether it ends now."""
         while batch.outcome.hold and done >= batch.outcome.after:
             batch.shown["status"] = batch.outcome.hold
             await self._changed.wait()
@@ -132,7 +132,7 @@ class Batches(Collection):
         except ApiError as error:
             status, body = error.status, error.body()
         except ValueError:
-            status, body = 502, ApiError("The server of models gave no JSON.", status=502).body()
+            status, body = 502, ApiError("The answer of the server of models is not JSON.", status=502).body()
         response = {"status_code": status, "request_id": new_id("req_"), "body": body}
         return {"id": new_id("batch_req_"), "custom_id": request["custom_id"], "response": response, "error": None}
 
@@ -164,7 +164,7 @@ def _is_answer(result: dict[str, Any]) -> bool:
 
 
 def _read(content: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The requests of an input file, and what is wrong with it."""
+    """Return the requests of an input file, and what is wrong with it."""
     requests: dict[str, dict[str, Any]] = {}
     problems: list[dict[str, Any]] = []
     models = set()

@@ -1,4 +1,4 @@
-"""What jobs and batches have in common: their listing, their end, and the outcomes that tests ask for."""
+"""What jobs and batches have in common: listing, ending, and the outcomes that tests ask for."""
 
 from abc import ABC, abstractmethod
 from collections import deque
@@ -15,10 +15,10 @@ UNNAMED_ERROR = {"code": "server_error", "message": "This failure was asked for.
 
 
 class Collection(ABC):
-    """Jobs, or batches. `outcomes` are those of the next ones.
+    """All jobs, or all batches. `outcomes` are queued for the next ones.
 
     :param path: of the API, such as "/v1/batches".
-    :param kept: those that the store has.
+    :param kept: those in the store.
     """
 
     def __init__(self, path: str, store: Store, kept: dict[str, Kept]) -> None:
@@ -31,20 +31,20 @@ class Collection(ABC):
         self.router.add_api_route("/{name}/cancel", self.cancel, methods=["POST"])
 
     async def listing(self, request: Request, after: str | None = None, limit: int = 20) -> dict[str, Any]:
-        """A page, the newest first; with `metadata[key]=value`, of those that have this."""
+        """Return a page, the newest first; with `metadata[key]=value`, only of those that have it."""
         wanted = {k[len("metadata[") : -1]: v for k, v in request.query_params.items() if k.startswith("metadata[")}
         return page([each for each in self.all() if wanted.items() <= (each["metadata"] or {}).items()], after, limit)
 
     async def retrieve(self, name: str) -> dict[str, Any]:
-        """One as it is now."""
+        """Return one in its current state."""
         return self.get(name).shown
 
     async def cancel(self, name: str) -> dict[str, Any]:
-        """End one."""
+        """Cancel one."""
         return self.end(name, "cancelled")
 
     def add(self, shown: dict[str, Any], began: float) -> Kept:
-        """Keep a new one, with the next outcome."""
+        """Store a new one, with the next outcome."""
         outcome = self.outcomes.popleft() if self.outcomes else Outcome()
         shown["status"] = outcome.hold or shown["status"]
         new = self.kept[shown["id"]] = Kept(shown=shown, began=began, outcome=outcome)
@@ -52,12 +52,12 @@ class Collection(ABC):
         return new
 
     def all(self) -> list[dict[str, Any]]:
-        """All as they are now, the newest first."""
+        """Return all in their current state, the newest first."""
         self.bring_up_to_date()
         return [each.shown for each in reversed(self.kept.values())]
 
     def get(self, name: str) -> Kept:
-        """The one with this id, as it is now."""
+        """Return the one with this id, in its current state."""
         self.bring_up_to_date()
         if name not in self.kept:
             raise ApiError(f"There is nothing with the id {name}.", code="not_found", status=404)
@@ -73,7 +73,7 @@ class Collection(ABC):
 
     @abstractmethod
     def bring_up_to_date(self) -> None:
-        """Do what time, or an earlier process, has left to do."""
+        """Do what is due by the clock, or was left by an earlier process."""
 
     @abstractmethod
     def finish(self, each: Kept, status: End) -> None:

@@ -1,4 +1,4 @@
-"""What every request meets first: the log, the check of the key, and the faults that a test asked for."""
+"""What every request passes first: the log, the check of the key, and the faults that a test asked for."""
 
 import asyncio
 import logging
@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 from starlette.middleware.base import RequestResponseEndpoint
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from local.api_error import ApiError
@@ -18,7 +18,7 @@ log = logging.getLogger("local.openai_emulator")
 
 
 class Fault(BaseModel):
-    """What some requests meet; see the package's docstring."""
+    """What happens to some requests; see the package's docstring."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -33,15 +33,15 @@ class Fault(BaseModel):
 
 
 class Dropped(Response):
-    """An answer that is begun and not finished, so that the server ends the connection."""
+    """An answer that is started and not finished, so that the server closes the connection."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Begin it."""
+        """Send only the head."""
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1")]})
 
 
 class Controls:
-    """Middleware. `faults` are those to come, `requests` those that came."""
+    """Middleware. `faults` are still to come, `requests` are those received so far."""
 
     def __init__(self, token: str | None) -> None:
         self._token = token
@@ -53,11 +53,11 @@ class Controls:
         method, path = request.method, request.url.path
         if not path.startswith("/v1/"):
             return await answer(request)
-        # Not decoded, as it could pass for lines of the log, and without the query, which may have a caller's secrets.
+        # Not decoded, as line breaks would forge log lines, and without the query, which may have a caller's secrets.
         log.info("%s %s", method, request.scope["raw_path"].decode("latin-1"))
         self.requests.append({"method": method, "path": path})
         if self._token and request.headers.get("authorization") != f"Bearer {self._token}":
-            return refusal(ApiError("Incorrect API key provided.", code="invalid_api_key", status=401))
+            return ApiError("Incorrect API key provided.", code="invalid_api_key", status=401).response()
         fault = next((f for f in self.faults if f.method == method and re.match(f.path, path)), None)
         if fault is None:
             return await answer(request)
@@ -66,12 +66,7 @@ class Controls:
             self.faults.remove(fault)
         if fault.status:
             error = ApiError("This failure was asked for.", code=fault.code, status=fault.status)
-            return refusal(error, {"retry-after": f"{fault.retry_after:g}"})
+            return error.response({"retry-after": f"{fault.retry_after:g}"})
         response = Dropped() if fault.drop == "before" else await answer(request)
         await asyncio.sleep(fault.delay)
         return Dropped() if fault.drop else response
-
-
-def refusal(error: ApiError, headers: dict[str, str] | None = None) -> JSONResponse:
-    """The answer that says so."""
-    return JSONResponse(error.body(), error.status, headers)

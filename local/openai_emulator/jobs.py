@@ -12,7 +12,7 @@ from .collection import UNNAMED_ERROR, Collection
 from .store import End, Kept, Metadata, Store, new_id, page
 from .training_file import LEAST_EXAMPLES, count_tokens, problems
 
-# After each status the next one, the share of a job's time at which it begins, and what is said of it.
+# For each status the next one, the share of a job's time at which that begins, and its event's message.
 _LIFE = {
     "validating_files": ("queued", 0.1, "Files validated, moving job to queued state"),
     "queued": ("running", 0.2, "Fine-tuning job started"),
@@ -23,7 +23,7 @@ _METHOD_EPOCHS = AliasPath("method", "supervised", "hyperparameters", "n_epochs"
 
 
 class JobRequest(BaseModel):
-    """What a client asks for. Fields that the emulator has no use for are ignored."""
+    """What a client asks for. Fields that the emulator does not need are ignored."""
 
     model: str
     training_file: str
@@ -41,7 +41,7 @@ class Jobs(Collection):
     """The jobs of the emulator.
 
     :param seconds: how long a job takes.
-    :param base_models: names the models that can be tuned.
+    :param base_models: returns the models that can be tuned.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Jobs(Collection):
         self.router.add_api_route("/{name}/events", self.events)
 
     async def create(self, wanted: JobRequest) -> dict[str, Any]:
-        """Start a job, which is kept when the answer goes out."""
+        """Start a job, which is stored before the answer goes out."""
         if wanted.model not in await self._base_models():
             message = f"The model `{wanted.model}` does not exist or cannot be fine-tuned."
             raise ApiError(message, param="model", code="model_not_found", status=404)
@@ -85,11 +85,11 @@ class Jobs(Collection):
         return shown
 
     async def events(self, name: str, after: str | None = None, limit: int = 20) -> dict[str, Any]:
-        """A page of what has happened to a job, the newest first."""
+        """Return a page of a job's events, the newest first."""
         return page(self.get(name).events[::-1], after, limit)
 
     def bring_up_to_date(self) -> None:
-        """Take each job that is not held through the statuses whose time has come."""
+        """Move each job that is not held through the statuses that are due."""
         for job in self.kept.values():
             while not job.outcome.hold and (step := _LIFE.get(job.shown["status"])):
                 status, share, message = step
@@ -108,7 +108,7 @@ class Jobs(Collection):
         """End a job, and make its model if it succeeded."""
         shown = job.shown
         if status == "succeeded":
-            # The head of a table of losses, which has no lines: no step was taken.
+            # A table of losses with a header only: no step was taken.
             results = self.store.add_file("step_metrics.csv", "fine-tune-results", b"step,train_loss,valid_loss\n")
             suffix, mark = shown["user_provided_suffix"] or "", shown["id"].removeprefix("ftjob-")[:8]
             tokens = count_tokens(self.store.content(shown["training_file"]))

@@ -1,4 +1,4 @@
-"""The models of the server behind, which are passed on, and the tuned ones, which are shown examples first."""
+"""The models of the server behind the emulator, and the tuned ones, which are shown examples first."""
 
 import json
 from typing import Any
@@ -16,24 +16,24 @@ _ANSWER_TIMEOUT_S = 300.0
 
 
 class Models:
-    """The models of the server behind, and the tuned ones."""
+    """The models of the server behind the emulator, and the tuned ones."""
 
     def __init__(self, store: Store, upstream: str | None) -> None:
         self._store = store
         self._upstream = upstream and httpx.AsyncClient(base_url=upstream, timeout=_ANSWER_TIMEOUT_S, trust_env=False)
 
     async def bases(self) -> list[str]:
-        """The models that can be tuned."""
+        """Return the models that can be tuned."""
         if not self._upstream:
             return [BASE_MODEL]
         return [model["id"] for model in json.loads((await self._ask("GET", "models")).content)["data"]]
 
     async def all(self) -> list[dict[str, Any]]:
-        """Every model, as the provider shows it."""
+        """Return every model, as the provider shows it."""
         return [{"id": name, "object": "model", "created": 0} for name in [*await self.bases(), *self._tuned()]]
 
     async def answer(self, raw: bytes) -> Response:
-        """The answer to the body of a chat request."""
+        """Answer the body of a chat request."""
         try:
             body = json.loads(raw)
             name = body["model"]
@@ -52,7 +52,7 @@ class Models:
         return JSONResponse({**reply.json(), "model": name}) if reply.status_code == 200 else _passed(reply)
 
     def _tuned(self) -> dict[str, dict[str, Any]]:
-        """The job that made each tuned model."""
+        """Return the job that made each tuned model, by the model's name."""
         jobs = (job.shown for job in self._store.jobs.values())
         return {job["fine_tuned_model"]: job for job in jobs if job["fine_tuned_model"]}
 
@@ -73,5 +73,5 @@ def _passed(reply: httpx.Response) -> Response:
 
 
 def no_model(name: str) -> ApiError:
-    """The error for a model that is not there."""
+    """Return the error for an unknown model."""
     return ApiError(f"The model `{name}` does not exist.", param="model", code="model_not_found", status=404)

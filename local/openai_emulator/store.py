@@ -1,4 +1,4 @@
-"""What outlives the process: files, jobs and batches, in a folder. Only the server's event loop uses it."""
+"""What outlives the process: files, jobs and batches, in a folder. Used only by the server's event loop."""
 
 import os
 import secrets
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from local.api_error import ApiError
 
-# What a job or a batch may carry of the caller's.
+# The caller's own data at a job or a batch.
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
 ]
@@ -18,7 +18,7 @@ End = Literal["succeeded", "failed", "cancelled", "expired"]
 
 
 class Outcome(BaseModel):
-    """What a test wants to become of a job or a batch; see the package's docstring."""
+    """What a test wants to happen to a job or a batch; see the package's docstring."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -49,7 +49,7 @@ class _State(BaseModel):
 
 
 class Store:
-    """Files, jobs and batches in a folder, which is made if need be."""
+    """Files, jobs and batches in a folder, which is created if missing."""
 
     def __init__(self, folder: Path) -> None:
         self._contents = folder / "files"
@@ -59,17 +59,17 @@ class Store:
         self._state, self.files, self.jobs, self.batches = state, state.files, state.jobs, state.batches
 
     def save(self) -> None:
-        """Write everything down, whole or not at all."""
+        """Write everything to the folder, atomically."""
         new = self._path.with_suffix(".new")
         new.write_text(self._state.model_dump_json())
         os.replace(new, self._path)
 
     def content(self, file: str) -> Path:
-        """Where the bytes of a file are. They stay when it is deleted, for the models that learned from it."""
+        """Return where the bytes of a file are. They stay when it is deleted, for the models tuned with it."""
         return self._contents / file
 
     def add_file(self, name: str, purpose: str, content: bytes) -> dict[str, Any]:
-        """Keep a file, and return it as the provider shows it."""
+        """Store a file, and return it as the provider shows it."""
         file = {
             "id": new_id("file-"),
             "object": "file",
@@ -86,9 +86,10 @@ class Store:
         return file
 
     def input_file(self, file: str, purpose: str, param: str) -> str:
-        """The id of a file for this purpose, which is named by this parameter.
+        """Return the id of a file, checked for this purpose.
 
-        :raises ApiError: there is none, or it is for another purpose.
+        :param param: of the request, which names the file.
+        :raises ApiError: there is no such file, or it has another purpose.
         """
         if file not in self.files:
             raise ApiError(f"{param} {file}: no such file", param=param, code="invalid_file")
@@ -98,12 +99,12 @@ class Store:
 
 
 def new_id(prefix: str) -> str:
-    """The prefix and 24 hex digits."""
+    """Return the prefix and 24 hex digits."""
     return prefix + secrets.token_hex(12)
 
 
 def page(newest_first: list[dict[str, Any]], after: str | None, limit: int) -> dict[str, Any]:
-    """A page of a list: `limit` items, those that follow the one with the id `after`."""
+    """Return a page of a list: `limit` items, after the one with the id `after`."""
     start = next((i + 1 for i, each in enumerate(newest_first) if each["id"] == after), 0)
     end = start + limit
     return {"object": "list", "data": newest_first[start:end], "has_more": end < len(newest_first)}

@@ -1,4 +1,4 @@
-"""Training files: their check, by rules that are the emulator's own, and the examples that a tuned model is shown."""
+"""Training files: the emulator's own checks, and the examples that a tuned model is shown."""
 
 import json
 import re
@@ -15,7 +15,7 @@ _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
 def problems(path: Path, least: int) -> list[str]:
-    """What is wrong with a file of chat examples, of which there must be so many."""
+    """Return what is wrong with a file of chat examples, which must have at least so many."""
     found, number = [], 0
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
@@ -29,15 +29,15 @@ def problems(path: Path, least: int) -> list[str]:
 
 
 def count_tokens(path: Path) -> int:
-    """About how many tokens the examples have: pieces of words, punctuation, and 3 for the frame of a message."""
+    """Estimate the tokens of the examples: pieces of words, punctuation, and 3 more per message."""
     texts = [message["content"] for messages in _examples(path) for message in messages]
     return sum(len(re.findall(r"\w{1,5}|[^\w\s]", text)) + 3 for text in texts)
 
 
 def with_examples(path: Path, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A conversation with the nearest examples as turns between its system messages and the others, nearest last.
+    """Insert the nearest examples as turns after a conversation's system messages, the nearest one last.
 
-    Near are those that have most words in common with the last message.
+    The nearest are those that have most words in common with the last message.
     """
     words = _words(messages[-1].get("content"))
     pairs = [
@@ -64,9 +64,9 @@ def _messages(example: Any) -> list[dict[str, Any]]:
         if message.get("role") not in _ROLES:
             raise ValueError(f"{message.get('role')!r} is not a role")
         if not isinstance(message.get("content"), str):
-            raise ValueError(f"the content of the {message['role']}'s message is not text")
+            raise ValueError(f"the content of the {message['role']} message is not text")
     if "assistant" not in [message["role"] for message in messages]:
-        raise ValueError("there is no message of the assistant to learn from")
+        raise ValueError("there is no assistant message to learn from")
     return messages
 
 

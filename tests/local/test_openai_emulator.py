@@ -97,7 +97,10 @@ def test_jobs_are_listed_the_newest_first_by_metadata_over_several_pages(emulato
     ("lines", "reason"),
     [
         ([conversation("x"), "[]"], "line 2: it is not"),
-        ([conversation("x"), '{"messages": [{"role": "user", "content": "x"}]}'], "line 2: there is no message"),
+        (
+            [conversation("x"), '{"messages": [{"role": "user", "content": "x"}]}'],
+            "line 2: there is no assistant message",
+        ),
         (['{"messages": [{"role": "cook", "content": "x"}]}'], "line 1: 'cook' is not a role"),
         ([conversation("x")] * 9, "has 9 examples; at least 10"),
     ],
