@@ -19,7 +19,8 @@ same kind of answer is written again, with some randomness.
 Every structured answer is valid against its JSON schema. The schema may have what pydantic makes of plain types,
 literals, enums, lists, unions and nested models; any other keyword is refused by its name. Strings end after 40 tokens
 and lists after 3 items, unless the schema requires more. A client's own max_tokens cuts the answer where it stands,
-with finish_reason "length". Equal requests get equal answers.
+with finish_reason "length". With `response_format` "json_object", the JSON schema in the system message is followed,
+where pydantic-ai's prompted output puts it. Equal requests get equal answers.
 """
 
 from contextlib import AbstractContextManager

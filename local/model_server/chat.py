@@ -12,8 +12,8 @@ from local.api_error import ApiError
 from .choice import Chooser
 from .conversation import Conversation, from_messages, rejections, tool_result_is_back
 from .engine import SAMPLING, Completion, Engine
-from .schema import Schema
-from .wire import ChatRequest, Tool
+from .schema import Schema, schema_in_text
+from .wire import ChatRequest, ResponseFormat, Tool
 from .writer import Writer
 
 CHAT_MODEL = "smollm2-135m-instruct"
@@ -52,9 +52,8 @@ class Chat:
     def _answer(self, request: ChatRequest, conversation: Conversation) -> Answer:
         if tools := _tools_in_turn(request):
             return self._call(request, conversation, tools)
-        if wanted := request.response_format:
-            schema = Schema(wanted.json_schema.schema_, "response_format.json_schema.schema")
-            return self._structured(request, conversation, schema)
+        if request.response_format and request.response_format.type != "text":
+            return self._structured(request, conversation, _requested_schema(request, request.response_format))
         return self._plain(request, conversation)
 
     def _call(self, request: ChatRequest, conversation: Conversation, tools: list[Tool]) -> Answer:
@@ -113,6 +112,19 @@ def _object_schema(request: ChatRequest, tool: Tool) -> Schema:
     if schema.node.get("type") != "object":
         raise schema.error("The parameters of a function must be a JSON schema of type object.")
     return schema
+
+
+def _requested_schema(request: ChatRequest, wanted: ResponseFormat) -> Schema:
+    place = "response_format.json_schema"
+    if wanted.json_schema:
+        return Schema(wanted.json_schema.schema_, f"{place}.schema")
+    if wanted.type == "json_schema":
+        raise ApiError(f"{place}: Field required", param=place, code="invalid_value")
+    found = schema_in_text("\n".join(m.text for m in request.messages if m.role in ("system", "developer")))
+    if not found:
+        message = "The type 'json_object' needs a JSON schema in the system message."
+        raise ApiError(message, param="response_format.type", code="invalid_value")
+    return Schema(found, "messages")
 
 
 def _completion(answer: Answer) -> dict[str, Any]:

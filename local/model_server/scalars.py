@@ -5,10 +5,22 @@ import re
 
 from .schema import Node
 
-# No day after the 28th, as not every month has it.
-DAY = '("19" | "20") [0-9] [0-9] "-" ("0" [1-9] | "1" [0-2]) "-" ("0" [1-9] | "1" [0-9] | "2" [0-8])'
-TIME = '([01] [0-9] | "2" [0-3]) ":" [0-5] [0-9] ":" [0-5] [0-9] "Z"'
-FORMAT_GRAMMARS = {"date": f'root ::= {DAY} "\\""', "date-time": f'root ::= {DAY} "T" {TIME} "\\""'}
+DAY = """
+year ::= ("19" | "20") [0-9] [0-9]
+month ::= "0" [1-9] | "1" [0-2]
+short ::= month "-" ("0" [1-9] | "1" [0-9] | "2" [0-8])
+late ::= ("0" [13-9] | "1" [0-2]) "-" ("29" | "30")
+last ::= ("01" | "03" | "05" | "07" | "08" | "10" | "12") "-31"
+date ::= year "-" (short | late | last)
+time ::= ([01] [0-9] | "2" [0-3]) ":" [0-5] [0-9] ":" [0-5] [0-9] "Z"
+"""
+FORMAT_GRAMMARS = {
+    "date": 'root ::= date "\\""' + DAY,
+    "time": 'root ::= time "\\""' + DAY,
+    "date-time": 'root ::= date "T" time "\\""' + DAY,
+    "email": 'root ::= [a-z] [a-z0-9.]{1,20} [a-z0-9] "@" [a-z] [a-z0-9]{1,20} ".com\\""',
+    "uri": 'root ::= "https://" [a-z] [a-z0-9]{1,20} ".com" ("/" [a-z0-9]{1,12}){0,3} "\\""',
+}
 
 
 def string_grammar(node: Node) -> str:

@@ -1,5 +1,7 @@
 """JSON schemas as the writer needs them: references are resolved, and what can't be written is refused."""
 
+import json
+import re
 from typing import Any
 
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
@@ -15,7 +17,7 @@ WRITTEN = {
 }
 # Keywords that restrict a value in ways the writer does not know. All others only describe it.
 REFUSED = sorted((Draft202012Validator.VALIDATORS.keys() | {"$dynamicRef", "then", "else"}) - WRITTEN)
-FORMATS = ("date", "date-time")
+FORMATS = ("date", "time", "date-time", "email", "uri")
 
 
 class Schema:
@@ -86,3 +88,15 @@ class Schema:
         if name not in definitions:
             raise self.error(f"The $ref {reference!r} is not in the schema's $defs.")
         return definitions[name]
+
+
+def schema_in_text(text: str) -> Node | None:
+    """Find the first JSON schema of an object in ``text``, as pydantic-ai's prompted output puts it there."""
+    for start in (match.start() for match in re.finditer("{", text)):
+        try:
+            found: Any = json.JSONDecoder().raw_decode(text, start)[0]
+        except ValueError:
+            continue
+        if isinstance(found, dict) and isinstance(found.get("properties"), dict):
+            return found
+    return None

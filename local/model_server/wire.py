@@ -70,8 +70,8 @@ class NamedSchema(BaseModel):
 class ResponseFormat(BaseModel):
     """The form of an answer that is not a tool call."""
 
-    type: Literal["json_schema"]
-    json_schema: NamedSchema
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
 
 
 class ChatRequest(BaseModel):

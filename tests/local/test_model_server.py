@@ -23,7 +23,7 @@ import openai  # noqa: TID253
 import pytest
 from jsonschema import Draft202012Validator
 from pydantic import BaseModel, Field
-from pydantic_ai import Agent, ModelRetry, NativeOutput, RunContext
+from pydantic_ai import Agent, ModelRetry, NativeOutput, PromptedOutput, RunContext
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
@@ -80,7 +80,7 @@ class Dog(BaseModel):
 class Person(BaseModel):
     name: str = Field(min_length=3, max_length=12)
     born: date
-    mail: str | None = None
+    mail: str | None = Field(default=None, json_schema_extra={"format": "email"})
 
 
 class Ordinary(BaseModel):
@@ -113,6 +113,7 @@ SCHEMAS: list[dict[str, Any]] = [
     an_object(q={"enum": ['say "hi"', "back\\slash", "new\nline"]}),
     an_object(l={"type": "array", "items": {"type": "integer"}, "minItems": 7}),
     an_object(l={"type": "array", "maxItems": 0}),
+    an_object(u={"type": "string", "format": "uri", "minLength": 1}),
     {"type": "object"},
     {"type": "array", "items": {"type": "string", "maxLength": 5}, "minItems": 1, "uniqueItems": True},
 ]
@@ -172,6 +173,7 @@ def test_text_from_outside_cannot_open_a_turn(client: openai.OpenAI) -> None:
         ({"tools": [{"type": "function", "function": {"name": "t", "parameters": {"type": "string"}}}]}, 400, "tools.0.function.parameters"),
         ({"response_format": {"type": "json_schema"}}, 400, "response_format.json_schema"),
         ({"response_format": {"type": "json_object"}}, 400, "response_format.type"),
+        ({"response_format": {"type": "yaml"}}, 400, "response_format.type"),
     ],
 )  # fmt: skip
 def test_a_bad_request_is_refused_with_the_field_at_fault(
@@ -233,7 +235,7 @@ def test_max_tokens_cut_a_structured_answer(client: openai.OpenAI) -> None:
     assert cut.choices[0].finish_reason == "length" and cut.usage.completion_tokens == 4
 
 
-@pytest.mark.parametrize("mode", [lambda kind: kind, NativeOutput])
+@pytest.mark.parametrize("mode", [lambda kind: kind, NativeOutput, PromptedOutput])
 def test_pydantic_ai_gets_a_model_of_ordinary_shape_in_every_output_mode(model: OpenAIChatModel, mode: Any) -> None:
     agent: Agent[None, Ordinary] = Agent(model, output_type=mode(Ordinary), retries=0)
     assert isinstance(agent.run_sync("Describe Ann, who has a cat and a dog.").output, Ordinary)
