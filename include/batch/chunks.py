@@ -46,7 +46,7 @@ class Chunk:
 
     def rows(self) -> list[Row]:
         """Read all rows, in order."""
-        return [Row(*json.loads(line)) for line in read_artifact(self.folder / "rows.jsonl").splitlines()]
+        return [Row(*json.loads(line)) for line in _lines(read_artifact(self.folder / "rows.jsonl"))]
 
     def results(self) -> list[Result] | None:
         """Read the results, in the order of the rows; None while some are missing."""
@@ -54,7 +54,7 @@ class Chunk:
             content = read_artifact(self.folder / "results.jsonl")
         except FileNotFoundError:
             return None
-        return [Result(**json.loads(line)) for line in content.splitlines()]
+        return [Result(**json.loads(line)) for line in _lines(content)]
 
     def so_far(self) -> tuple[list[Result], bool]:
         """Read the known results, and whether they are complete. Complete results are in the order of the rows."""
@@ -76,7 +76,7 @@ class Chunk:
                 continue
             if isinstance(content, Exception):
                 raise content
-            for line in content.splitlines():
+            for line in _lines(content):
                 with suppress(ValueError):  # its process was killed while it wrote: the row does not count
                     entry = json.loads(line)
                     self.open_results.setdefault(entry["row"], Result(**entry))
@@ -149,3 +149,7 @@ def _write(path: ObjectStoragePath, content: bytes) -> None:
         except (FileNotFoundError, FileExistsError):  # another process is deleting the journal of a complete chunk
             if not may_repeat:
                 raise
+
+
+def _lines(content: bytes) -> list[bytes]:
+    return content.removesuffix(b"\n").split(b"\n") if content else []
