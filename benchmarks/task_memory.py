@@ -11,8 +11,6 @@ work, in MB, that of the processes that it started, and the seconds of CPU of al
 from __future__ import annotations
 
 import argparse
-import asyncio
-import csv
 import importlib
 import json
 import os
@@ -21,20 +19,19 @@ import runpy
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
-import httpx
 import psutil
 from airflow.models import import_all_models
 from airflow.sdk.execution_time import task_runner  # noqa: F401
 
-from local.environment import PROJECT
-from local.processes import free_ports
+from benchmarks.batch_rows import FILE, write_rows
+from local.environment import EMBEDDING_MODEL, PROJECT, model_connection
+from local.processes import answers, free_ports
 from tests.fleet import celery_config
 from tests.scripted_model import running
+from tests.stack import wait_until
 
 ROWS = 500
 
@@ -56,22 +53,9 @@ def agent() -> None:
 
 def batch_answers() -> None:
     dag_file("patterns/batch_inference_at_scale.py")
-    from include.batch.answering import Answering
-    from include.batch.chunks import Chunk, write_chunks
-    from include.batch.rows import read_rows
-    from include.common.storage import storage_path
+    from benchmarks.batch_rows import answer_rows
 
-    folder = storage_path("memory")
-    chunks = list(write_chunks(read_rows(storage_path("rows.csv"), "text", None), "", folder, 1))
-    work = Answering(
-        [Chunk(folder / name) for name, _ in chunks],
-        ROWS,
-        system_prompt="Label.",
-        output_type=labels(),
-        at_once=64,
-        budget_usd=None,
-    )
-    asyncio.run(work.run())
+    answer_rows()
 
 
 def stream() -> None:
@@ -119,18 +103,10 @@ def dag_file(name: str) -> None:
     runpy.run_path(str(PROJECT / "dags" / name))
 
 
-def labels() -> type:
-    from include.ai import BaseModel
-
-    class Labels(BaseModel):
-        sentiment: Literal["positive", "negative"]
-
-    return Labels
-
-
 def ask_model(text: str) -> None:
     from pydantic_ai import Agent
 
+    from benchmarks.batch_rows import labels
     from include.ai.model import connection_model
 
     agent: Agent[None, object] = Agent(
@@ -167,23 +143,21 @@ def main() -> None:
     parser.add_argument("--bare", action="store_true", help="a worker that has imported Airflow only")
     modules = [] if parser.parse_args().bare else json.loads(celery_config())["imports"]
     with tempfile.TemporaryDirectory() as home, running() as model:
-        rows = Path(home) / "rows.csv"
-        with rows.open("w", newline="") as file:
-            csv.writer(file).writerows([["text"], *([f"review {number}"] for number in range(ROWS))])
+        write_rows(Path(home) / FILE, ROWS)
         (port,) = free_ports(1)
         server = subprocess.Popen([sys.executable, "-m", "local.model_server", "--port", str(port)])
-        embedded = {"host": f"http://127.0.0.1:{port}/v1", "password": "none", "conn_type": "pydanticai"}
+        url = f"http://127.0.0.1:{port}"
         os.environ |= {
             "GENAI_STORAGE": home,
             "AIRFLOW_CONN_PYDANTICAI_DEFAULT": model.connection(),
-            "AIRFLOW_CONN_EMBEDDINGS_DEFAULT": json.dumps(embedded | {"extra": {"model": "openai:wordllama-256"}}),
+            "AIRFLOW_CONN_EMBEDDINGS_DEFAULT": model_connection(f"{url}/v1", f"openai:{EMBEDDING_MODEL}"),
             "AIRFLOW_CONN_VECTOR_STORE_DEFAULT": json.dumps({"conn_type": "lancedb", "host": f"{home}/lancedb"}),
         }
         try:
             import_all_models()  # which connections in the environment import; a task gets its own from the API server
             for module in modules:
                 importlib.import_module(module)
-            wait_for(f"http://127.0.0.1:{port}/v1/models")
+            wait_until(lambda: answers(f"{url}/health"))
             print(f"a process of the worker before a task: {psutil.Process().memory_info().rss / 1e6:.0f} MB")
             print("| task | adds MB | and its processes | CPU s |\n|---|---|---|---|")
             for name, do in KINDS.items():
@@ -192,17 +166,6 @@ def main() -> None:
         finally:
             server.terminate()
             server.wait()
-
-
-def wait_for(url: str) -> None:
-    until = time.monotonic() + 120
-    while time.monotonic() < until:
-        try:
-            httpx.get(url)
-            return
-        except httpx.TransportError:
-            time.sleep(0.2)
-    raise SystemExit(f"{url} does not answer.")
 
 
 if __name__ == "__main__":
