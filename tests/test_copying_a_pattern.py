@@ -433,7 +433,7 @@ def test_the_table_of_the_docs_says_of_each_dag_what_it_needs():
     listed = page.partition(TABLE)[2].partition("\n\n")[0].splitlines()
     assert [row.split("`")[1] for row in listed] == sorted(template_dags())
     for dag_id in DAGS:
-        assert table_row(dag_id).strip() in listed, "write the table anew: .venv/bin/python -m local.copy.report"
+        assert table_row(dag_id).strip() in listed, "update the table: .venv/bin/python -m local.copy.report"
 
 
 @pytest.mark.needs_dags("rag_pipeline")
