@@ -1,4 +1,4 @@
-"""Traces of runs, tasks and model calls, where OTEL_EXPORTER_OTLP_ENDPOINT is set (see docs/observing.md)."""
+"""Traces of runs, tasks and model calls, where OTEL_EXPORTER_OTLP_ENDPOINT is set."""
 
 from __future__ import annotations
 
