@@ -4,8 +4,8 @@
 
 The model is scripted (a fake, over real HTTP) and takes 300 ms, or none. Each line has the rows per second of the DAG,
 from the trigger to the end of its report, of the script, and the CPU seconds of each: for the DAG those of the whole
-Airflow. Takes about half an hour, and a quarter for the memory at 100,000 rows. The ratio is what counts: on a busy
-machine both are slower.
+Airflow. It takes about half an hour, and a quarter of an hour more for the memory at 100,000 rows. The ratio is what
+counts: on a busy machine both are slower.
 """
 
 from __future__ import annotations

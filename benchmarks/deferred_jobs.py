@@ -4,7 +4,7 @@
 
 Starts a local stack and a DAG with a mapped `OpenAIFineTuneOperator`, whose jobs the emulator (a fake) holds until all
 wait. Then it measures the triggerer's CPU and memory for a while: its own, and its runner's, which looks at each job
-every 30 seconds. At last it lets one job after the other succeed, at a pace that the scheduler of a small machine can
+every 30 seconds. Finally it lets one job after the other succeed, at a pace that the scheduler of a small machine can
 follow. Starting and ending the tasks takes most of the time, about a second each on two cores.
 """
 

@@ -1,4 +1,4 @@
-"""CPU seconds to parse each DAG file, in a fresh process, beside an empty DAG and one with a single bare `@task.llm`.
+"""CPU seconds to parse each DAG file, in a fresh process, beside one with a single bare `@task.llm`.
 
     python -m benchmarks.parse_cost
 
@@ -22,14 +22,6 @@ from local.environment import PROJECT
 ROUNDS = 5
 LIMIT = 1.10
 
-EMPTY_DAG = """
-from airflow.sdk import dag
-
-@dag(schedule=None)
-def empty(): ...
-
-empty()
-"""
 MODEL = "llm_conn_id" if active_sdk() == COMMON_AI else "model"
 BARE_DAG = f"""
 from airflow.sdk import dag, task
@@ -59,16 +51,15 @@ def cpu_seconds(file: Path, environment: dict[str, str]) -> float:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        empty, bare = Path(folder, "empty.py"), Path(folder, "bare.py")
-        empty.write_text(EMPTY_DAG)
+        bare = Path(folder, "bare.py")
         bare.write_text(BARE_DAG)
-        files = [empty, bare, *sorted((PROJECT / "dags").rglob("*.py"))]
+        files = [bare, *sorted((PROJECT / "dags").rglob("*.py"))]
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")},
             "AIRFLOW_HOME": folder,
             "PYTHONPATH": str(PROJECT),
         }
-        cpu_seconds(empty, environment)  # writes airflow.cfg and byte code
+        cpu_seconds(bare, environment)  # writes airflow.cfg and byte code
         seconds = {file: float("inf") for file in files}
         for _ in range(ROUNDS):
             for file in files:

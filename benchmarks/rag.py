@@ -29,7 +29,7 @@ DOCUMENTS = 2500
 SMALL = 50
 QUERIES = 50
 
-# The way of many examples: each document is embedded by a task of its own, and one task stores them all.
+# As in many examples: each document is embedded by a task of its own, and one task stores them all.
 TASK_PER_DOCUMENT = f"""
 from airflow.sdk import dag, task
 

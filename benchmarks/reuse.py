@@ -1,8 +1,8 @@
-"""What stored answers cost a call on this disk, and what the memory of a task with many calls does.
+"""What stored answers add to a call on this disk, and to the memory of a task with many calls.
 
     python -m benchmarks.reuse
 
-It takes about a minute on a quiet machine. The line in the task's log for each answer is not in it.
+It takes about a minute on a quiet machine. The task's log line for each answer is not included.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     python -m benchmarks.stream_latency
 
-Each line has how long it took from sending a message to its stored answer, for messages one by one while all is
-quiet, and for a burst; of a burst also how many were answered a second, from the first message to the last answer. The
-bare consumer is what one would write by hand with asyncio, and runs all the time. The model is a fake, over real HTTP,
-that takes 0 or 300 ms; the broker is Apache Kafka where Java and Maven are found.
+Each line has the seconds from sending a message to its stored answer: of messages one by one on an idle stack, or of a
+burst. A burst also has the answers a second, from the first message to the last answer. The bare consumer is what one
+would write by hand with asyncio, and runs all the time. The model is a fake, over real HTTP, that takes 0 or 300 ms;
+the broker is Apache Kafka where Java and Maven are found.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
     python -m benchmarks.task_memory [--bare]
 
-A worker forks a process for each task, from one that has Airflow's modules, and on Celery those of the Dockerfile's
-setting (not with `--bare`). So does this: the child reads the DAG file and does the kind's work, with a fake model that
-answers at once. Printed is the memory of the child that it does not share with its parent (USS), at the end of the
-work, in MB, that of the processes that it started, and the seconds of CPU of all.
+A worker forks a process for each task from one that has imported Airflow, and on Celery also the modules that the
+Dockerfile names (not with `--bare`). So does this: the child reads the DAG file and does this kind of work, with a fake
+model that answers at once. It prints the memory at the end of the work that the child does not share with its parent
+(USS) in MB, that of the processes that it started, and the seconds of CPU of all.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def ask_model(text: str) -> None:
 
 
 def measure(do: Callable[[], None]) -> tuple[float, float, float]:
-    """Return what a forked child has of its own after this work, and its processes, in MB, and their CPU in seconds."""
+    """Return the MB that a forked child has of its own after the work, those of its processes, and their CPU seconds."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     reading, writing = os.pipe()
     if child := os.fork():
@@ -154,7 +154,7 @@ def main() -> None:
             "AIRFLOW_CONN_VECTOR_STORE_DEFAULT": json.dumps({"conn_type": "lancedb", "host": f"{home}/lancedb"}),
         }
         try:
-            import_all_models()  # which connections in the environment import; a task gets its own from the API server
+            import_all_models()  # as connections in the environment would; a task gets its own from the API server
             for module in modules:
                 importlib.import_module(module)
             wait_until(lambda: answers(f"{url}/health"))
