@@ -14,19 +14,20 @@ import argparse
 import importlib
 import json
 import os
-import resource
 import runpy
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import psutil
 from airflow.models import import_all_models
 from airflow.sdk.execution_time import task_runner  # noqa: F401
 
-from benchmarks.batch_rows import FILE, write_rows
+from benchmarks.batch_rows import FILE, answer_rows, write_rows
 from local.environment import EMBEDDING_MODEL, PROJECT, model_connection
 from local.processes import answers, free_ports
 from tests.fleet import celery_config
@@ -36,74 +37,11 @@ from tests.stack import wait_until
 ROWS = 500
 
 
-def plain() -> None:
-    dag_file("scheduling/asset_or_time.py")
+def nothing() -> None:
+    pass
 
 
-def llm() -> None:
-    dag_file("patterns/prompt_chaining.py")
-    ask_model("review 1")
-
-
-def agent() -> None:
-    dag_file("patterns/multi_agent.py")
-    for _ in range(3):
-        ask_model("review 1")
-
-
-def batch_answers() -> None:
-    dag_file("patterns/batch_inference_at_scale.py")
-    from benchmarks.batch_rows import answer_rows
-
-    answer_rows()
-
-
-def stream() -> None:
-    dag_file("messages/stream_inference.py")
-    import confluent_kafka  # noqa: F401
-
-    import include.messages.kafka.stream  # noqa: F401
-
-    ask_model("review 1")
-
-
-def rag_index() -> None:
-    dag_file("patterns/rag_pipeline.py")
-    from include.rag.ingestion import find_changes, index_documents
-
-    changes = find_changes()
-    index_documents(changes["collection"], changes["documents"])
-
-
-def fine_tuning() -> None:
-    dag_file("patterns/fine_tuning.py")
-    import openai.resources.fine_tuning  # noqa: F401
-
-
-def report_with_chart() -> None:
-    dag_file("patterns/batch_inference.py")
-    from include.common.charts import bar_chart
-
-    bar_chart("Reviews", "reviews", {"all": {"positive": 3, "negative": 2}})
-
-
-KINDS: dict[str, Callable[[], None]] = {
-    "a task without a model": plain,
-    "a task with one model call": llm,
-    "an agent": agent,
-    f"a batch's answers ({ROWS} rows, 64 at once)": batch_answers,
-    "a stream": stream,
-    "RAG: find and index 30 documents, LanceDB": rag_index,
-    "fine-tuning: submit a job": fine_tuning,
-    "a report with a chart (matplotlib)": report_with_chart,
-}
-
-
-def dag_file(name: str) -> None:
-    runpy.run_path(str(PROJECT / "dags" / name))
-
-
-def ask_model(text: str) -> None:
+def ask_model() -> None:
     from pydantic_ai import Agent
 
     from benchmarks.batch_rows import labels
@@ -112,30 +50,59 @@ def ask_model(text: str) -> None:
     agent: Agent[None, object] = Agent(
         connection_model("pydanticai_default"), system_prompt="Label.", output_type=labels()
     )
-    agent.run_sync(text)
+    agent.run_sync("review 1")
 
 
-def measure(do: Callable[[], None]) -> tuple[float, float, float]:
-    """Return the MB that a forked child has of its own after the work, those of its processes, and their CPU seconds."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    reading, writing = os.pipe()
-    if child := os.fork():
-        os.close(writing)
-        with open(reading) as pipe:
-            found = pipe.read()
-        os.waitpid(child, 0)
-        own, others = map(float, found.split())
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return own, others, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    try:
-        os.close(reading)
-        do()
-        me = psutil.Process()
-        own = me.memory_full_info().uss / 1e6
-        others = sum(each.memory_full_info().uss for each in me.children(recursive=True)) / 1e6
-        os.write(writing, f"{own} {others}".encode())
-    finally:
-        os._exit(0)
+def ask_as_an_agent() -> None:
+    for _ in range(3):
+        ask_model()
+
+
+def stream() -> None:
+    import confluent_kafka  # noqa: F401
+
+    import include.messages.kafka.stream  # noqa: F401
+
+    ask_model()
+
+
+def rag_index() -> None:
+    from include.rag.ingestion import find_changes, index_documents
+
+    changes = find_changes()
+    index_documents(changes["collection"], changes["documents"])
+
+
+def fine_tuning() -> None:
+    import openai.resources.fine_tuning  # noqa: F401
+
+
+def report_with_chart() -> None:
+    from include.common.charts import bar_chart
+
+    bar_chart("Reviews", "reviews", {"all": {"positive": 3, "negative": 2}})
+
+
+# By kind of task: the DAG file that is read, and the work.
+KINDS: dict[str, tuple[str, Callable[[], None]]] = {
+    "a task without a model": ("scheduling/asset_or_time.py", nothing),
+    "a task with one model call": ("patterns/prompt_chaining.py", ask_model),
+    "an agent": ("patterns/multi_agent.py", ask_as_an_agent),
+    f"a batch's answers ({ROWS} rows, 64 at once)": ("patterns/batch_inference_at_scale.py", answer_rows),
+    "a stream": ("messages/stream_inference.py", stream),
+    "RAG: find and index 30 documents, LanceDB": ("patterns/rag_pipeline.py", rag_index),
+    "fine-tuning: submit a job": ("patterns/fine_tuning.py", fine_tuning),
+    "a report with a chart (matplotlib)": ("patterns/batch_inference.py", report_with_chart),
+}
+
+
+def measured(dag_file: str, work: Callable[[], None]) -> tuple[float, float, float]:
+    """Do the work; return the MB that this process has of its own then, those of its processes, and CPU seconds."""
+    runpy.run_path(str(PROJECT / "dags" / dag_file))
+    work()
+    me = psutil.Process()
+    others = sum(each.memory_full_info().uss for each in me.children(recursive=True))
+    return me.memory_full_info().uss / 1e6, others / 1e6, sum(me.cpu_times()[:4])
 
 
 def main() -> None:
@@ -160,8 +127,9 @@ def main() -> None:
             wait_until(lambda: answers(f"{url}/health"))
             print(f"a process of the worker before a task: {psutil.Process().memory_info().rss / 1e6:.0f} MB")
             print("| task | adds MB | and its processes | CPU s |\n|---|---|---|---|")
-            for name, do in KINDS.items():
-                own, others, cpu = measure(do)
+            for name, kind in KINDS.items():
+                with ProcessPoolExecutor(1, get_context("fork")) as child:
+                    own, others, cpu = child.submit(measured, *kind).result()
                 print(f"| {name} | {own:.0f} | {others:.0f} | {cpu:.1f} |", flush=True)
         finally:
             server.terminate()
