@@ -14,8 +14,6 @@ import asyncio
 import json
 import os
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,8 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.batch_rows import FILE, write_rows
-from benchmarks.stack import MeasuredStack, measured_stack
-from local.environment import PROJECT
+from benchmarks.stack import MeasuredStack, last_line_of, measured_stack
 from tests.scripted_model import ScriptedServer, running
 
 AT_SCALE, PER_ROW = "batch_inference_at_scale", "batch_inference"
@@ -112,9 +109,7 @@ def memory_mb(server: ScriptedServer, rows: int) -> float:
         write_rows(Path(storage) / FILE, rows)
         environment = {**os.environ, "GENAI_STORAGE": f"file://{storage}"}
         environment["AIRFLOW_CONN_PYDANTICAI_DEFAULT"] = server.connection()
-        command = [sys.executable, "-W", "ignore", "-c", MEMORY]
-        done = subprocess.run(command, env=environment, cwd=PROJECT, stdout=subprocess.PIPE, text=True, check=True)
-    return float(done.stdout.splitlines()[-1])
+        return float(last_line_of(MEMORY, environment))
 
 
 def main() -> None:

@@ -14,8 +14,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,7 +21,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.stack import MeasuredStack, add_dag, measured_stack
+from benchmarks.stack import MeasuredStack, add_dag, last_line_of, measured_stack
 
 DOCUMENTS = 2500
 SMALL = 50
@@ -168,7 +166,7 @@ def measure(stack: MeasuredStack, pages: Path, environment: dict[str, str]) -> N
     write_documents(pages, SMALL, DOCUMENTS)
     questions = [f"Which value is w{n * 31}?" for n in range(0, DOCUMENTS, DOCUMENTS // QUERIES)]
     started = time.monotonic()
-    hand = json.loads(_python(BY_HAND, all_cores, str(pages), str(stack.home / "by-hand"), json.dumps(questions)))
+    hand = json.loads(last_line_of(BY_HAND, all_cores, str(pages), str(stack.home / "by-hand"), json.dumps(questions)))
     by_hand = time.monotonic() - started - sum(hand["queries"])
     print(
         f"by hand, in one process: {hand['chunks']} chunks in {by_hand:.1f} s ({hand['chunks'] / by_hand:.0f} a second)"
@@ -193,8 +191,8 @@ def measure(stack: MeasuredStack, pages: Path, environment: dict[str, str]) -> N
 def measure_memory(home: Path, environment: dict[str, str]) -> None:
     for number in (DOCUMENTS // 5, DOCUMENTS):
         store = json.dumps({"conn_type": "lancedb", "host": str(home / f"memory-{number}")})
-        peak = _python(PEAK_MEMORY, {**environment, "AIRFLOW_CONN_VECTOR_STORE_DEFAULT": store}, str(number))
-        print(f"peak memory of a task that indexes {number} documents: {peak.strip()} MB")
+        peak = last_line_of(PEAK_MEMORY, {**environment, "AIRFLOW_CONN_VECTOR_STORE_DEFAULT": store}, str(number))
+        print(f"peak memory of a task that indexes {number} documents: {peak} MB")
 
 
 def _searchable_after(stack: MeasuredStack, dag_id: str, task_id: str) -> float:
@@ -223,13 +221,6 @@ def _seconds(search: Callable[[str], Any], question: str) -> float:
     started = time.perf_counter()
     search(question)
     return time.perf_counter() - started
-
-
-def _python(code: str, environment: dict[str, str], *arguments: str) -> str:
-    command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
-    return subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[
-        -1
-    ]
 
 
 if __name__ == "__main__":

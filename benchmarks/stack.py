@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,3 +57,10 @@ def add_dag(home: Path, dag_id: str, code: str, with_template: bool) -> None:
     if with_template:
         bundles.append({"name": "dags-folder", "classpath": BUNDLE, "kwargs": {}})
     os.environ["AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST"] = json.dumps(bundles)
+
+
+def last_line_of(code: str, environment: dict[str, str], *arguments: str) -> str:
+    """Run Python code in a process of its own, and return the last line that it prints."""
+    command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout.splitlines()[-1]
