@@ -55,6 +55,8 @@ class Killer:
         self.broker = broker
         self.model = model
         self.kills: Counter[str] = Counter()
+        processes = {part: stack.process(part) for part in ("triggerer", "scheduler")}
+        self.parts = {part: (process.cmdline(), process.environ()) for part, process in processes.items()}
 
     def run(self, seed: int) -> dict[str, int]:
         """Send the messages while parts are killed, wait for the end, and count what became of them."""
@@ -81,7 +83,7 @@ class Killer:
         """What can happen, by name."""
         actions = {
             f"{part} {how}": (lambda part=part, signal=signal: self.restart(part, signal))
-            for part in ("triggerer", "scheduler")
+            for part in self.parts
             for how, signal in (("kill -9", "kill"), ("stop", "terminate"))
         }
         actions["worker kill -9"] = self.kill_worker
@@ -91,23 +93,31 @@ class Killer:
         return actions
 
     def restart(self, part: str, signal: str) -> None:
-        """End a part of Airflow with all its children and start it again."""
-        process = self.stack.process(part)
-        command, environment = process.cmdline(), process.environ()
-        family = [process, *process.children(recursive=True)]
-        for each in family if signal == "kill" else [process]:
+        """End a part of Airflow with all its children and start it again, also if it has ended by itself."""
+        family = self._family(part)
+        for each in family if signal == "kill" else family[:1]:
             getattr(each, signal)()
         _, alive = psutil.wait_procs(family, timeout=20)
         for each in alive:
             each.kill()
+        command, environment = self.parts[part]
         self.stack.processes.spawn(part, command, environment, PROJECT)
 
     def kill_worker(self) -> None:
         """Kill the task's process, if there is one now."""
         port = int(self.model.url.rsplit(":", 1)[1])
-        for worker in self.stack.process("scheduler").children(recursive=True):
+        for worker in self._family("scheduler")[1:]:
             if any(each.raddr and each.raddr.port == port for each in _connections(worker)):
                 worker.kill()
+
+    def _family(self, part: str) -> list[psutil.Process]:
+        """A part's process and its children; none if it has ended by itself, which is counted."""
+        try:
+            process = self.stack.process(part)
+            return [process, *process.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            self.kills[f"{part} ended"] += 1
+            return []
 
     def _restart_broker(self, end: Callable[[], None]) -> None:
         end()
