@@ -2,9 +2,9 @@
 
     python -m benchmarks.fleet [--workers 1 2 4]
 
-All workers are on this machine, so that its cores are the limit soon. The model, which is a fake, is slow, and each
-worker runs few tasks at the same time: what is measured is whether a worker more does its share, not how fast one is.
-The times are those at which the model's server was asked.
+All workers are on this machine, whose cores soon are the limit. The model is a slow fake, and each worker runs few
+tasks at the same time: the figures show whether one more worker does its share, not how fast a worker is. Times are
+those at which the model's server was asked.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ROW_LATENCY_S = 2.0
 def runs_a_minute(fleet: Fleet, model: ScriptedServer, workers: int) -> float:
     """Start many runs of `on_demand_inference`, which has one task with one call."""
     model.script(latency=RUN_LATENCY_S)
-    fleet.set_pool(TASKS * workers)  # what waits in a worker's queue too long is taken for lost
+    fleet.set_pool(TASKS * workers)  # a task that waits in a worker's queue for too long counts as lost
     number = RUNS * workers
     runs = [fleet.begin("on_demand_inference", {"message": f"Question {each}"}) for each in range(number)]
     for run_id in runs:

@@ -8,75 +8,67 @@ once through the server as a client sees it and once greedily under a JSON gramm
 
 import argparse
 import csv
-import enum
 import json
 import logging
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-from pydantic import BaseModel, Field
+from typing import Any, NamedTuple
 
 from local.model_server import serve
 from local.model_server.engine import Engine
 
 SAMPLES = Path(__file__).parents[1] / "include" / "sample"
-REVIEW_PROMPT = "Classify the sentiment of a customer review."
-INCIDENT_PROMPT = """Decide how to handle an incident of a fleet-tracking platform.
+
+
+class Question(NamedTuple):
+    """What is asked about a text: the prompt, and the name and the possible values of the answer's only field."""
+
+    prompt: str
+    field: str
+    labels: list[str]
+
+
+SENTIMENT = Question("Classify the sentiment of a customer review.", "sentiment", ["positive", "negative", "neutral"])
+SEVERITY = Question(
+    """Decide how to handle an incident of a fleet-tracking platform.
 handle_critical: danger to people, the whole system is down, or data is being lost.
 handle_standard: something is broken and needs attention, but work goes on.
-handle_low: minor, cosmetic, or only a question."""
+handle_low: minor, cosmetic, or only a question.""",
+    "response",
+    ["handle_critical", "handle_standard", "handle_low"],
+)
 
 
-class Sentiment(enum.Enum):
-    positive = "positive"
-    negative = "negative"
-    neutral = "neutral"
-
-
-class Handling(enum.Enum):
-    handle_critical = "handle_critical"
-    handle_standard = "handle_standard"
-    handle_low = "handle_low"
-
-
-class Review(BaseModel):
-    sentiment: Sentiment = Field(description="How the customer feels about the product overall.")
-
-
-class Incident(BaseModel):
-    response: Handling
-
-
-def through_the_server(base_url: str, prompt: str, kind: type[BaseModel]) -> Callable[[str], str]:
+def through_the_server(base_url: str, question: Question) -> Callable[[str], str]:
     """A classifier that asks as pydantic-ai does: with one output tool."""
     import openai
 
     client = openai.OpenAI(base_url=base_url, api_key="none")
-    function: Any = {"name": "final_result", "parameters": kind.model_json_schema()}
+    properties = {question.field: {"enum": question.labels, "type": "string"}}
+    schema = {"type": "object", "properties": properties, "required": [question.field]}
+    tool: Any = {"type": "function", "function": {"name": "final_result", "parameters": schema}}
 
     def classify(text: str) -> str:
         answer: Any = client.chat.completions.create(
             model="smollm2-135m-instruct",
-            messages=[{"role": "system", "content": prompt}, {"role": "user", "content": text}],
-            tools=[{"type": "function", "function": function}],
+            messages=[{"role": "system", "content": question.prompt}, {"role": "user", "content": text}],
+            tools=[tool],
             tool_choice="required",
         )
-        (label,) = json.loads(answer.choices[0].message.tool_calls[0].function.arguments).values()
-        return str(label)
+        return str(json.loads(answer.choices[0].message.tool_calls[0].function.arguments)[question.field])
 
     return classify
 
 
-def left_alone(engine: Engine, prompt: str, field: str, labels: list[str]) -> Callable[[str], str]:
+def left_alone(engine: Engine, question: Question) -> Callable[[str], str]:
     """A classifier that takes the likeliest label under a grammar."""
-    grammar = "root ::= " + " | ".join(f'"{label}"' for label in labels)
+    grammar = "root ::= " + " | ".join(f'"{label}"' for label in question.labels)
 
     def classify(text: str) -> str:
-        turns = f"<|im_start|>system\n{prompt}<|im_end|>\n<|im_start|>user\n{text}<|im_end|>\n"
-        start = f'<|im_start|>assistant\n{{"{field}": "'
+        turns = f"<|im_start|>system\n{question.prompt}<|im_end|>\n<|im_start|>user\n{text}<|im_end|>\n"
+        start = f'<|im_start|>assistant\n{{"{question.field}": "'
         return engine.complete(turns + start, 12, grammar=grammar, temperature=0).text
 
     return classify
@@ -95,8 +87,7 @@ def report(name: str, classify: Callable[[str], str], data: list[tuple[str, str]
 
 
 def main() -> None:
-    """Load the data, run both ways, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.model_quality", description=__doc__)
     parser.add_argument("--rows", type=int, default=60, help="reviews to read (default: %(default)s)")
     parser.add_argument("--skip", type=int, default=0, help="reviews to leave out at the start (default: %(default)s)")
     options = parser.parse_args()
@@ -107,19 +98,11 @@ def main() -> None:
     lines = (SAMPLES / "incidents.jsonl").read_text(encoding="utf-8").splitlines()
     incidents = [(row["text"], f"handle_{row['severity']}") for row in map(json.loads, lines)]
     with serve() as base_url:
-        report("reviews, server", through_the_server(base_url, REVIEW_PROMPT, Review), reviews)
-        report("incidents, server", through_the_server(base_url, INCIDENT_PROMPT, Incident), incidents)
+        report("reviews, server", through_the_server(base_url, SENTIMENT), reviews)
+        report("incidents, server", through_the_server(base_url, SEVERITY), incidents)
     engine = Engine()
-    report(
-        "reviews, alone",
-        left_alone(engine, REVIEW_PROMPT, "sentiment", [s.value for s in Sentiment]),
-        reviews,
-    )
-    report(
-        "incidents, alone",
-        left_alone(engine, INCIDENT_PROMPT, "response", [h.value for h in Handling]),
-        incidents,
-    )
+    report("reviews, alone", left_alone(engine, SENTIMENT), reviews)
+    report("incidents, alone", left_alone(engine, SEVERITY), incidents)
 
 
 if __name__ == "__main__":

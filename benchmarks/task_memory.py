@@ -2,89 +2,71 @@
 
     python -m benchmarks.task_memory [--bare]
 
-A worker forks a process for each task, from one that has Airflow's modules, and on Celery those of the Dockerfile's
-setting (not with `--bare`). So does this: the child reads the DAG file and does the kind's work, with a fake model that
-answers at once. Printed is the memory of the child that it does not share with its parent (USS), at the end of the
-work, in MB, that of the processes that it started, and the seconds of CPU of all.
+A worker forks a process for each task from one that has imported Airflow, and on Celery also the modules that the
+Dockerfile names (not with `--bare`). So does this: the child reads the DAG file and does this kind of work, with a fake
+model that answers at once. It prints the memory at the end of the work that the child does not share with its parent
+(USS) in MB, that of the processes that it started, and the seconds of CPU of all.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import csv
 import importlib
 import json
 import os
-import resource
 import runpy
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal
 
-import httpx
 import psutil
 from airflow.models import import_all_models
 from airflow.sdk.execution_time import task_runner  # noqa: F401
 
-from local.environment import PROJECT
-from local.processes import free_ports
+from benchmarks.batch_rows import FILE, answer_rows, write_rows
+from local.environment import EMBEDDING_MODEL, PROJECT, model_connection
+from local.processes import answers, free_ports
 from tests.fleet import celery_config
 from tests.scripted_model import running
+from tests.stack import wait_until
 
 ROWS = 500
 
 
-def plain() -> None:
-    dag_file("scheduling/asset_or_time.py")
+def nothing() -> None:
+    pass
 
 
-def llm() -> None:
-    dag_file("patterns/prompt_chaining.py")
-    ask_model("review 1")
+def ask_model() -> None:
+    from pydantic_ai import Agent
 
+    from benchmarks.batch_rows import labels
+    from include.ai.model import connection_model
 
-def agent() -> None:
-    dag_file("patterns/multi_agent.py")
-    for _ in range(3):
-        ask_model("review 1")
-
-
-def batch_answers() -> None:
-    dag_file("patterns/batch_inference_at_scale.py")
-    from include.batch.answering import Answering
-    from include.batch.chunks import Chunk, write_chunks
-    from include.batch.rows import read_rows
-    from include.common.storage import storage_path
-
-    folder = storage_path("memory")
-    chunks = list(write_chunks(read_rows(storage_path("rows.csv"), "text", None), "", folder, 1))
-    work = Answering(
-        [Chunk(folder / name) for name, _ in chunks],
-        ROWS,
-        system_prompt="Label.",
-        output_type=labels(),
-        at_once=64,
-        budget_usd=None,
+    agent: Agent[None, object] = Agent(
+        connection_model("pydanticai_default"), system_prompt="Label.", output_type=labels()
     )
-    asyncio.run(work.run())
+    agent.run_sync("review 1")
+
+
+def ask_as_an_agent() -> None:
+    for _ in range(3):
+        ask_model()
 
 
 def stream() -> None:
-    dag_file("messages/stream_inference.py")
     import confluent_kafka  # noqa: F401
 
     import include.messages.kafka.stream  # noqa: F401
 
-    ask_model("review 1")
+    ask_model()
 
 
 def rag_index() -> None:
-    dag_file("patterns/rag_pipeline.py")
     from include.rag.ingestion import find_changes, index_documents
 
     changes = find_changes()
@@ -92,74 +74,35 @@ def rag_index() -> None:
 
 
 def fine_tuning() -> None:
-    dag_file("patterns/fine_tuning.py")
     import openai.resources.fine_tuning  # noqa: F401
 
 
 def report_with_chart() -> None:
-    dag_file("patterns/batch_inference.py")
     from include.common.charts import bar_chart
 
     bar_chart("Reviews", "reviews", {"all": {"positive": 3, "negative": 2}})
 
 
-KINDS: dict[str, Callable[[], None]] = {
-    "a task without a model": plain,
-    "a task with one model call": llm,
-    "an agent": agent,
-    f"a batch's answers ({ROWS} rows, 64 at once)": batch_answers,
-    "a stream": stream,
-    "RAG: find and index 30 documents, LanceDB": rag_index,
-    "fine-tuning: submit a job": fine_tuning,
-    "a report with a chart (matplotlib)": report_with_chart,
+# By kind of task: the DAG file that is read, and the work.
+KINDS: dict[str, tuple[str, Callable[[], None]]] = {
+    "a task without a model": ("scheduling/asset_or_time.py", nothing),
+    "a task with one model call": ("patterns/prompt_chaining.py", ask_model),
+    "an agent": ("patterns/multi_agent.py", ask_as_an_agent),
+    f"a batch's answers ({ROWS} rows, 64 at once)": ("patterns/batch_inference_at_scale.py", answer_rows),
+    "a stream": ("messages/stream_inference.py", stream),
+    "RAG: find and index 30 documents, LanceDB": ("patterns/rag_pipeline.py", rag_index),
+    "fine-tuning: submit a job": ("patterns/fine_tuning.py", fine_tuning),
+    "a report with a chart (matplotlib)": ("patterns/batch_inference.py", report_with_chart),
 }
 
 
-def dag_file(name: str) -> None:
-    runpy.run_path(str(PROJECT / "dags" / name))
-
-
-def labels() -> type:
-    from include.ai import BaseModel
-
-    class Labels(BaseModel):
-        sentiment: Literal["positive", "negative"]
-
-    return Labels
-
-
-def ask_model(text: str) -> None:
-    from pydantic_ai import Agent
-
-    from include.ai.model import connection_model
-
-    agent: Agent[None, object] = Agent(
-        connection_model("pydanticai_default"), system_prompt="Label.", output_type=labels()
-    )
-    agent.run_sync(text)
-
-
-def measure(do: Callable[[], None]) -> tuple[float, float, float]:
-    """Return what a forked child has of its own after this work, and its processes, in MB, and their CPU in seconds."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    reading, writing = os.pipe()
-    if child := os.fork():
-        os.close(writing)
-        with open(reading) as pipe:
-            found = pipe.read()
-        os.waitpid(child, 0)
-        own, others = map(float, found.split())
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return own, others, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    try:
-        os.close(reading)
-        do()
-        me = psutil.Process()
-        own = me.memory_full_info().uss / 1e6
-        others = sum(each.memory_full_info().uss for each in me.children(recursive=True)) / 1e6
-        os.write(writing, f"{own} {others}".encode())
-    finally:
-        os._exit(0)
+def measured(dag_file: str, work: Callable[[], None]) -> tuple[float, float, float]:
+    """Do the work; return the MB that this process has of its own then, those of its processes, and CPU seconds."""
+    runpy.run_path(str(PROJECT / "dags" / dag_file))
+    work()
+    me = psutil.Process()
+    others = sum(each.memory_full_info().uss for each in me.children(recursive=True))
+    return me.memory_full_info().uss / 1e6, others / 1e6, sum(me.cpu_times()[:4])
 
 
 def main() -> None:
@@ -167,42 +110,30 @@ def main() -> None:
     parser.add_argument("--bare", action="store_true", help="a worker that has imported Airflow only")
     modules = [] if parser.parse_args().bare else json.loads(celery_config())["imports"]
     with tempfile.TemporaryDirectory() as home, running() as model:
-        rows = Path(home) / "rows.csv"
-        with rows.open("w", newline="") as file:
-            csv.writer(file).writerows([["text"], *([f"review {number}"] for number in range(ROWS))])
+        write_rows(Path(home) / FILE, ROWS)
         (port,) = free_ports(1)
         server = subprocess.Popen([sys.executable, "-m", "local.model_server", "--port", str(port)])
-        embedded = {"host": f"http://127.0.0.1:{port}/v1", "password": "none", "conn_type": "pydanticai"}
+        url = f"http://127.0.0.1:{port}"
         os.environ |= {
             "GENAI_STORAGE": home,
             "AIRFLOW_CONN_PYDANTICAI_DEFAULT": model.connection(),
-            "AIRFLOW_CONN_EMBEDDINGS_DEFAULT": json.dumps(embedded | {"extra": {"model": "openai:wordllama-256"}}),
+            "AIRFLOW_CONN_EMBEDDINGS_DEFAULT": model_connection(f"{url}/v1", f"openai:{EMBEDDING_MODEL}"),
             "AIRFLOW_CONN_VECTOR_STORE_DEFAULT": json.dumps({"conn_type": "lancedb", "host": f"{home}/lancedb"}),
         }
         try:
-            import_all_models()  # which connections in the environment import; a task gets its own from the API server
+            import_all_models()  # as connections in the environment would; a task gets its own from the API server
             for module in modules:
                 importlib.import_module(module)
-            wait_for(f"http://127.0.0.1:{port}/v1/models")
+            wait_until(lambda: answers(f"{url}/health"))
             print(f"a process of the worker before a task: {psutil.Process().memory_info().rss / 1e6:.0f} MB")
             print("| task | adds MB | and its processes | CPU s |\n|---|---|---|---|")
-            for name, do in KINDS.items():
-                own, others, cpu = measure(do)
+            for name, kind in KINDS.items():
+                with ProcessPoolExecutor(1, get_context("fork")) as child:
+                    own, others, cpu = child.submit(measured, *kind).result()
                 print(f"| {name} | {own:.0f} | {others:.0f} | {cpu:.1f} |", flush=True)
         finally:
             server.terminate()
             server.wait()
-
-
-def wait_for(url: str) -> None:
-    until = time.monotonic() + 120
-    while time.monotonic() < until:
-        try:
-            httpx.get(url)
-            return
-        except httpx.TransportError:
-            time.sleep(0.2)
-    raise SystemExit(f"{url} does not answer.")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Take the pictures of the docs anew, from a stack that runs: each DAG's graph with its last run, and the UI.
+"""Take the pictures of the docs again, from a running stack: each DAG's graph with its last run, and the UI.
 
     make start && make demo
     .venv/bin/python docs/screenshots.py
 
-It drives a headless Chromium, which must be installed (`apt install chromium`), and is part of no test.
+It drives a headless Chromium, which must be installed (`apt install chromium`). No test takes the pictures.
 """
 
 from __future__ import annotations
@@ -123,11 +123,10 @@ class Browser:
 
 
 def last_run(api: AirflowAPI, dag_id: str) -> str:
-    query = {"order_by": "-run_after", "limit": 1}
-    runs = api._json("GET", f"/api/v2/dags/{dag_id}/dagRuns", params=query)["dag_runs"]
+    runs = api.runs(dag_id)
     if not runs:
         sys.exit(f"{dag_id} has not run: `make demo` runs every DAG.")
-    return str(runs[0]["dag_run_id"])
+    return str(runs[-1]["dag_run_id"])
 
 
 def take_graphs(url: str, api: AirflowAPI, dag_ids: list[str]) -> None:
@@ -151,12 +150,9 @@ def take_pages(url: str, api: AirflowAPI) -> None:
         run_id = api.trigger(
             "human_review", {"tickets": ["Three of our vans are offline, although they are on the road."]}
         )
-        waiting = api.open_requests
-        while not (requests := waiting("human_review", run_id)):
-            time.sleep(1)
+        requests = browser.until(lambda: api.open_requests("human_review", run_id))
         task_id = requests[0]["task_instance"]["task_id"]
-        page = f"{url}/dags/human_review/runs/{run_id}/tasks/{task_id}/mapped/0/required_actions"
-        browser.open(page)
+        browser.open(f"{url}/dags/human_review/runs/{run_id}/tasks/{task_id}/mapped/0/required_actions")
         browser.picture(WHOLE.format("textarea"), IMAGES / "human-review.png")
 
 

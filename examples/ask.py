@@ -8,7 +8,7 @@ Where Airflow is, and who asks, comes from the environment:
     AIRFLOW_TOKEN     a bearer token, as an Astro deployment's API token; or
     AIRFLOW_USERNAME  and AIRFLOW_PASSWORD, exchanged for a token. The local stack needs neither.
 
-The key of a request is its run's id: the same key again is the same run, and the same answer, paid once. Whatever
+The key of a request is its run's id: the same key again is the same run, and the same answer, paid once. If anything
 fails on the way (a lost connection, a restart of Airflow), ask again with the key. Copy this file: it needs httpx only.
 """
 
@@ -32,11 +32,11 @@ DAG_ID = "on_demand_inference"
 ANSWER = "taskInstances/answer/xcomEntries/return_value"
 ENDED = ("success", "failed")
 POLL_S = 1  # how often Airflow looks whether the run has ended, while a client waits
-QUEUED_S = 5  # a run that is queued for longer may be one of a paused DAG
+QUEUED_S = 5  # a run that is queued for longer may be of a paused DAG
 
 
 class AskError(Exception):
-    """The answer cannot be had; the message says why, and what to do."""
+    """There is no answer; the message says why, and what to do."""
 
 
 class Airflow:
@@ -58,7 +58,7 @@ class Airflow:
         """Start the run `key`, unless it was started already, and return its answer.
 
         :param timeout: seconds to wait for the answer; it can be asked for again later.
-        :raises AskError: refused, failed, or not there in time.
+        :raises AskError: it was refused, failed, or is not there in time.
         """
         self._deadline = monotonic() + timeout
         if "Authorization" not in self._http.headers:
@@ -108,20 +108,20 @@ class Airflow:
                         f"Unpause it (the switch beside its name in Airflow's UI); then ask again with the key {key!r}."
                     )
                 queued_for_a_reason = True
-                pause = next(pauses)  # a longer one: this request stands for another
+                pause = next(pauses)  # a longer one, as this look took one request more
             if state in ENDED or self._left() <= 0:
                 return state
             sleep(min(pause, max(0, self._left())))
         raise AssertionError("pauses never end")
 
     def _streamed_state(self, key: str, most_queued: int | None) -> str | None:
-        """As `_wait`, in one request: Airflow sends a line a second. None where it cannot, or if the line breaks.
+        """As `_wait`, in one request: Airflow sends a line a second. None if it cannot, or the connection breaks.
 
-        :param most_queued: after so many lines that say `queued`, it returns that.
+        :param most_queued: return `queued` after so many lines that say so.
         """
         if not self._can_wait:
             return None
-        headers = {"Accept-Encoding": "identity"}  # compressed, the lines would come all at the end
+        headers = {"Accept-Encoding": "identity"}  # compressed, all lines would come at the end
         try:
             with self._http.stream(
                 "GET", f"{self._run(key)}/wait", params={"interval": POLL_S}, headers=headers
@@ -136,7 +136,7 @@ class Airflow:
         return None
 
     def _call(self, method: str, path: str, allow: tuple[int, ...] = (), **kwargs: Any) -> httpx.Response:
-        """One request, sent again while Airflow is unreachable or busy. All of them may be sent twice."""
+        """Send a request, again and again while Airflow is unreachable or busy: each is safe to send twice."""
         for pause in _pauses():
             try:
                 response = self._http.request(method, path, **kwargs)

@@ -25,7 +25,7 @@ from local.processes import StackError, interrupt_on_signals
 from local.send import SQS_DAG, send_to
 from local.stack import Stack, stack_arguments
 
-# What the demo asks of a DAG, where its own defaults are meant for more than a few minutes on a laptop.
+# Params of the DAGs whose defaults would take more than a few minutes on a laptop.
 CONF: dict[str, dict[str, Any]] = {
     "batch_api_inference": {"limit": 4},
     "batch_inference": {"limit": 6},
@@ -38,19 +38,19 @@ CONF: dict[str, dict[str, Any]] = {
     "spend_report": {"day": datetime.now(UTC).date().isoformat()},
 }
 MESSAGES = {"event_driven_inference": 2, "stream_inference": 5, SQS_DAG: 3}
-# The scheduler looks at each open run over and over: with all of them open at once, that took half a core.
+# The scheduler checks each open run again and again: with all of them open at once, that took half a core.
 OPEN_RUNS = 8
-# The folders of DAGs that ask the model, and of those that report on what the others did.
+# The folders of DAGs that call the model, and of those that report on the other DAGs.
 ASKING, REPORTING = ("patterns",), ("messages", "operations")
 PARSE_TIMEOUT_S = 90.0
 RUN_TIMEOUT_S = 1200.0
 ASSET_WAIT_S = 5.0
 MESSAGE_WAIT_S = 60.0
-# Each look costs Airflow as much CPU as a small task does.
+# Each poll costs Airflow as much CPU as a small task does.
 POLL_S = 2.0
 LOG_LINES = 20
 
-# As include.ai.usage has it, whose import would take seconds: the demo is a client, and needs no Airflow of its own.
+# The same as in include.ai.usage, whose import would take seconds: the demo is a client and does without Airflow.
 USAGE_XCOM_KEY = "llm_usage"
 
 ENDED = ("success", "failed")
@@ -78,9 +78,9 @@ class Demo:
     def run(self, dags: dict[str, Path]) -> list[Result]:
         """Run these DAGs, up to `OPEN_RUNS` side by side, until all have ended, and return a result for each.
 
-        DAGs that wait for messages are sent some, through the broker or the queue. DAGs that wait for assets are left
-        to the updates that the others make. Those that no update has started (as nothing has changed since the last
-        demo) are then started by hand. A DAG that cannot be parsed or started, or does not end in time, stops no other.
+        DAGs that wait for messages get some, through the broker or the queue. DAGs that wait for assets are started by
+        the updates that the other DAGs make, or else by hand, such as when nothing has changed since the last demo. A
+        DAG that cannot be parsed or started, or does not end in time, does not stop the others.
 
         :param dags: the file of each DAG, by DAG id.
         """
@@ -128,14 +128,14 @@ class Demo:
                 status.update(f"{time.monotonic() - self._started:.0f} s  {', '.join(at_work) or idle}")
                 time.sleep(POLL_S)
         for dag_id, run_id in run_ids.items():
-            # A run that was at work before may have answered the messages: the one that asked the model most is shown.
+            # A run that had started before may have answered the messages: the run with the most tokens is shown.
             others = self.api.runs(dag_id, updated_at_gte=since) if dag_id in messaged else []
             ids = dict.fromkeys([run_id, *(run["dag_run_id"] for run in others)])
             results[dag_id] = max((self._collect(dag_id, each) for each in ids), key=lambda result: result.tokens)
         return [results.get(dag_id) or Result(dag_id, "not started") for dag_id in dags]
 
     def broken_files(self) -> dict[str, str]:
-        """The last line of the error by file that cannot be imported, whose path is relative to the project."""
+        """Return the last line of the error of each file that cannot be imported, by its path in the project."""
         traces = self.api.import_errors()
         return {f"{FOLDER.name}/{file}": trace.strip().split("\n")[-1] for file, trace in traces.items()}
 
@@ -145,7 +145,7 @@ class Demo:
             self.say(f"sent {len(ids)} messages, and a malformed one, to {dag_id}")
 
     def _trigger(self, dag_ids: list[str], results: dict[str, Result]) -> dict[str, str]:
-        """Start a run of each, and return the run ids; a refusal is one of the results."""
+        """Start a run of each, and return the run ids. Where Airflow refuses, add that to the results."""
         run_ids = {}
         for dag_id in dag_ids:
             try:
@@ -164,7 +164,7 @@ class Demo:
         return started
 
     def _wait_until_parsed(self, dags: dict[str, Path]) -> dict[str, Result]:
-        """Return a result for each DAG that cannot be run, as soon as all others can."""
+        """Wait until the other DAGs are parsed, and return a result for each that cannot be run."""
         deadline = time.monotonic() + PARSE_TIMEOUT_S
         while missing := dags.keys() - self.api.dags().keys():
             errors = self.broken_files()
@@ -204,9 +204,9 @@ class Demo:
 
 
 def in_turn(dags: dict[str, Path]) -> list[str]:
-    """Order DAGs: by turns one that waits for the model, and one that does not; last what reports on the others.
+    """Order DAGs: alternately one that calls the model and one that does not; last those that report on the others.
 
-    So the model is at work from the start to the end, and tasks that do not need it run meanwhile.
+    So the model is busy from start to end, and tasks that do not need it run beside it.
 
     :param dags: the file of each DAG, by DAG id.
     """
@@ -234,9 +234,7 @@ def main() -> None:
         demo = Demo(stack, console)
         if has_key_alone() and arguments.paid != "1":
             if found:
-                raise PaidModelError(
-                    "the stack that runs uses OPENAI_API_KEY. Use make demo PAID=1, or make stop first"
-                )
+                raise PaidModelError("the running stack uses OPENAI_API_KEY. Use make demo PAID=1, or make stop first")
             demo.say(EMBEDDED_ALL_THE_SAME)
             use_embedded_model()
         if notice := cost_notice(len(dags) / len(template_dags())):

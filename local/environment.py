@@ -16,7 +16,7 @@ DEFAULT_HOME = PROJECT / ".local"
 
 CHAT_MODEL = "smollm2-135m-instruct"
 EMBEDDING_MODEL = "wordllama-256"
-# What runs on this machine costs nothing, which is not the same as a price that nobody knows.
+# What runs on this machine costs nothing, which is not the same as an unknown price.
 FREE = {"usd_per_million_tokens": {"input": 0, "output": 0}}
 
 # A run's id becomes the name of a folder of logs. As in the Dockerfile, which says more.
@@ -30,24 +30,24 @@ def user_environment() -> dict[str, str]:
 
 
 def uses_embedded_model(environment: dict[str, str]) -> bool:
-    """Whether nothing the user set says which language model to call."""
+    """Whether none of the user's settings names a language model."""
     return not (environment.get("AIRFLOW_CONN_PYDANTICAI_DEFAULT") or environment.get("OPENAI_API_KEY"))
 
 
 def uses_embedded_queue(environment: dict[str, str]) -> bool:
-    """Whether nothing the user set says which queue of Amazon SQS to read, or leads to an AWS account."""
+    """Whether none of the user's settings names a queue of Amazon SQS or an AWS account."""
     return not (environment.get("GENAI_SQS_QUEUE") or environment.get("AIRFLOW_CONN_AWS_DEFAULT"))
 
 
 def storage_url(home: Path) -> str:
     """The storage of the stack in this folder, if the user sets no other."""
-    return f"file://{home / 'artifacts'}"  # not Path.as_uri(), which escapes: fsspec takes it as it is
+    return f"file://{home / 'artifacts'}"  # not Path.as_uri(), which escapes: fsspec does not unescape
 
 
 def enter(home: Path) -> None:
-    """Let this process see the storage and the Airflow of the stack in this folder, unless the user sets others.
+    """Let this process use the storage and the Airflow of the stack in this folder, unless the user sets others.
 
-    To be called before Airflow is imported, which reads its settings then.
+    Call it before anything imports Airflow, which reads its settings then.
     """
     os.environ.update(
         {"GENAI_STORAGE": storage_url(home.absolute())}
@@ -86,13 +86,13 @@ def airflow_environment(
         "AIRFLOW__API__HOST": "127.0.0.1",
         "AIRFLOW__API__PORT": str(api_port),
         "AIRFLOW__API__WORKERS": "1",
-        # SQLite has one writer at a time. The others wait for it so many seconds, not only 5. Tests set another.
+        # SQLite has one writer at a time. The others wait for it up to 60 seconds, not 5. Tests set another database.
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": os.environ.get("LOCAL_DATABASE")
         or f"sqlite:///{home / 'airflow' / 'airflow.db'}?timeout=60",
-        # To open and close one costs more than most queries, as SQLite reads the whole schema. With a limit below the
-        # API server's 40 threads, those with a connection would wait for a thread, and the others for a connection.
+        # To open a connection costs more than most queries, as SQLite reads the whole schema. With fewer than the API
+        # server's 40 threads, those with a connection would wait for a thread, and the others for a connection.
         "AIRFLOW__DATABASE__SQL_ALCHEMY_ENGINE_ARGS": '{"pool_size": 50, "max_overflow": -1}',
-        # Edited files are parsed at once all the same.
+        # Edited files are parsed at once nevertheless.
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "300",
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "30",
         "AIRFLOW__CORE__HOSTNAME_CALLABLE": "local.guard.host_name",
@@ -101,16 +101,16 @@ def airflow_environment(
         "AIRFLOW__SCHEDULER__ALLOWED_RUN_ID_PATTERN": RUN_ID_PATTERN,
         "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "15",
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
-        # A stack of threads per numerical library only takes turns on a small machine.
+        # On a small machine, more threads per numerical library would only take turns.
         "OMP_NUM_THREADS": "1",
     }
     defaults = {
         "GENAI_STORAGE": storage_url(home),
-        # What a task hands to another goes into the database up to 1 MB, and above that into a folder.
+        # An XCom of up to 1 MB goes into the database, a larger one into a folder.
         "AIRFLOW__CORE__XCOM_BACKEND": "airflow.providers.common.io.xcom.backend.XComObjectStorageBackend",
         "AIRFLOW__COMMON_IO__XCOM_OBJECTSTORAGE_PATH": f"file://{home / 'xcom'}",
         "AIRFLOW__COMMON_IO__XCOM_OBJECTSTORAGE_THRESHOLD": "1048576",
-        # A key alone is no wish to train a model for money: that takes a connection.
+        # A key alone does not ask for a paid training: that takes a connection.
         "AIRFLOW_CONN_OPENAI_DEFAULT": _fine_tuning_connection(openai_url),
         "AIRFLOW_CONN_KAFKA_DEFAULT": broker_connection(broker),
         "AIRFLOW_CONN_VECTOR_STORE_DEFAULT": json.dumps({"conn_type": "lancedb", "host": str(home / "lancedb")}),

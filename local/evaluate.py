@@ -1,11 +1,11 @@
-"""Evaluate prompts from the shell, as the DAG `evaluate_prompts` does, for CI and for whoever edits a prompt.
+"""Evaluate prompts from the shell, as the DAG `evaluate_prompts` does, in CI or while you edit a prompt.
 
     python -m local.evaluate --subjects severity,teams --model openai-chat:gpt-6-luna --summary summary.md
 
-No Airflow needs to run. The status is 0 if every subject passed, 1 if one got worse or nothing could be evaluated, 3 if
-one is neither: there are too few cases, a metric is missing, it could not be evaluated, or nothing was accepted yet.
-`--accept` makes the results the accepted ones: 0 if all of them are, 1 if one is not as it got worse, 3 if one is not
-for another reason. 2 is a wrong option.
+No Airflow needs to run. The exit status is 0 if every subject passed, 1 if one got worse or none could be evaluated, 3
+if one is neither: it has too few cases, a metric is missing, it could not be evaluated, or nothing was accepted yet.
+`--accept` makes the results the accepted ones; the status is then 0 if all were accepted, 1 if one was not because it
+got worse, 3 if one was not for another reason. 2 means a wrong option.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ PASSED, WORSE, NEITHER = 0, 1, 3
 START_TIMEOUT_S = 60.0
 # The connection to the model that `--model` names.
 MODEL_CONN_ID = "evaluated_model"
-# The embedded model's, if it is free: an answer is only reused for a call of the same URL.
+# Of the embedded model, if it is free: an answer is reused only for a call of the same URL.
 MODEL_PORT = 8136
 REUSE_DAYS = 7.0
 
@@ -51,7 +51,7 @@ REUSE_DAYS = 7.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluate, print the report, and return the status.
 
-    :raises StackError: what is given cannot be evaluated.
+    :raises StackError: nothing can be evaluated with these arguments.
     """
     given = parsed(arguments)
     enter(given.home)
@@ -81,7 +81,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--trials", type=whole_number("TRIALS", 1, 20), default=1, help="how often each case is asked")
     parser.add_argument("--budget", type=number("BUDGET", 0, 100_000), help="US dollars for new answers, shared")
     parser.add_argument("--alarms", type=number("ALARMS", 0.0001, 0.5), default=0.05, help="the rate of false alarms")
-    parser.add_argument("--fresh", action="store_true", help="ask anew: reuse no answer of an earlier evaluation")
+    parser.add_argument("--fresh", action="store_true", help="reuse no answer of an earlier evaluation")
     parser.add_argument("--accept", action="store_true", help="make the results the accepted ones")
     parser.add_argument("--summary", type=Path, default=None, help="append the report to this Markdown file")
     parser.add_argument("--home", type=Path, default=DEFAULT_HOME, help="where data is, unless GENAI_STORAGE says so")
@@ -130,7 +130,7 @@ def evaluate(given: argparse.Namespace) -> int:
 
 
 def accept(run_id: str, compared: Mapping[str, Compared | None], now: datetime) -> int:
-    """Make the results the accepted ones, but for those that are worse or do not show that they are not."""
+    """Accept the results, except those that are worse or that cannot show that they are not."""
     from include.evaluation.accepting import accept_result, why_not
     from include.evaluation.verdicts import Outcome
 
@@ -150,7 +150,7 @@ def accept(run_id: str, compared: Mapping[str, Compared | None], now: datetime) 
 
 
 def evaluated(run: EvaluationRun, name: str, share: int) -> bool:
-    """Evaluate one subject; say so where it fails."""
+    """Evaluate one subject; print the error if it fails."""
     from airflow.providers.common.compat.sdk import AirflowException
 
     try:
@@ -181,7 +181,7 @@ def connection_of(model: str) -> str:
         conn = Connection.get(LLM_CONN_ID)
     except AirflowNotFoundException:  # a key in the environment is enough
         conn = None
-    # The embedded model's server answers under any name.
+    # Not at the embedded model's server, which answers under any name.
     if conn and conn.extra_dejson.get("model") != f"openai-chat:{CHAT_MODEL}":
         extra = {key: value for key, value in conn.extra_dejson.items() if key != PRICE_KEY}
         made |= {"host": conn.host, "password": conn.password, "extra": {**extra, "model": model}}
@@ -191,14 +191,14 @@ def connection_of(model: str) -> str:
 
 @contextmanager
 def embedded_models(home: Path) -> Iterator[None]:
-    """Run the embedded models while this is open, behind the project's connections."""
+    """Run the embedded models while the block runs, and let the project's connections lead to them."""
     port = MODEL_PORT
     try:
         require_free_port(port)
     except StackError:
         (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
-    print("No model is set, so the embedded one answers (SmolLM2-135M): its answers are not wise.", file=sys.stderr)
+    print("No model is set, so the embedded one answers (SmolLM2-135M): expect weak answers.", file=sys.stderr)
     os.environ["AIRFLOW_CONN_PYDANTICAI_DEFAULT"] = model_connection(f"{url}/v1", f"openai-chat:{CHAT_MODEL}")
     os.environ["AIRFLOW_CONN_EMBEDDINGS_DEFAULT"] = model_connection(f"{url}/v1", f"openai:{EMBEDDING_MODEL}")
     processes = ProcessGroup(home / "evaluation")
@@ -217,4 +217,4 @@ if __name__ == "__main__":
     except StackError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
-        sys.exit("Stopped. What was answered is kept: the same command goes on.")
+        sys.exit("Stopped. The answers so far are kept: run the same command again to continue.")

@@ -31,7 +31,7 @@ class ProcessGroup:
         self._running: dict[str, psutil.Process] = {}
 
     def attach(self) -> bool:
-        """Take over what was started here earlier; False, and a clean slate, if not all of it runs."""
+        """Take over what was started here earlier; if not all of it runs, end the rest and return False."""
         if not self._file.exists():
             return False
         remembered = json.loads(self._file.read_text())
@@ -75,7 +75,7 @@ class ProcessGroup:
         return process
 
     def wait_for(self, name: str, ready: Callable[[], bool], deadline: float) -> None:
-        """Wait until `ready` says so.
+        """Wait until `ready` returns true.
 
         :param deadline: on `time.monotonic`'s clock.
         :raises StackError: the process ended, or was not ready in time.
@@ -89,7 +89,7 @@ class ProcessGroup:
             time.sleep(0.2)
 
     def memory_mb(self) -> float:
-        """Memory of all processes and their children in MB, shared pages counted once (PSS, where the system tells)."""
+        """Memory of all processes and their children in MB, shared pages counted once (PSS) where possible."""
         total = 0
         for process in self._family():
             try:
@@ -100,7 +100,7 @@ class ProcessGroup:
         return total / 2**20
 
     def stop(self) -> None:
-        """End all processes and their children: politely, and after STOP_TIMEOUT_S by force."""
+        """End all processes and their children: by SIGTERM, and what remains after STOP_TIMEOUT_S by SIGKILL."""
         with _uninterrupted():
             family = self._family()
             for process in self._running.values():
@@ -187,7 +187,7 @@ def _quietly(action: Callable[[], None]) -> None:
 
 @cache
 def _http() -> httpx.Client:
-    return httpx.Client(timeout=2)  # one: to make one takes 0.06 s of CPU
+    return httpx.Client(timeout=2)  # only one, as creating it takes 0.06 s of CPU
 
 
 def answers(url: str) -> bool:

@@ -71,11 +71,11 @@ def sample_requests(number: int) -> list[Request]:
 def send(settings: dict[str, Any], topic: str, number: int, malformed: int = 0) -> list[str]:
     """Send sample requests, and some messages that are not requests, to a topic; return the requests' ids.
 
-    :raises StackError: the broker does not take them.
+    :raises StackError: the broker does not accept them.
     """
     requests = sample_requests(number)
     refused: list[Any] = []
-    # The id as the key keeps those of the same id in order, on one partition.
+    # With the id as the key, requests of one id are on one partition, and so in order.
     records: list[tuple[str | None, bytes]] = [
         (request.request_id, request.model_dump_json().encode()) for request in requests
     ]
@@ -93,17 +93,17 @@ def send(settings: dict[str, Any], topic: str, number: int, malformed: int = 0) 
 
 
 def send_to_queue(queue: str, number: int, malformed: int = 0) -> list[str]:
-    """Send the same to a queue of the embedded fake of Amazon SQS."""
+    """Send as `send` does, but to a queue of the embedded fake of Amazon SQS."""
     requests = sample_requests(number)
     client = sqs_client(queue)
     for body in [*(request.model_dump_json() for request in requests), *[NOT_A_REQUEST.decode()] * malformed]:
-        # They become visible together, so that one poll finds them all.
+        # After a delay they become visible together, so that one poll finds them all.
         client.send_message(QueueUrl=queue, MessageBody=body, DelaySeconds=1)
     return [request.request_id for request in requests]
 
 
 def send_to(stack: Stack, dag_id: str, number: int, malformed: int = 0) -> list[str]:
-    """Send the same to where this DAG waits for messages."""
+    """Send as `send` does, to where this DAG waits for messages."""
     if dag_id == SQS_DAG:
         return send_to_queue(queue_of(stack), number, malformed)
     return send(client_settings(stack), TOPICS[dag_id], number, malformed)
@@ -135,7 +135,7 @@ def queue_replies(queue: str) -> Replies:
 
 
 def show_replies(replies: Replies, send_them: Callable[[], list[str]], timeout: float) -> int:
-    """Print each reply once, until all have come or the time is over; return how many are missing."""
+    """Print each reply once, until all have come or the time is up; return how many are missing."""
     next(replies)
     started = time.monotonic()
     waiting = set(send_them())
@@ -164,7 +164,7 @@ def main() -> None:
     stack = Stack(arguments.home)
     try:
         if not stack.attach():
-            raise StackError("No stack is running: first `make start`.")
+            raise StackError("No stack is running: run `make start` first.")
         replies = queue_replies(queue_of(stack)) if arguments.dag == SQS_DAG else kafka_replies(client_settings(stack))
         missing = show_replies(replies, lambda: send_to(stack, arguments.dag, arguments.number), arguments.timeout)
     except (StackError, KafkaException) as error:
@@ -172,7 +172,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit("Interrupted.")
     if missing:
-        sys.exit(f"{missing} replies have not come within {arguments.timeout:.0f} s.")
+        sys.exit(f"{missing} replies did not come within {arguments.timeout:.0f} s.")
 
 
 if __name__ == "__main__":

@@ -32,13 +32,13 @@ START_TIMEOUT_S = 600.0  # a part that ends is noticed at once; a busy machine n
 ANSWER_TIMEOUT_S = 60.0
 
 # What tasks ask. The API server builds this part at the first request, which takes Airflow 3.3 half a minute on a busy
-# machine, and answers nobody meanwhile.
+# machine, in which it answers no other.
 FIRST_PATH = "/execution/health"
-# Airflow takes % and $ in a setting for a variable; ? ends the path in a database's URL, and : in PYTHONPATH.
+# Airflow expands % and $ in a setting; ? ends the path in a database's URL, and : a path in PYTHONPATH.
 UNUSABLE_IN_SETTINGS = frozenset("%$?:")
 
 TINY_MODEL_NOTICE = """\
-The language model is SmolLM2-135M, running on this machine: the plumbing is real, the answers are not wise.
+The language model is SmolLM2-135M, running on this machine: the components are real; expect weak answers.
 For a real model put OPENAI_API_KEY=... into .env (a current, cheap model is used; make demo PAID=1), or the connection
 AIRFLOW_CONN_PYDANTICAI_DEFAULT for Ollama or another provider; .env.example shows how."""
 OWN_MODEL_NOTICE = "The language model is the one of your settings (.env or the shell): its calls may cost money."
@@ -53,7 +53,7 @@ class Stack:
     """One local stack in one folder.
 
     :param home: where its database, logs and data are.
-    :param api_port: port of the UI and the REST API; every other port is whichever is free.
+    :param api_port: port of the UI and the REST API. All other ports are any free ones.
     """
 
     def __init__(self, home: Path = DEFAULT_HOME, api_port: int = DEFAULT_PORT) -> None:
@@ -76,7 +76,7 @@ class Stack:
         return self._queue_file.read_text()
 
     def attach(self) -> bool:
-        """Use the stack that already runs in this folder, on whichever port, if there is one.
+        """Use the stack that already runs in this folder, if there is one, on its own port.
 
         :raises StackError: it runs, but its API does not answer in time.
         """
@@ -148,7 +148,7 @@ class Stack:
         self.processes.stop()
 
     def _migrate(self, environment: dict[str, str], say: Say) -> None:
-        """Create the database, or bring it to this Airflow's version, unless that was done already."""
+        """Create the database or migrate it to this Airflow's version, unless that was done already."""
         database = self.home / "airflow" / "airflow.db"
         done = self.home / "airflow" / f"migrated-to-{version('apache-airflow')}"
         if done.exists() and database.exists():

@@ -1,4 +1,4 @@
-"""Traces of runs, tasks and model calls, where OTEL_EXPORTER_OTLP_ENDPOINT is set (see docs/observing.md)."""
+"""Traces of runs, tasks and model calls, where OTEL_EXPORTER_OTLP_ENDPOINT is set."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from include.traces.settings import traces_are_on
 
 
 def listeners() -> list[Any]:
-    """Return what hears of runs and tasks; nothing is imported where traces are off."""
+    """Return the listener to runs and tasks; nothing is imported where traces are off."""
     if not traces_are_on():
         return []
     from include.traces.listener import TaskSpans

@@ -63,7 +63,7 @@ def test_packages_are_added_to_its_dependencies_and_all_else_stays_as_it_is(proj
 
     again = copy("map_expand", project)
     assert (project / "pyproject.toml").read_text() == after
-    assert {file.state for file in again.files} == {"as it was"}
+    assert {file.state for file in again.files} == {"up to date"}
 
 
 def test_where_it_has_kept_a_dockerfile_the_image_gets_the_packages_too(project):

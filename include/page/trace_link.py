@@ -1,4 +1,4 @@
-"""Where the team's tool shows the trace of a run (see docs/observing.md)."""
+"""Where the team's tool shows the trace of a run."""
 
 from __future__ import annotations
 

@@ -15,7 +15,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make copy PATTERN=... TO=...", description=package.__doc__)
     parser.add_argument("pattern", help="the DAG's id, which is its file's name")
     parser.add_argument("to", type=Path, help="the folder of an Astro project")
-    parser.add_argument("--with", dest="layers", default="", help=f"what is wanted besides, of {','.join(LAYERS)}")
+    parser.add_argument(
+        "--with", dest="layers", default="", help=f"optional layers to copy as well, of {','.join(LAYERS)}"
+    )
     arguments = parser.parse_args()
     layers = [layer.strip() for layer in arguments.layers.split(",") if layer.strip()]
     try:

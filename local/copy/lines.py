@@ -36,7 +36,7 @@ def _count(path: Path) -> Lines:
 
 
 def code_lines(text: str) -> set[int]:
-    """Find the numbers of the lines that have code: a string over several lines counts them all, a docstring none."""
+    """Find the numbers of the lines of code: all lines of a string count, those of a docstring do not."""
     found: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type not in LAYOUT:

@@ -1,4 +1,4 @@
-"""The pyproject.toml of a project of the Astro CLI 2, which has packages where one of CLI 1.x has requirements.txt."""
+"""The pyproject.toml of an Astro CLI 2 project, which lists the packages as requirements.txt does with CLI 1.x."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ COMMA = re.compile(rf"(?:\s|{COMMENT})*,")
 
 
 def dependencies(text: str, where: str) -> list[str] | None:
-    """Return `[project] dependencies`; None if the text is not of a project of the Astro CLI 2.
+    """Return `[project] dependencies`; None if this is not the file of an Astro CLI 2 project.
 
-    :raises CopyError: it is not TOML, or the project has its dependencies elsewhere.
+    :raises CopyError: the text is not valid TOML, or the project has its dependencies elsewhere.
     """
     if "astro" not in text:
-        return None  # whatever it is
+        return None  # for other tools, and perhaps not even valid
     found = _parsed(text, where)
     if "astro" not in found.get("tool", {}):
         return None
     listed = found.get("project", {}).get("dependencies")
     if not isinstance(listed, list) or not all(isinstance(each, str) for each in listed):
         raise CopyError(
-            f"{where}: the Astro CLI 2 needs a list `dependencies` in [project]. Add one, with the Airflow."
+            f"{where}: the Astro CLI 2 needs a list `dependencies` in [project]. Add one that includes Airflow."
         )
     return listed
 
 
 def with_dependencies(text: str, pins: Sequence[str], where: str) -> str:
-    """Return the text with these at the end of `[project] dependencies`; all else stays as it is.
+    """Return the text with these pins at the end of `[project] dependencies`; nothing else changes.
 
-    :raises CopyError: the list is written in a way that this cannot add to.
+    :raises CopyError: the list is written in a form that this function cannot extend.
     """
     table = TABLE.search(text)
     array = ARRAY.search(text, table.end()) if table else None

@@ -33,7 +33,7 @@ PIN = re.compile(r"[A-Za-z0-9._-]+(\[[^]]*\])?==\S+")
 USES_THE_POOL = {"LLM_POOL", "LLM_TASK", "llm_kwargs", "agent_kwargs"}
 CONNECTION = re.compile(r"[a-z_]+_default")
 SETTING = re.compile(r"GENAI_[A-Z_]+")
-# What a pattern does without, and may be copied along: by name, the files that it begins with.
+# Optional for a pattern, and copied if asked for: by name, the files to start from.
 LAYERS = {
     "canary": [
         Path("include/ai/canary.py"),
@@ -69,11 +69,11 @@ LAYERS = {
     ],
     "usage": [Path("include/ai/usage.py")],
 }
-# What a module does without, but takes up with one of these layers: by the layer, its name in any folder.
+# Optional modules that come with a layer: by the layer, their name in any folder.
 TAKEN_UP = {"spend": "spending"}
-# Takes up the layers of a model's call, and comes with any of them.
+# Adds the layers to a model's call, and is copied with any of them.
 SEAM = Path("include/ai/layers.py")
-# They fit any DAG.
+# These tests fit any DAG.
 TESTS = [Path("tests", "with_scripted_model", name) for name in ("conftest.py", "dag_run.py", "test_copied_dags.py")]
 EVERY_DAG_HAS = ("schedule", "params")
 
@@ -101,7 +101,7 @@ class Pattern:
 
 
 class OwnLine(NamedTuple):
-    """A line of a DAG's file that whoever copies it will want to change: its number, what it defines, and what for."""
+    """A line of a DAG's file to change after a copy: its number, what it defines, and a note."""
 
     number: int
     name: str
@@ -133,8 +133,8 @@ def pins_by_sdk() -> dict[str, list[str]]:
 def analyse(name: str, sdk: str, layers: Sequence[str] = ()) -> Pattern:
     """Find out what the DAG `name` needs, by its code and that of all it imports.
 
-    :param sdk: the package of the AI SDK. What is for another one is not needed.
-    :param layers: of LAYERS, what is wanted besides.
+    :param sdk: the package of the AI SDK. Modules for another one are left out.
+    :param layers: the optional layers to add, by their names in LAYERS.
     :raises CopyError: there is no such DAG, or no such layer.
     """
     if unknown := [layer for layer in layers if layer not in LAYERS]:
@@ -189,7 +189,7 @@ def own_lines(pattern: Pattern) -> list[OwnLine]:
 
 
 def package(requirement: str) -> str | None:
-    """Return the package that a line of a requirements.txt is about, as pip compares names; None if about none."""
+    """Return the package that a line of requirements.txt names, normalized as pip does; None if it names none."""
     match = PACKAGE.match(requirement)
     return canonicalize_name(match[1]) if match else None
 
@@ -198,7 +198,7 @@ def _parse(path: Path) -> ast.Module:
     return _parsed(PROJECT / path)
 
 
-@cache  # as the table is about all DAGs, and they share modules
+@cache  # the table of the docs covers all DAGs, which share modules
 def _parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
@@ -236,9 +236,9 @@ def _is_for_another(sdk: str, tree: ast.Module) -> bool:
 
 @cache
 def _modules_of_include(tree: ast.Module, taken_up: frozenset[str]) -> list[str]:
-    """As `_imports`, and what is named in a string, such as the path of a trigger or of a function.
+    """The modules of `include` that are imported, or named in a string, such as the path of a trigger.
 
-    Left out is what is imported in a `try` that goes on without it, but for modules of these names: an optional layer.
+    Optional layers, imported in a `try` that continues without them, are left out unless they have one of these names.
     """
     left_out = {module for module in _optional(tree) if not taken_up & set(module.split("."))}
     named = (_imports(tree) | _texts(tree)) - left_out
@@ -246,7 +246,7 @@ def _modules_of_include(tree: ast.Module, taken_up: frozenset[str]) -> list[str]
 
 
 def _optional(tree: ast.Module) -> Iterator[str]:
-    """The modules that are imported in a `try` that goes on without them."""
+    """The modules that are imported in a `try` that continues without them."""
     for node in _walk(tree):
         if isinstance(node, ast.Try) and any(_catches_import_error(handler) for handler in node.handlers):
             for statement in node.body:
@@ -254,7 +254,7 @@ def _optional(tree: ast.Module) -> Iterator[str]:
 
 
 def _has_a_layer(files: Iterable[Path]) -> bool:
-    """Whether one of these is a layer that the seam takes up."""
+    """Whether one of these is a layer that the seam adds."""
     if not (PROJECT / SEAM).exists():
         return False
     layers = {path for module in _optional(_parse(SEAM)) for path in _files_of(module) if path.name != "__init__.py"}
@@ -272,7 +272,7 @@ def _texts(tree: ast.Module) -> set[str]:
 
 
 def _files_of(module: str) -> Iterator[Path]:
-    """The files of a module and of the packages it is in; of what is no module, only those of its packages."""
+    """The files of a module and of its packages; for a name that is not a module, only those of its packages."""
     parts = module.split(".")
     for end in range(1, len(parts) + 1):
         base = Path(*parts[:end])
@@ -282,7 +282,7 @@ def _files_of(module: str) -> Iterator[Path]:
 
 
 def _data_of(module: Path, tree: ast.Module) -> Iterator[Path]:
-    """The data files beside a module, or above it, that it names, whole folders included, if it looks there at all."""
+    """The data files and folders beside or above a module that it names, if it uses `__file__`."""
     if not any(isinstance(node, ast.Name) and node.id == "__file__" for node in ast.walk(tree)):
         return
     names = [text for text in _texts(tree) if re.fullmatch(r"\w[\w.-]*", text)]
@@ -310,4 +310,4 @@ def _requirements(imported: Iterable[str], sdk: str) -> list[str]:
     return [pin for pin in pins_by_sdk()[sdk] if package(pin) in needed]
 
 
-_distributions = cache(packages_distributions)  # it reads what every installed package brings
+_distributions = cache(packages_distributions)  # it reads the files of every installed package

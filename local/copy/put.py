@@ -24,7 +24,7 @@ from local.copy.target import Target, by_package, choose_sdk, read_target, read_
 from local.environment import PROJECT
 
 MANIFEST = ".copied-patterns.json"
-NEW, UPDATED, UNCHANGED, KEPT = "new", "unchanged, updated", "as it was", "changed by you, kept"
+NEW, UPDATED, UNCHANGED, KEPT = "new", "unchanged, updated", "up to date", "changed by you, kept"
 
 
 class Origin(BaseModel):
@@ -67,10 +67,10 @@ class Copied:
 def copy(name: str, folder: Path, layers: Sequence[str] = ()) -> Copied:
     """Copy the DAG `name` and what it needs, and add what is missing to its packages and .gitignore.
 
-    A file that the project has changed stays. What was copied stands in MANIFEST, by which a later copy knows that.
+    A file that the project has changed stays: MANIFEST records what was copied, so that a later copy notices.
 
-    :param layers: of LAYERS, what is wanted besides.
-    :raises CopyError: there is no such DAG or layer, or something of the target is in its way. Nothing was written.
+    :param layers: the optional layers to add, by their names in LAYERS.
+    :raises CopyError: there is no such DAG or layer, or something in the target is in the way. Nothing was written.
     """
     target = read_target(folder)
     sdk = choose_sdk(target)
@@ -91,7 +91,7 @@ def copy(name: str, folder: Path, layers: Sequence[str] = ()) -> Copied:
         if not file.state
     ]
     if in_the_way:
-        raise CopyError(f"Nothing was copied to {folder}, as there:\n  " + "\n  ".join(in_the_way))
+        raise CopyError(f"Nothing was copied to {folder}, because there:\n  " + "\n  ".join(in_the_way))
     ignored_there = {line.strip().strip("/") for line in target.gitignore.splitlines()}
     ignored = [*pattern.ignored, *[".env"] * bool(pattern.connections or pattern.settings)]
     ignored = [line for line in ignored if line.strip("/") not in ignored_there]
@@ -112,7 +112,7 @@ def copy(name: str, folder: Path, layers: Sequence[str] = ()) -> Copied:
 
 
 def _of_the_wrong_kind(files: list[Path], folder: Path) -> Iterator[str]:
-    """Name what is in the place of one of these files, or of one of their folders, and is something else."""
+    """Name each path where the target has something other than a file, or than a folder, as the pattern needs it."""
     folders = {parent for path in files for parent in path.parents}
     for path in sorted({*files, *folders}):
         there = folder / path
@@ -121,7 +121,7 @@ def _of_the_wrong_kind(files: list[Path], folder: Path) -> Iterator[str]:
 
 
 def _place(source: Path, path: Path, folder: Path, manifest: Manifest) -> Placed:
-    """Compare a file with that of the target; the state is empty if it is a file of somebody else's."""
+    """Compare a file with that of the target; the state is empty if that one was not copied from here."""
     if not (folder / path).exists():
         return Placed(source, path, NEW)
     ours = (PROJECT / source).read_bytes()
@@ -153,14 +153,14 @@ def _diff(path: Path, theirs: bytes, ours: bytes) -> str:
 
 
 def _content(file: Placed, folder: Path) -> bytes:
-    """What the file gets, with the ends of lines that it has."""
+    """The new content of the file, with the line endings that it has."""
     ours = (PROJECT / file.source).read_bytes()
     had_crlf = file.state == UPDATED and b"\r\n" in (folder / file.path).read_bytes()
     return ours.replace(b"\n", b"\r\n") if had_crlf else ours
 
 
 def _with_lines(text: str, lines: list[str]) -> bytes:
-    """The text with these lines at its end, which end as its own do."""
+    """The text with these lines added, in its own line endings."""
     end = "\r\n" if "\r\n" in text else "\n"
     start = text + end if text and not text.endswith("\n") else text
     return (start + "".join(line + end for line in lines)).encode()
@@ -181,7 +181,7 @@ def _read_manifest(folder: Path) -> Manifest:
 
 
 def _with_files(manifest: Manifest, files: list[Placed]) -> Manifest:
-    """The manifest with what was copied now. A file that the project has changed keeps the entry of what it was."""
+    """The manifest with what was copied now. A file that the project has changed keeps its entry."""
     version = _git("describe", "--always", "--dirty", "--tags") or "unknown"
     found = dict(manifest.files)
     for file in files:
@@ -195,7 +195,7 @@ def _with_files(manifest: Manifest, files: list[Placed]) -> Manifest:
 
 
 def _git(*arguments: str) -> str:
-    """What Git says of this project, without a password in a URL; nothing, if it is not in Git."""
+    """Git's answer about this project, without a login in a URL; empty if there is none."""
     try:
         done = subprocess.run(["git", *arguments], cwd=PROJECT, capture_output=True, text=True)  # noqa: S607
     except FileNotFoundError:
@@ -208,7 +208,7 @@ def _git(*arguments: str) -> str:
 def _write(contents: dict[Path, bytes]) -> None:
     """Write all of these files or none: first beside their places, then into them.
 
-    :raises CopyError: one cannot be written. All is as it was.
+    :raises CopyError: one cannot be written; nothing has changed then.
     """
     contents = {path.resolve(): content for path, content in contents.items()}
     before = {path: path.read_bytes() if path.exists() else None for path in contents}
@@ -236,5 +236,5 @@ def _write(contents: dict[Path, bytes]) -> None:
         for folder in reversed(folders):
             folder.rmdir()
         if isinstance(error, OSError):
-            raise CopyError(f"Nothing was copied, as {error.filename} cannot be written: {error.strerror}.") from error
+            raise CopyError(f"Nothing was copied: {error.filename} cannot be written: {error.strerror}.") from error
         raise

@@ -1,6 +1,6 @@
-"""What is said after a copy, and the table of docs/copying-a-pattern.md.
+"""The report after a copy, and the table of docs/copying-a-pattern.md.
 
-`python -m local.copy.report` writes that table anew.
+`python -m local.copy.report` updates that table.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ TABLE = "| DAG | its lines | lines of `include/` | of code | packages | connecti
 
 
 def report(copied: Copied) -> str:
-    """Say what was copied, and what is left to do."""
+    """Describe what was copied, and what is left to do."""
     target, pattern = copied.target, copied.pattern
     sdk = f", with {copied.sdk}" if copied.sdk in map(package, pattern.requirements) else ""
     airflow = f"Airflow {'.'.join(map(str, target.airflow))} ({target.image})" if target.airflow else target.image
     lines = [f"Copied {pattern.dag.stem} to {target.folder}, for {airflow}{sdk}:"]
     lines += [f"  {state:<20}  {what}" for what, state in _summary(copied)]
-    lines += [f"  {'what came from where':<20}  {MANIFEST}"]
+    lines += [f"  {'origin of each file':<20}  {MANIFEST}"]
     if kept := [file for file in copied.files if file.state == KEPT]:
-        lines += ["", "Kept, as you have changed them. What the pattern's have instead:"]
+        lines += ["", "Kept, because you have changed them. How the pattern's differ:"]
         lines += [file.diff or f"{file.path}: other data" for file in kept]
     if pattern.requirements:
         lines += [
@@ -39,7 +39,7 @@ def report(copied: Copied) -> str:
         lines += ["", f"Added to its .gitignore: {', '.join(copied.ignored)}"]
     if settings := _settings(pattern):
         lines += ["", "Lines for its .env, to fill in (in a deployment: connections and environment variables)."]
-        lines += ["What starts with # may stay out."]
+        lines += ["Those that start with # are optional."]
         lines += [f"  {line}" for line in settings]
     if pattern.pool:
         lines += [

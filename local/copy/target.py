@@ -51,7 +51,7 @@ class Target:
 
     @property
     def packages_file(self) -> str:
-        """The file that says them."""
+        """The file that lists them."""
         return MANIFEST if self.manifest else "requirements.txt"
 
 
@@ -83,7 +83,7 @@ def read_target(folder: Path) -> Target:
 
 
 def read_text(path: Path) -> str:
-    """Read a file of the target with its ends of lines; one that is not there is empty.
+    """Read a file of the target with its line endings; one that is missing is empty.
 
     :raises CopyError: it cannot be read, or is not UTF-8.
     """
@@ -124,12 +124,12 @@ def choose_sdk(target: Target) -> str:
         )
     available = pins_by_sdk()
     if named and named[0] not in available:
-        raise CopyError(f"{target.folder} uses {named[0]}, and this project only {', '.join(available)}.")
+        raise CopyError(f"{target.folder} uses {named[0]}; this project supports only {', '.join(available)}.")
     return named[0] if named else next(iter(available))
 
 
 def what_is_shadowed(files: list[Path], folder: Path) -> Iterator[str]:
-    """Name each module of the target that has the name of a package of ours, and each package that of a module."""
+    """Name each module of the target that clashes with a package of the pattern, and each package with a module."""
     modules = [file for file in files if file.suffix == ".py"]
     for ours in sorted({parent for file in modules for parent in file.parents if parent.parts}):
         if (folder / ours).with_suffix(".py").exists():
@@ -173,7 +173,7 @@ def _airflow(text: str) -> tuple[int, int] | None:
 
 
 def _dag_ids(file: Path) -> set[str]:
-    """The ids that are written in a file; of one that cannot be read, none."""
+    """The DAG ids that are written in a file; none if it cannot be parsed."""
     try:
         tree = ast.parse(file.read_bytes())
     except (OSError, SyntaxError, ValueError):
