@@ -1,9 +1,9 @@
 """An account's limits per minute, which the tasks of all workers share through a log on the project's storage.
 
 A connection's extra sets them: `"requests_per_minute"`, `"tokens_per_minute"`. An account is the host, key and model of
-a connection. Each entry of its log says until when the account is used. To send requests, a process reads the last entry
-and creates the next one, later by what these requests use. The storage creates a name only once, so each moment goes to
-one process; a process that lost the race for a name reads again.
+a connection. Each entry of its log says until when the account is used. To send requests, a process reads the last
+entry and creates the next one, later by what these requests use. The storage creates a name only once, so each moment
+goes to one process; a process that lost the race for a name reads again.
 
 Moments follow the workers' clocks. If these differ by some seconds, a minute may hold the requests of that many more
 seconds. A killed process loses its moments: at most `AHEAD_S` of `include.ai.rate_limit`.
