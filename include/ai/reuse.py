@@ -79,7 +79,7 @@ class ReusingModel(LayeredModel):
 
     @cached_property
     def source(self) -> ModelSource:
-        """What the connection holds."""
+        """The contents of the connection."""
         return self._model.source
 
     @property
