@@ -221,7 +221,7 @@ def test_without_an_sdk_it_says_which_to_install():
         "importlib.metadata.distributions = importlib_metadata.distributions = others",
     )
     assert said.startswith("One AI SDK is needed: airflow-ai-sdk")
-    assert said.endswith("@task.llm is of: none.")
+    assert said.endswith("@task.llm comes from: none.")
 
 
 def test_two_sdks_are_named_with_the_one_that_airflow_uses(tmp_path):
@@ -233,4 +233,4 @@ def test_two_sdks_are_named_with_the_one_that_airflow_uses(tmp_path):
     said = active_sdk_of(f"import sys; sys.path.append({str(tmp_path)!r})", extend)
 
     assert said.startswith("One AI SDK is needed: airflow-ai-sdk")
-    assert f"Installed: {AIRFLOW_AI_SDK} and {COMMON_AI}. @task.llm is of: {active_sdk()}." in said
+    assert f"Installed: {AIRFLOW_AI_SDK} and {COMMON_AI}. @task.llm comes from: {active_sdk()}." in said

@@ -134,7 +134,7 @@ def test_where_the_candidate_gives_no_answer_the_connection_itself_is_asked_and_
         (CANDIDATE, "canary: "),
         ({"share": 0.1}, "canary.conn_id: "),
         ({"conn_id": "", "share": 0.1}, "canary.conn_id: "),
-        ({"conn_id": USUAL, "share": 0.1}, "canary.conn_id: it is to be another one"),
+        ({"conn_id": USUAL, "share": 0.1}, "canary.conn_id: it must be another connection"),
         ({"conn_id": CANDIDATE}, "canary.share: "),
         ({"conn_id": CANDIDATE, "share": 10}, "canary.share: "),
         ({"conn_id": CANDIDATE, "share": "0.1"}, "canary.share: "),

@@ -1,13 +1,13 @@
 """The one place that knows the AI SDK.
 
-A DAG takes its task settings, its output base class and its wrapper for text from outside from here, so that it runs
+A DAG imports its task settings, its output base class and its wrapper for text from outside from here, so that it runs
 unchanged on either SDK: airflow-ai-sdk (Airflow 3.1) or apache-airflow-providers-common-ai (Airflow 3.3).
 
     @task.llm(**llm_kwargs(), system_prompt="...", output_type=TicketAnalysis)
     @task.llm_branch(**llm_kwargs("small_model"), system_prompt="...", allow_multiple_branches=True)
-    @task.agent(**agent_kwargs(system_prompt="...", tools=[search_market_facts]))  # of include.ai.agents
+    @task.agent(**agent_kwargs(system_prompt="...", tools=[search_market_facts]))  # from include.ai.agents
 
-The model is that of an Airflow connection, `pydanticai_default` if no other is named, read at the first call.
+The model comes from an Airflow connection, by default `pydanticai_default`, which is read at the first call.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def active_sdk() -> str:
         return installed[0]
     raise ImportError(
         "One AI SDK is needed: airflow-ai-sdk (Airflow 3.1) or apache-airflow-providers-common-ai (Airflow 3.2 and "
-        f"later). Installed: {' and '.join(installed) or 'none'}. @task.llm is of: {registered_by or 'none'}."
+        f"later). Installed: {' and '.join(installed) or 'none'}. @task.llm comes from: {registered_by or 'none'}."
     )
 
 
@@ -50,9 +50,9 @@ else:
 
 
 class BaseModel(pydantic.BaseModel):
-    """Base class of what a model is asked to return. It lands in XCom as plain JSON (a dict).
+    """Base class for what a model is asked to return. It is stored in XCom as plain JSON (a dict).
 
-    A validation error does not quote the model's answer, which would put it into the log.
+    A validation error does not quote the model's answer, so that the answer does not reach the log.
     """
 
     model_config = pydantic.ConfigDict(hide_input_in_errors=True)
@@ -61,7 +61,7 @@ class BaseModel(pydantic.BaseModel):
         """Check more than the answer's form, in a subclass that overrides this.
 
         :param metadata: what `untrusted` attached to the prompt.
-        :raises pydantic_ai.ModelRetry: the answer is refused: the model is asked again, with this error's message.
+        :raises pydantic_ai.ModelRetry: the answer is refused; the model is asked again, with this error's message.
         """
 
 
@@ -71,9 +71,9 @@ def llm_kwargs(
     """Return keyword arguments for `@task.llm` and `@task.llm_branch`: the model, and retries, time-out and pool.
 
     :param conn_id: the connection to the model.
-    :param budget_usd: what a task instance may spend, all its tries together; None for the connection's budgets only.
-    :param reuse: who gets an answer to the same call that is paid already: the "retries" of the task instance, each
-        task of the "run", who asks within a timedelta, or with "try" nobody. A task that is cleared asks anew.
+    :param budget_usd: what a task instance may spend in all its tries; None for the connection's budgets only.
+    :param reuse: who may reuse a paid answer to the same call: the "retries" of the task instance, all tasks of the
+        "run", all tasks within a timedelta, or, with "try", none. A cleared task asks again.
     """
     return {**LLM_TASK, **sdk.llm_kwargs(conn_id, budget_usd=budget_usd, reuse=reuse)}
 
@@ -81,7 +81,7 @@ def llm_kwargs(
 def untrusted(text: str, metadata: Any = None) -> list[TextContent]:
     """Return text from outside as a prompt that is never rendered as a template.
 
-    The model gets these very characters; only half characters, which no request can hold, are replaced.
+    The model gets the text unchanged, except that lone surrogates, which no request can contain, are replaced.
 
     :param metadata: what `BaseModel.check` needs to check the answer; the model does not see it.
     """

@@ -13,7 +13,7 @@ from include.ai import COMMON_AI, LLM_CONN_ID, active_sdk, llm_kwargs
 
 
 class Toolset(FunctionToolset[None]):
-    """Tools of an agent. Its repr goes into the serialized DAG, so it is the same at every parse."""
+    """Tools of an agent. The serialized DAG contains its repr, so that is the same at every parse."""
 
     def __repr__(self) -> str:
         return f"Toolset({', '.join(sorted(self.tools))})"
@@ -29,9 +29,9 @@ def agent_kwargs(
 ) -> dict[str, Any]:
     """Return keyword arguments for `@task.agent`: as `llm_kwargs`, with the agent's prompt, tools and output.
 
-    :param tools: functions (their docstrings tell the model what they do) or `pydantic_ai.Tool`s. They go in
-        as a toolset, which the SDKs leave alone; airflow-ai-sdk drops the settings of tools given to the agent
-        (approval, retries, time-out, schema).
+    :param tools: functions (the model reads their docstrings) or `pydantic_ai.Tool`s. They are passed as a toolset,
+        which the SDKs leave alone; airflow-ai-sdk drops the settings of tools passed to the agent (approval, retries,
+        time-out, schema).
     :param output_type: `str`, or a subclass of `BaseModel`.
     :param conn_id: the connection to the model.
     :param layers: `budget_usd` and `reuse`: see `llm_kwargs`.

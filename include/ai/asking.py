@@ -1,8 +1,8 @@
-"""Ask a model the same about many texts, at little cost for each.
+"""Ask a model the same question about many texts, with little overhead for each.
 
-An agent of pydantic-ai takes more time for a call than the call itself. So only the first text is asked about by an
-agent. Its request, with another text, asks about the others. The agent takes over where an answer does not have the
-required form: it is given that answer, which is paid already, and asks the model again.
+A pydantic-ai agent spends more time on a call than the call itself takes. So only the first text goes through an agent;
+the others reuse its request with another text. The agent takes over when an answer does not have the required form: it
+gets that answer, which is paid already, and asks the model again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ except ImportError:  # a copied pattern may lack it
 
 
 class _Form(NamedTuple):
-    """What an agent gives to its model besides the messages, and whether the model answers in a text."""
+    """What an agent gives its model besides the messages, and whether the model answers in plain text."""
 
     settings: ModelSettings | None
     parameters: ModelRequestParameters
@@ -61,9 +61,9 @@ class Asking:
     async def ask(self, text: str, usage: RunUsage | None = None) -> Any:
         """Ask about a text from outside and return the answer as plain JSON.
 
-        :param text: the model gets it as it is, but for half characters, which no request can hold.
-        :param usage: gets added what the calls use, also if they fail.
-        :raises pydantic_ai.UnexpectedModelBehavior: the answers do not have the form, also when asked again.
+        :param text: sent unchanged, except that lone surrogates, which no request can contain, are replaced.
+        :param usage: what the calls use is added to it, even if they fail.
+        :raises pydantic_ai.UnexpectedModelBehavior: the answers do not have the form, even when asked again.
         :raises AirflowFailException: no retry of the task can help.
         :raises AirflowException: a later try may succeed.
         """
@@ -83,12 +83,12 @@ class Asking:
         return output_to_json((await self._agent.run(prompt, model=model, usage=usage)).output)
 
     def _learn(self, settings: ModelSettings | None, parameters: ModelRequestParameters) -> None:
-        """See how the agent asks, at its first request."""
+        """Learn from a request of the agent how to ask without it."""
         mode = self._model.prepare_request(settings, parameters)[1].output_mode
         self._form = _Form(settings, parameters, is_text=mode in ("native", "prompted"))
 
     def _read(self, answer: ModelResponse, form: _Form) -> BaseModel | None:
-        """Return the output; None if it is not there in the simplest form, so that the agent has to look at it."""
+        """Return the output; None if it is not in the simplest form, so that the agent has to handle the answer."""
         given: Any
         match [part for part in answer.parts if not isinstance(part, ThinkingPart)]:
             case [ToolCallPart(tool_name=name, args=given)] if name in [t.name for t in form.parameters.output_tools]:
@@ -108,8 +108,8 @@ class Asking:
 class _OfAgent(WrapperModel):
     """The model for one run of the agent.
 
-    :param answer: that to the first request, if it is there already.
-    :param learn: is told how the agent makes its first request.
+    :param answer: the answer to the first request, if there is one already.
+    :param learn: called with the settings and parameters of each request.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class _OfAgent(WrapperModel):
     ) -> None:
         super().__init__(wrapped)
         self._answer = answer
-        self._learn: Callable[[Any, ModelRequestParameters], None] | None = learn
+        self._learn = learn
 
     async def request(
         self,
@@ -125,9 +125,7 @@ class _OfAgent(WrapperModel):
         model_settings: ModelSettings | None,
         model_request_parameters: ModelRequestParameters,
     ) -> ModelResponse:
-        """Return the answer that is there, or call the model."""
-        if self._learn:
-            self._learn(model_settings, model_request_parameters)
-            self._learn = None
+        """Return the answer that exists already, or call the model."""
+        self._learn(model_settings, model_request_parameters)
         answer, self._answer = self._answer, None
         return answer or await self.wrapped.request(messages, model_settings, model_request_parameters)

@@ -1,9 +1,9 @@
-"""The attempt of a task that runs: where on the storage it keeps what a retry must not do again.
+"""The attempt of a running task: where on the storage it keeps what a retry must not do again.
 
 Airflow gives each attempt a new id, at a retry and at a clear. What differs is `max_tries`: a clear sets it to the last
-try plus the task's retries, and nothing else changes it. So a retry, also one after kill -9, looks where the attempts
-before it did, and a task that a person has cleared looks elsewhere. The start of the run is there for a run that was
-deleted and made anew under the same id.
+try plus the task's retries, and nothing else changes it. So a retry, even after kill -9, looks in the same place as the
+attempts before it, and a cleared task looks elsewhere. The start of the run distinguishes a run that was deleted and
+created again under the same id.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 FOLDER = "stored_answers"
 RUNS, SHARED = "runs", "shared"
-# The answers that may have made an agent fail: more than it lets its model repeat one.
+# The answers that may have made an agent fail: more than it lets its model retry an answer.
 LAST_ANSWERS = 32
 
-# Stores what a connection answers to the call that is made.
+# Stores the answer of a connection to the current call, if it is to be stored.
 keep_answer: ContextVar[Callable[[ModelSource, ModelResponse], Awaitable[None]] | None] = ContextVar(
     "keep_answer", default=None
 )
@@ -41,10 +41,10 @@ _attempt: TaskAttempt | None = None
 class Attempt:
     """Who asks, and where on the storage it finds answers.
 
-    :param asked_by: `dag_id`, `run_id`, and what else says who it is.
-    :param task: what its own folder in that of the run is called.
-    :raises Exception: the storage cannot be opened. This is done here, in the task's own thread, as Airflow answers one
-        at a time who asks for a connection.
+    :param asked_by: `dag_id`, `run_id`, and whatever else identifies it.
+    :param task: the name of its folder within the run's folder.
+    :raises Exception: the storage cannot be opened. It is opened here, in the task's own thread, because Airflow serves
+        requests for connections one at a time.
     """
 
     is_first = False
@@ -59,12 +59,12 @@ class Attempt:
         self._seen: Counter[str] = Counter()
 
     def number(self, key: str) -> int:
-        """Count the same thing that an attempt does, from 1: its n-th time is the n-th time of the attempt before."""
+        """Count repetitions of the same thing, from 1: the n-th time matches the n-th time of the attempt before."""
         self._seen[key] += 1
         return self._seen[key]
 
     def forget_last_answers(self) -> None:
-        """Delete the last answer, and those before it that were refused, as the agent has failed by them."""
+        """Delete the last answer, and the refused ones before it, because they made the agent fail."""
         while self.last_answers:
             file, is_repeated = self.last_answers.pop()
             with suppress(OSError):
@@ -83,35 +83,29 @@ class TaskAttempt(Attempt):
         start_ms = int(started.timestamp() * 1000) if started else 0
         super().__init__({**where, "try_number": ti.try_number}, f"{ti.task_id}.{map_index}.{ti.max_tries}.{start_ms}")
         self.id = str(ti.id)
-        self.is_first = ti.try_number == 1  # so that there is nothing to find, but of a run that `dag.test()` repeats
+        self.is_first = ti.try_number == 1  # nothing is stored yet, except for a run that `dag.test()` repeats
         self.task = list(where.values())
 
 
-async def keep(source: ModelSource, response: ModelResponse) -> None:
-    """Store the answer that a connection gives to the call that is made, where somebody wants it stored."""
-    if store := keep_answer.get():
-        await store(source, response)
-
-
 def reusing(model: LayeredModel, reuse: str | timedelta) -> LayeredModel:
-    """Return a model that is asked only what is not answered yet: see `include.ai.reuse`."""
-    from include.ai.reuse import ReusingModel  # it builds on the model, which builds on this
+    """Return a model that is only asked what has no stored answer yet: see `include.ai.reuse`."""
+    from include.ai.reuse import ReusingModel  # imports the model, which imports this module
 
     return ReusingModel(model, reuse)
 
 
 def run_folder(dag_id: str, run_id: str) -> ObjectStoragePath:
-    """Return where a run keeps its answers."""
+    """Return the folder of a run's answers."""
     return storage_path(FOLDER, RUNS, name_on_storage(dag_id), name_on_storage(run_id))
 
 
 def begun_attempt(ti_id: str) -> TaskAttempt | None:
-    """Return the attempt of this id, if this process has begun it."""
+    """Return the attempt with this id, if this process began it."""
     return _attempt if _attempt and _attempt.id == ti_id else None
 
 
 def this_attempt() -> TaskAttempt | None:
-    """Return the attempt that this process works for; None outside a task."""
+    """Return the attempt that this process runs; None outside a task."""
     global _attempt
     context = task_context()
     if context is None:

@@ -1,8 +1,8 @@
 """Canary: in a share of the runs of a DAG, a candidate connection is asked first.
 
-`{"canary": {"conn_id": "candidate", "share": 0.1}}` in a connection's extra. A hash of connection, DAG and run decides
-which runs these are: it is the same for all tasks and tries of a run. Where the candidate gives no answer, the
-connection itself is asked, and then its fallbacks. A canary of a candidate or of a fallback is not followed.
+`{"canary": {"conn_id": "candidate", "share": 0.1}}` in a connection's extra. A hash of connection, DAG and run selects
+these runs, so it is the same for all tasks and tries of a run. If the candidate gives no answer, the connection itself
+is asked, and then its fallbacks. A canary of a candidate or of a fallback is not followed.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ class Canary(BaseModel):
 def read_canary(source: ModelSource) -> Canary | None:
     """Read a connection's canary; None if it has none.
 
-    :raises AirflowFailException: what it states is not one.
+    :raises AirflowFailException: it is not valid.
     """
     canary: Canary | None = read_setting(source.conn_id, source.layer_args, KEY, Canary)
     if canary and canary.conn_id == source.conn_id:
-        raise setting_error(source.conn_id, "canary.conn_id: it is to be another one")
+        raise setting_error(source.conn_id, "canary.conn_id: it must be another connection")
     return canary
 
 
 def candidate(source: ModelSource) -> str | None:
-    """Return the connection that the run that is at work asks first; None for the connection itself.
+    """Return the connection that the current run asks first; None for the connection itself.
 
     :raises AirflowFailException: the connection's canary is not valid.
     """

@@ -2,10 +2,10 @@
 
 A connection for a model has the service's base URL as its host, the API key as its password and
 `{"model": "<provider>:<name>"}` as its extra; the provider is one of pydantic-ai's (`openai-chat`, `azure`,
-`anthropic`, ...). Where the connection does not exist, OPENAI_API_KEY alone is enough.
+`anthropic`, ...). If the connection does not exist, OPENAI_API_KEY alone is enough.
 
 LAYER_KEYS of the extra are for the layers of `include.ai`. Every other key goes to the provider (`api_version` for
-Azure), as those of the connections of apache-airflow-providers-common-ai do.
+Azure), as with the connections of apache-airflow-providers-common-ai.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from include.common.shown import quiet_http_clients, shown_text, url_secrets
 
 PER_MINUTE = ("requests_per_minute", "tokens_per_minute")
 LAYER_KEYS = ("budgets", "canary", "fallback_conn_ids", *PER_MINUTE, "usd_per_million_tokens")
-# What providers call the base URL.
+# Providers' names for the base URL.
 URL_ARGUMENTS = ("base_url", "azure_endpoint", "api_base")
-# Arguments of providers that no connection can hold.
+# Arguments of providers that a connection cannot contain.
 NOT_FROM_AN_EXTRA = ("http_client", "client", "openai_client", "anthropic_client", "bedrock_client", "retry_options")
 
-# Seconds for one call, and for its connection to be made.
+# Time-outs in seconds: for one call, and for connecting.
 CALL_TIMEOUT_S = 90.0
 CONNECT_TIMEOUT_S = 10.0
 MOST_CONNECTIONS = 1_000
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 class ModelSource(NamedTuple):
-    """What a connection holds: the model's id as pydantic-ai reads it, its provider's arguments, and the layers'."""
+    """Contents of a connection: the model's id in pydantic-ai's form, its provider's arguments, and the layers'."""
 
     conn_id: str
     model_id: str
@@ -51,8 +51,8 @@ class ModelSource(NamedTuple):
         """Build the model.
 
         :param infer: pydantic-ai's `infer_model` or `infer_embedding_model`.
-        :param hooks: of its HTTP client, for "request" and "response".
-        :raises AirflowFailException: the connection describes no model that can be built.
+        :param hooks: for its HTTP client, by "request" and "response".
+        :raises AirflowFailException: the model cannot be built from the connection.
         """
         base_url, _, query = self.provider_args.get("base_url", "").partition("?")
         client = ProviderClient(
@@ -86,8 +86,8 @@ class ModelSource(NamedTuple):
         if unknown := sorted(given.keys() - parameters.keys()):
             known = [key for key in parameters if key not in (*URL_ARGUMENTS, *NOT_FROM_AN_EXTRA)]
             raise ValueError(
-                f"the provider {name!r} knows no {', '.join(unknown)}. Besides model, its connection's extra may have "
-                f"{', '.join([*known, *LAYER_KEYS])}."
+                f"the provider {name!r} does not accept {', '.join(unknown)}. Besides model, its connection's extra "
+                f"may have {', '.join([*known, *LAYER_KEYS])}."
             )
         if "aws_read_timeout" in parameters:  # boto3 has an HTTP client of its own
             given = {"aws_read_timeout": CALL_TIMEOUT_S, "aws_connect_timeout": CONNECT_TIMEOUT_S, **given}
@@ -98,7 +98,7 @@ class ModelSource(NamedTuple):
 
     @property
     def secrets(self) -> set[str]:
-        """What of the connection's values no log or error may hold."""
+        """The connection's values that must not appear in logs or errors."""
         values = {value for value in self.provider_args.values() if isinstance(value, str)}
         base_url = self.provider_args.get("base_url", "")
         return (values - {base_url}) | url_secrets(base_url)
@@ -107,7 +107,7 @@ class ModelSource(NamedTuple):
 def read_model_source(conn_id: str, default_model: str) -> ModelSource:
     """Read the connection `conn_id`, or fall back to `default_model` at OpenAI if only OPENAI_API_KEY is set.
 
-    :raises AirflowFailException: neither is there, or the connection has no valid host or model.
+    :raises AirflowFailException: neither exists, or the connection has no valid host or model.
     """
     from airflow.sdk import Connection
 
@@ -120,7 +120,7 @@ def read_model_source(conn_id: str, default_model: str) -> ModelSource:
         raise AirflowFailException(
             f"Set OPENAI_API_KEY, or create the connection {conn_id!r} "
             '(host = base URL, password = API key, extra = {"model": "openai-chat:<name>"}): '
-            "there is neither, and so no model to call."
+            "neither exists, so there is no model to call."
         ) from None
     check_host(conn_id, conn.host)
     extra = dict(conn.extra_dejson)
@@ -130,8 +130,8 @@ def read_model_source(conn_id: str, default_model: str) -> ModelSource:
             f'Connection {conn_id!r}: set its extra to {{"model": "<provider>:<name>"}}, '
             f'for example {{"model": "{default_model}"}}. It names no model.'
         )
-    extra.pop("vertexai", None)  # a key of the Vertex form, which means nothing any more
+    extra.pop("vertexai", None)  # a key of the Vertex form, which no longer has a meaning
     layer_args = {key: extra.pop(key) for key in LAYER_KEYS if key in extra}
-    # The forms of some types of connections have no host and no password, but these keys.
+    # Some connection types have these keys in their forms instead of a host and a password.
     provider_args = {"base_url": conn.host, "api_key": conn.password, **{k: v for k, v in extra.items() if v}}
     return ModelSource(conn_id, model_id, {k: v for k, v in provider_args.items() if v}, layer_args)

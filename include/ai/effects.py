@@ -1,10 +1,10 @@
-"""Tools with an effect: what an agent does in the world, and its retry must not do again.
+"""Tools with an effect outside, which a retry of the agent must not repeat.
 
     agent_kwargs(tools=[search_rules, effect(refund, idempotent=True), effect(write_to_customer)])
 
-A note is on object storage before such a tool runs, and then its result. A retry of the task gives that result to the
-model and does not run the tool. If the note is there but no result, the worker died in between, and nobody knows what
-happened: this is what the model gets to know. An idempotent tool runs again instead, with the same `effect_key`.
+A note is written to object storage before such a tool runs, and then its result. A retry of the task gives that result
+to the model and does not run the tool. If there is a note but no result, the worker died in between and the outcome is
+unknown: the model is informed of that. An idempotent tool runs again instead, with the same `effect_key`.
 """
 
 from __future__ import annotations
@@ -54,21 +54,21 @@ class Effect(BaseModel):
 
 
 def effect_key() -> str:
-    """Return, within a tool with an effect, a key of this effect for the service that has it (`Idempotency-Key`).
+    """Return, within a tool with an effect, a key of this effect for the service (`Idempotency-Key`).
 
-    It is the same in all tries of a task, also after a clear, and empty outside a task.
+    It is the same in all tries of a task, even after a clear, and empty outside a task.
     """
     return _key.get()
 
 
 def effect(tool: Callable[..., Any], *, idempotent: bool = False) -> Callable[..., Any]:
-    """Return a tool for an agent that runs this function once, over all tries of the task.
+    """Return a tool for an agent that runs this function once in all tries of the task.
 
-    A function that raises `ModelRetry` has had no effect. After any other error nobody knows.
+    A function that raises `ModelRetry` has had no effect. After any other error, this is unknown.
 
-    :param tool: what it returns becomes JSON. If the model calls it twice with the same arguments, it runs twice.
+    :param tool: its result becomes JSON. If the model calls it twice with the same arguments, it runs twice.
     :param idempotent: whether it may run again with the same arguments and `effect_key`.
-    :raises AirflowException: (when called) the storage cannot be read or written: the tool has not run.
+    :raises AirflowException: (when called) the storage cannot be read or written, so the tool has not run.
     """
 
     @wraps(tool)
@@ -95,13 +95,13 @@ async def _once(
         known = await asyncio.to_thread(_begin, file, note)
     except Exception as error:
         raise AirflowException(
-            f"The tool {name!r} has not run, as GENAI_STORAGE cannot hold a note of it: {shown_text(error)}"
+            f"The tool {name!r} has not run, because its note cannot be written to GENAI_STORAGE: {shown_text(error)}"
         ) from None
     if known and known.done:
-        log.info("The tool %s is not run again: its result is stored.", name)
+        log.info("The tool %s does not run again: its result is stored.", name)
         return known.result
     if known and not idempotent:
-        log.warning("The tool %s was running when a worker stopped. It is not run again: see %s.", name, file)
+        log.warning("The tool %s was running when a worker stopped. It does not run again: see %s.", name, file)
         return UNKNOWN
     token = _key.set(sha256(json.dumps([attempt.task, file.name]).encode()).hexdigest()[:32])
     try:
@@ -120,13 +120,13 @@ async def _once(
 
 
 def _begin(file: ObjectStoragePath, note: Effect) -> Effect | None:
-    """Write the note of an effect; return the one that is there, if there is one."""
+    """Write the note of an effect; if one exists already, return that."""
     if create_file(file, note.model_dump_json().encode()):
         return None
     try:
         return Effect.model_validate_json(read_artifact(file))
     except ValidationError:
-        return note  # it was begun, more is not known
+        return note  # it was begun; more is not known
 
 
 async def _run(tool: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

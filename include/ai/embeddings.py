@@ -1,4 +1,4 @@
-"""Embeddings of the Airflow connection `embeddings_default` (see `include.ai.connection` for what it holds)."""
+"""Embeddings by the Airflow connection `embeddings_default` (its contents: see `include.ai.connection`)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 EMBEDDINGS_CONN_ID = "embeddings_default"
 DEFAULT_MODEL = "openai:text-embedding-3-small"
 IN_PROCESS = "sentence-transformers:"
-# By id the models of this process, which take seconds to load at their first text: a task may make several `Embedder`s.
+# The models of this process by id. One takes seconds to load at its first text; a task may create several `Embedder`s.
 _in_process: dict[str, EmbeddingModel] = {}
 
 # Texts in one request; OpenAI allows 2,048 texts and 300,000 tokens, and a chunk has about 200 tokens.
@@ -31,9 +31,9 @@ BATCH_SIZE = 256
 
 
 class Embedder:
-    """Turns texts into vectors: lists of as many floats as the model has dimensions.
+    """Turns texts into vectors: lists with one float per dimension of the model.
 
-    :param conn_id: the connection that names the embedding model. `dimensions` in its extra asks for shorter vectors.
+    :param conn_id: the connection to the embedding model. `dimensions` in its extra requests shorter vectors.
     """
 
     def __init__(self, conn_id: str = EMBEDDINGS_CONN_ID) -> None:
@@ -51,7 +51,7 @@ class Embedder:
 
     @cached_property
     def dimension(self) -> int:
-        """The length of this model's vectors, found by embedding a word."""
+        """The length of this model's vectors, measured by embedding a word."""
         return len(self.embed_query("length"))
 
     def embed_documents(self, texts: Sequence[str]) -> list[list[float]]:
@@ -101,6 +101,6 @@ class Embedder:
 
 
 def cosine(a: Sequence[float], b: Sequence[float]) -> float:
-    """Compute the cosine similarity of two vectors, from -1 to 1; 0 if one of them is zero."""
+    """Return the cosine similarity of two vectors, from -1 to 1; 0 if one of them is zero."""
     lengths = math.hypot(*a) * math.hypot(*b)
     return sum(x * y for x, y in zip(a, b, strict=True)) / lengths if lengths else 0.0

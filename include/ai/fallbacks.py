@@ -1,7 +1,7 @@
-"""Fallback connections: who is asked when the provider of a connection gives no answer.
+"""Fallback connections, which are asked when the provider of a connection gives no answer.
 
-`{"fallback_conn_ids": ["other", "third"]}` in a connection's extra names the connections to ask instead, in order, as
-with apache-airflow-providers-common-ai. Each has its own model, key, limits and price.
+`{"fallback_conn_ids": ["other", "third"]}` in a connection's extra lists them, in order, as with
+apache-airflow-providers-common-ai. Each has its own model, key, limits and price.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ except ImportError:  # a copied pattern may lack it
     canary = None  # type: ignore[assignment]
 
 KEY = "fallback_conn_ids"
-# With a connection to fall back to: long enough for a limit per minute to reset.
+# If there is a fallback: long enough for a limit per minute to reset.
 LONGEST_WAIT_BEFORE_FALLBACK_S = 60.0
 
 log = logging.getLogger(__name__)
@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 def falls_back(error: Exception) -> bool:
     """Return whether the next connection is asked: the provider gave no answer, and the request is not at fault.
 
-    It is down, out of quota, too slow, or refuses the key or the model. What it says no to, because of what was asked,
-    no other one is asked. A connection that describes no model is an error to correct, which nothing hides.
+    It is down, out of quota, too slow, or refuses the key or the model. A request that is refused for its content goes
+    to no other provider. A connection that describes no model is an error to correct, and is not hidden.
     """
     unanswered = isinstance(error.__context__, ModelAPIError) and not isinstance(error, RequestRefused)
     if unanswered:
@@ -46,21 +46,21 @@ def falls_back(error: Exception) -> bool:
 
 
 def read_fallbacks(source: ModelSource) -> list[str]:
-    """Read the ids of the connections to fall back to, in order.
+    """Read the ids of the fallback connections, in order.
 
     :raises AirflowFailException: they are not a list of ids of other connections.
     """
     stated = read_setting(source.conn_id, source.layer_args, KEY, list[str]) or []
     ids = [conn_id.strip() for conn_id in stated if conn_id.strip()]  # common-ai's form leaves empty lines
     if len({source.conn_id, *ids}) <= len(ids):
-        raise setting_error(source.conn_id, f"{KEY}: they are to be other connections, each once")
+        raise setting_error(source.conn_id, f"{KEY}: they must be other connections, each listed once")
     return ids
 
 
 class ConnectionChain(LayeredModel):
     """The model of a connection, and those of its fallbacks.
 
-    :param conn_id: the first connection, unless its canary has a run ask another one before.
+    :param conn_id: the first connection, unless its canary makes a run ask a candidate first.
     :param make: makes the model of one connection.
     """
 
@@ -73,7 +73,7 @@ class ConnectionChain(LayeredModel):
     def models(self) -> list[LayeredModel]:
         """The models, in order.
 
-        :raises AirflowFailException: one of them cannot be built: better known now than in an outage.
+        :raises AirflowFailException: one of them cannot be built, which is found now and not in an outage.
         """
         return self._chain()[0]
 
@@ -97,7 +97,7 @@ class ConnectionChain(LayeredModel):
             if model.conn_id == self.conn_id:
                 continue
             if read_fallbacks(model.source):
-                problem = f"{KEY}: nobody follows those of a fallback: list all at {self.conn_id!r}"
+                problem = f"{KEY}: those of a fallback are not followed: list all at {self.conn_id!r}"
                 raise setting_error(model.conn_id, problem)
             _ = model.wrapped
         for model in models[:-1]:

@@ -18,22 +18,22 @@ if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
 LONGEST_DAYS = 36_500  # a date has its limits
-# What storages call the time of a file.
+# Storages' names for the time of a file.
 TIMES = ("LastModified", "last_modified", "mtime", "updated", "created")
 
 
 def forget(
     *, dag_id: str | None = None, run_id: str | None = None, key: str | None = None, days: float | None = None
 ) -> int:
-    """Delete the answers, and the notes of effects, that fit all that is given; return how many.
+    """Delete the answers, and the notes of effects, that match all arguments; return how many.
 
-    A task of theirs that is between two tries pays again, and runs its effects again.
+    An affected task that is between two tries pays again, and runs its effects again.
 
-    :param dag_id: the DAG that paid them.
+    :param dag_id: the DAG that paid for them.
     :param run_id: its run.
-    :param key: what the name of the file begins with, such as the `file` in `reused_from`.
-    :param days: they are older.
-    :raises ValueError: nothing is given, or a number of days that makes no sense.
+    :param key: the beginning of the file's name, such as the `file` in `reused_from`.
+    :param days: their minimum age.
+    :raises ValueError: there is no argument, or the number of days is not valid.
     :raises OSError: the storage cannot be read or written.
     """
     if dag_id is None and run_id is None and key is None and days is None:
@@ -61,7 +61,7 @@ def forget(
 
 
 def _folders() -> Iterator[tuple[ObjectStoragePath, str | None]]:
-    """Yield the folder of each DAG, with its name, and those of the answers that all may find, with None."""
+    """Yield the folder of each DAG, with its name, and the folders of shared answers, with None."""
     root = storage_path(FOLDER)
     for kind in (RUNS, SHARED):
         if (root / kind).exists():
@@ -75,13 +75,13 @@ def _run_of(folder: ObjectStoragePath, path: str) -> str:
 
 
 def _is_paid_by(folder: ObjectStoragePath, path: str, dag_id: str | None, run_id: str | None) -> bool:
-    """Whether an answer that all may find was paid by this DAG and run; one that cannot be read is everybody's."""
+    """Return whether this DAG and run paid for a shared answer; also True for one that cannot be read."""
     if dag_id is None and run_id is None:
         return True
     try:
         paid_by = json.loads(folder.fs.cat_file(path))["asked_by"]
         return dag_id in (None, paid_by["dag_id"]) and run_id in (None, paid_by["run_id"])
-    except FileNotFoundError:  # another process deletes it, too
+    except FileNotFoundError:  # another process has deleted it
         return False
     except (ValueError, KeyError, TypeError):
         return True
@@ -96,9 +96,9 @@ def _time(info: dict[str, Any]) -> datetime:
 
 
 def _remove_empty(folder: ObjectStoragePath) -> None:
-    """Remove the folders that are empty now, which only a disk has."""
+    """Remove empty folders, which exist only on a disk."""
     if folder.protocol == "file":
-        for parent, folders, _ in os.walk(folder.path, topdown=False):  # passes over what another removes meanwhile
+        for parent, folders, _ in os.walk(folder.path, topdown=False):  # skips what another process has removed
             for name in folders:
                 with suppress(OSError):  # it is not empty
                     Path(parent, name).rmdir()

@@ -1,6 +1,6 @@
-"""What a call of a connection's model has besides: repeats, usage, budgets, limits, fallbacks, spans, stored answers.
+"""The layers of a model call: repeats, usage, budgets, limits, fallbacks, spans, stored answers.
 
-`include.ai.model` takes them up where they are there. Each layer is a module that a copied pattern may lack.
+`include.ai.model` uses this module if it exists. Each layer is a module that a copied pattern may lack.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ log = logging.getLogger(__name__)
 
 
 class LayeredModel(ConnectionModel):
-    """The model of a connection, with what a call has besides.
+    """The model of a connection, with the layers.
 
-    :param usage_recorder: gets every answered call.
+    :param usage_recorder: records every answered call.
     :param budget_usd: what a task may spend on it, in US dollars; None for no limit but the connection's.
     """
 
-    # The limit that the calls keep; None for that of the connection, if it states one.
+    # The limit that the calls keep; None for the connection's, if it sets one.
     rate_limit: RateLimit | None = None
     longest_wait_s = repeats.LONGEST_WAIT_S
 
@@ -76,7 +76,7 @@ class LayeredModel(ConnectionModel):
         return [self]
 
     def http_hooks(self) -> dict[str, list[Any]]:
-        """Return the hooks that have the model's HTTP client keep the account's limits: see `http_hooks`."""
+        """Return the hooks that make the model's HTTP client keep the account's limits: see `http_hooks`."""
         return http_hooks(self.source, self.rate_limit)
 
     async def request(
@@ -85,7 +85,7 @@ class LayeredModel(ConnectionModel):
         model_settings: ModelSettings | None,
         model_request_parameters: ModelRequestParameters,
     ) -> ModelResponse:
-        """Call the model, repeat the call while that may help, and record what it used.
+        """Call the model, repeat the call while that may help, and record its usage.
 
         :raises AirflowFailException: a budget is used up, or no retry of the task can help.
         :raises AirflowException: a later try may succeed.
@@ -110,6 +110,15 @@ class LayeredModel(ConnectionModel):
         await call.answered(response)
         return response
 
+    def record_reused(
+        self, messages: list[ModelMessage], parameters: ModelRequestParameters, response: ModelResponse
+    ) -> None:
+        """Record in `llm_usage` and in the ledger what a stored answer saved."""
+        if usage and self.usage_recorder:
+            self.usage_recorder.record(usage.reused_usage(response))
+        if spending:
+            spending.record_reused(self.source, messages, parameters, response)
+
 
 def layered_model(
     conn_id: str,
@@ -117,15 +126,15 @@ def layered_model(
     budget_usd: float | None = None,
     reuse: str | timedelta = "retries",
 ) -> LayeredModel:
-    """Return the model of a connection with its fallbacks, which is asked only what is not answered yet.
+    """Return the model of a connection with its fallbacks, which is only asked what has no stored answer yet.
 
-    :param make: makes the model of one connection, if it is not to be a plain one.
+    :param make: makes the model of one connection, if not a plain one.
     :param budget_usd: what a task may spend on each connection, in US dollars.
-    :param reuse: who gets an answer that is paid already: see `include.ai.llm_kwargs`.
-    :raises ValueError: an argument has no meaning, or the layer that it needs is not there.
+    :param reuse: who may reuse a paid answer: see `include.ai.llm_kwargs`.
+    :raises ValueError: an argument is not valid, or the layer that it needs is missing.
     """
     if budget_usd is not None and not (spending and budget_usd > 0):
-        raise ValueError(f"budget_usd={budget_usd!r}: it is more than 0, and needs the layer spend.")
+        raise ValueError(f"budget_usd={budget_usd!r}: it must be more than 0, and it needs the layer spend.")
     if reuse not in ("retries", "try") and not attempt:
         raise ValueError(f"reuse={reuse!r} needs the layer reuse.")
     recorder = usage.UsageRecorder() if usage else None
@@ -140,11 +149,11 @@ def layered_model(
 
 
 def http_hooks(source: ModelSource, limit: RateLimit | None = None) -> dict[str, list[Any]]:
-    """Return the hooks that have an HTTP client of a connection keep the account's limits.
+    """Return the hooks that make an HTTP client of a connection keep the account's limits.
 
-    :param limit: keeps them; if not given, one is made where the connection states limits.
-    :raises AirflowFailException: the limits or the price that the connection states make no sense: better known before
-        anything is paid.
+    :param limit: keeps them; by default one is made if the connection sets limits.
+    :raises AirflowFailException: the connection's limits or price are not valid, which is checked before anything is
+        paid.
     """
     if usage:
         usage.stated_price(source)
@@ -162,7 +171,7 @@ class Call:
         self._refused = 0
 
     def refused(self, failure: AirflowException, patience: float) -> float | None:
-        """Note that there was no answer; return the seconds until the next call, None if there is none.
+        """Record that there was no answer; return the seconds until the next call, None if there is none.
 
         :param patience: how many seconds the provider may still ask to wait.
         """
@@ -179,11 +188,11 @@ class Call:
         return wait
 
     async def answered(self, response: ModelResponse) -> None:
-        """Store the answer, then count what it cost."""
+        """Store the answer, then record what it cost."""
         source, recorder = self._model.source, self._model.usage_recorder
         used = usage.read_usage(source, response, time.monotonic() - self._started) if usage else None
-        if attempt:
-            await attempt.keep(source, response)
+        if attempt and (store := attempt.keep_answer.get()):
+            await store(source, response)
         if used and recorder:
             recorder.record(used)
         self._record(response)
@@ -196,7 +205,7 @@ class Call:
 
 
 def begin_embedding(source: ModelSource) -> Callable[[EmbeddingResult | None], None]:
-    """Begin a request for embeddings; return what records its vectors, or that there are none.
+    """Begin a request for embeddings; return a function that records its vectors, or that there are none.
 
     :raises AirflowFailException: a budget is used up.
     """

@@ -1,4 +1,4 @@
-"""A model for tasks that make many calls: as many at once as the account and its provider take."""
+"""A model for tasks that make many calls: as many at once as the account and its provider allow."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from include.common.task_context import task_context
 
 
 class LimitedModel(LayeredModel):
-    """The model of a connection, for as many calls at once as its account and provider take.
+    """The model of a connection, for as many calls at once as its account and provider allow.
 
-    :param at_once: the most calls in flight. A call that waits to be repeated counts as in flight.
+    :param at_once: the most calls in flight. A call that waits for its repeat counts as in flight.
     """
 
     def __init__(self, conn_id: str, usage_recorder: UsageRecorder, at_once: int) -> None:
@@ -28,18 +28,18 @@ class LimitedModel(LayeredModel):
     def rate_limit(self) -> RateLimit:  # type: ignore[override]
         """The account's limits, and the calls in flight.
 
-        :raises AirflowFailException: the connection's limits make no sense.
+        :raises AirflowFailException: the connection's limits are not valid.
         """
         return account_limit(self.source, self._at_once) or RateLimit(at_once=self._at_once)
 
     async def request(self, *args: Any, **kwargs: Any) -> ModelResponse:
-        """Call the model, as soon as there is a place for the call."""
+        """Call the model as soon as there is a place for the call."""
         async with self.rate_limit.places:
             return await super().request(*args, **kwargs)
 
 
 class TaskUsage(UsageRecorder):
-    """Adds up the calls of a task. They reach XCom when asked to: at every call that would be slow."""
+    """Adds up the calls of a task. Only `publish` writes to XCom, because doing so at every call would be slow."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """A pydantic-ai model that is an Airflow connection.
 
 It costs nothing at parse: the connection is read and the real model built at the first call. Every error says which
-connection it came from, what to set, and whether a retry of the task may help. What a call has besides is in
+connection it came from, what to set, and whether a retry of the task may help. All other concerns of a call are in
 `include.ai.layers`.
 """
 
@@ -26,7 +26,7 @@ from include.common.provider_http import MISDIRECTED, is_refusal_status
 from include.common.shown import LONGEST_NAME, shown_text, shown_url
 from include.common.text import clean_json, clean_text
 
-# Used where only OPENAI_API_KEY is set: the cheapest current model in the openai package's list.
+# Used if only OPENAI_API_KEY is set: the cheapest current model in the openai package's list.
 DEFAULT_MODEL = "openai-chat:gpt-6-luna"
 
 UNKNOWN_TOOL = "unknown_tool"
@@ -35,18 +35,18 @@ log = logging.getLogger(__name__)
 
 
 class RequestRefused(AirflowFailException):
-    """The provider refuses what was asked, and would again: it is invalid, too long, or against its rules."""
+    """The provider refuses the request and would again: it is invalid, too long, or against its rules."""
 
 
 class TextTooLong(RequestRefused):
-    """It does not fit the model's context window."""
+    """The text does not fit the model's context window."""
 
 
 class ConnectionModel(WrapperModel):
-    """The model of the Airflow connection `conn_id`: see `include.ai.connection` for what that holds."""
+    """The model of the Airflow connection `conn_id`: see `include.ai.connection` for its contents."""
 
     def __init__(self, conn_id: str) -> None:
-        Model.__init__(self)  # WrapperModel's own would build the model now
+        Model.__init__(self)  # WrapperModel's would build the model now
         self.conn_id = conn_id
         self._built: tuple[asyncio.AbstractEventLoop | None, Model] | None = None
 
@@ -55,7 +55,7 @@ class ConnectionModel(WrapperModel):
 
     @cached_property
     def source(self) -> connection.ModelSource:
-        """What the connection holds."""
+        """The contents of the connection."""
         return connection.read_model_source(self.conn_id, DEFAULT_MODEL)
 
     def http_hooks(self) -> dict[str, list[Any]]:
@@ -68,7 +68,7 @@ class ConnectionModel(WrapperModel):
             loop = asyncio.get_running_loop()
         except RuntimeError:
             loop = None
-        # An HTTP client's connections belong to the event loop in which they were made.
+        # An HTTP client's connections belong to the event loop that they were opened in.
         if self._built is None or loop not in (None, self._built[0]):
             self._built = (loop, self.source.build(infer_model, self.http_hooks()))
         return self._built[1]
@@ -90,14 +90,14 @@ class ConnectionModel(WrapperModel):
         try:
             response = await self.wrapped.request(messages, settings, model_request_parameters)
         except e.ModelAPIError as error:
-            log.debug("The provider's own words: %s", error)  # they may quote the key or the prompt
+            log.debug("The provider's error: %s", error)  # it may quote the key or the prompt
             raise self._task_error(error) from None
         _clean(response, model_request_parameters)
         log.debug("Answer: %s", response)
         return response
 
     def _task_error(self, error: e.ModelAPIError) -> AirflowException:
-        """Return what the task fails with if this error was the last."""
+        """Return the exception that fails the task if there is no other call."""
         kind: type[AirflowException] = AirflowFailException
         status = getattr(error, "status_code", None)
         match error:
@@ -119,7 +119,7 @@ class ConnectionModel(WrapperModel):
                 kind, what = AirflowException, "check its host, and that the server runs: it cannot be reached."
             case _:
                 kind, what = AirflowException, "the call failed."
-        # The provider's own words may quote what it was sent; its codes do not.
+        # The provider's message may quote what it was sent; its codes do not.
         said = [
             f"{name} {shown_text(value, self.source.secrets, LONGEST_NAME)}"
             for name in ("status_code", "provider_error_code", "provider_error_type")
@@ -132,11 +132,11 @@ class ConnectionModel(WrapperModel):
 def connection_model(
     conn_id: str, budget_usd: float | None = None, reuse: str | timedelta = "retries"
 ) -> ConnectionModel:
-    """Return the model of the connection `conn_id`, with the layers that are there.
+    """Return the model of the connection `conn_id`, with the layers that exist.
 
     :param budget_usd: what a task may spend on each connection, in US dollars.
-    :param reuse: who gets an answer that is paid already: see `include.ai.llm_kwargs`.
-    :raises ValueError: one of these has no meaning, or the layer that it needs is not there.
+    :param reuse: who may reuse a paid answer: see `include.ai.llm_kwargs`.
+    :raises ValueError: one of these is not valid, or the layer that it needs is missing.
     """
     try:
         from include.ai.layers import layered_model
@@ -148,11 +148,11 @@ def connection_model(
 
 
 def _clean(response: ModelResponse, asked: ModelRequestParameters) -> None:
-    """Free an answer, which is paid already, of characters that neither pydantic nor Airflow's database takes.
+    """Remove from an answer, which is paid already, characters that pydantic or Airflow's database would refuse.
 
     A tool that the model was not given loses its name, which may be any text, and which SDKs log.
     """
-    is_json = asked.output_object is not None  # in which such characters may be escaped
+    is_json = asked.output_object is not None  # JSON may contain such characters as escapes
     tools = {tool.name for tool in (*asked.function_tools, *asked.output_tools)}
     for part in response.parts:
         if isinstance(part, ToolCallPart) and part.tool_name not in tools:

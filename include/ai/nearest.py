@@ -1,4 +1,4 @@
-"""Labels without a model's answer: of each text, the one whose description is nearest to it."""
+"""Labels without a chat model: each text gets the label with the nearest description."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from include.ai.embeddings import Embedder, cosine
 
 
 def nearest_labels(texts: Sequence[str], labels: Mapping[str, str]) -> list[str]:
-    """Return for each text the label whose description is most similar to it (cosine).
+    """Return for each text the label with the most similar description (cosine).
 
     :param labels: descriptions by label.
     :raises AirflowException: as `Embedder.embed_documents`.

@@ -1,7 +1,7 @@
-"""airflow-ai-sdk, for `include.ai`, with fixes, as it is discontinued.
+"""airflow-ai-sdk, for `include.ai`, with fixes, because it is discontinued.
 
-Without them it prints each prompt and answer into the task's log, turns into plain JSON only an answer that is an
-instance of its own base class, and makes one string of the list of tasks that `allow_multiple_branches` allows.
+Without them it prints each prompt and answer to the task's log, converts only instances of its own base class to plain
+JSON, and makes one string of the list of tasks that `allow_multiple_branches` allows.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def run_agent(self: Any, context: Context) -> Any:
 
 
 def run_branch(self: Any, context: Context) -> Any:
-    """Run `@task.llm_branch`: its `execute`. The model chooses among the tasks downstream, in a fixed order."""
+    """Run `@task.llm_branch`: its `execute`. The model chooses among the downstream tasks, in a fixed order."""
     choice: Any = Enum("DownstreamTasks", {task_id: task_id for task_id in sorted(self.downstream_task_ids)})  # type: ignore[misc]
     self.agent = Agent(
         self.model,

@@ -1,8 +1,8 @@
 """apache-airflow-providers-common-ai, for `include.ai`.
 
-Two things are done right before a task runs. It gets this project's model, whose errors say what to set and whether
-a retry can help, and whose usage is counted. And nothing of it is rendered as a template any more (see
-`include.common.templates`): the provider renders all fields a second time once they hold the prompt.
+Two things happen right before a task runs. It gets this project's model, whose errors say what to set and whether a
+retry can help, and whose usage is counted. And its template rendering ends (see `include.common.templates`): the
+provider would render all fields a second time when they contain the prompt.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class ConnectionHook(PydanticAIHook):
     """The provider's hook, for agents that call this project's model and answer in plain JSON.
 
-    :param to_xcom: given the output, returns what goes to XCom.
+    :param to_xcom: converts the output to what is stored in XCom.
     """
 
     def __init__(self, llm_conn_id: str, to_xcom: Callable[[Any], Any], layers: dict[str, Any]) -> None:
@@ -49,7 +49,7 @@ class ConnectionHook(PydanticAIHook):
 
 
 def prepare(context: Context, **layers: Any) -> None:
-    """Give the task that is about to run its model, and end the rendering of templates."""
+    """Give the task its model before it runs, and end the rendering of templates."""
     operator: Any = context["task"]
     to_xcom = output_to_task_ids if isinstance(operator, LLMBranchOperator) else output_to_json
     operator.llm_hook = ConnectionHook(operator.llm_conn_id, to_xcom, layers)
@@ -58,5 +58,5 @@ def prepare(context: Context, **layers: Any) -> None:
 
 def llm_kwargs(conn_id: str, **layers: Any) -> dict[str, Any]:
     """Return what `@task.llm` and `@task.llm_branch` need to call the model of a connection."""
-    connection_model(conn_id, **layers)  # what is wrong with an argument is known when the DAG is parsed
+    connection_model(conn_id, **layers)  # so that a wrong argument fails when the DAG is parsed
     return {"llm_conn_id": conn_id, "serialize_output": True, "pre_execute": partial(prepare, **layers)}

@@ -1,4 +1,4 @@
-"""What an SDK does with a model's output before it goes to XCom, and with the errors of its call."""
+"""What happens to a model's output before it is stored in XCom, and to the errors of its call."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def error_first(run: Callable[..., T]) -> Callable[..., T]:
-    """Return a function that runs an agent, whose errors begin there: 40 frames of libraries only hide the message."""
+    """Wrap a function that runs an agent so that tracebacks begin here: 40 frames of libraries hide the message."""
 
     @wraps(run)
     def run_agent(*args: Any, **kwargs: Any) -> T:

@@ -1,4 +1,4 @@
-"""Which prompt a call is of: the ledger and evaluations know it by the same fingerprint."""
+"""Which prompt a call belongs to: the ledger and evaluations use the same fingerprint for it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def prompt_of(messages: list[ModelMessage], parameters: ModelRequestParameters) 
     instructions = [
         part.content for message in messages for part in message.parts if isinstance(part, SystemPromptPart)
     ] + [getattr(message, "instructions", None) for message in messages[:1]]
-    global _last_prompt  # the calls of a task mostly have the same one
+    global _last_prompt  # the calls of a task mostly have the same prompt
     if _last_prompt and _last_prompt[0] is parameters and _last_prompt[1] == instructions:
         return _last_prompt[2]
     tools = [

@@ -1,9 +1,9 @@
-"""How fast a process may call a model: its account's pace, as many calls at once as the provider takes, its pauses.
+"""How fast a process may call a model: the account's pace, the provider's capacity for calls at once, and its pauses.
 
-A `RateLimit` belongs to one HTTP client, whose requests wait for their turn (repeated ones, too) and whose answers are
-heeded. Where many calls are refused for load (429), fewer are in flight until others went well; the refused call itself
-waits as long as `Retry-After` asks, and keeps its place meanwhile. `x-ratelimit-*` holds back all calls where the
-account has no room for the next.
+A `RateLimit` belongs to one HTTP client. Its requests, including repeats, wait for their turn, and it adapts to the
+answers. If many calls are refused for load (429), fewer are in flight until others succeed; the refused call itself
+waits as long as `Retry-After` asks, and keeps its place. `x-ratelimit-*` holds back all calls while the account has no
+room for the next.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
 
+from include.ai.repeats import REFUSED_FOR_LOAD
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from include.ai.account import AccountLog
 
-# The provider refuses because of the load: too many requests, unavailable, overloaded (Anthropic).
-REFUSED_FOR_LOAD = (429, 503, 529)
 LONGEST_PAUSE_S = 600.0
-# Fewer calls are in flight once this share of the last calls, of about so many, was refused: less is no overload.
+# Fewer calls are in flight once this share of about the last LAST_CALLS calls was refused; less is not an overload.
 REFUSED_SHARE, LAST_CALLS = 0.2, 50
-# Of the places, so many are kept then; after so many answers there is one more.
+# The share of the places that is kept then, and the answers after which there is one more place.
 KEPT = 0.75
 ANSWERS_PER_PLACE = 4
-# The share of the limits that is used: with requests that are as late as LATEST_S, a minute is never overfull.
+# The share of the limits that is used, so that requests that are late by up to LATEST_S never overfill a minute.
 USED = 0.98
-# A request whose turn is past by more takes a new one.
+# A request that is later than this takes a new turn.
 LATEST_S = 1.0
-# Turns are taken for the calls that wait, but for no more than these seconds, and again when half of them is past.
+# Turns are taken for the waiting calls, for at most this many seconds ahead, and again when half of them have passed.
 AHEAD_S = 2.0
-# A turn that is later than any task waits comes from a clock that is wrong, and is ignored.
+# A turn further ahead than any task waits comes from a wrong clock, and is ignored.
 FURTHEST_S = 1200.0
-# How long the storage may take, and how long it is left alone after an error.
+# How long the storage may take, and how long it is not used after an error.
 STORAGE_S, ALONE_S = 20.0, 60.0
 CHARACTERS_PER_TOKEN = 4
 
@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 
 class Free(NamedTuple):
-    """From when on an account is free for the next request and for more tokens, in seconds of some clock."""
+    """When an account is free for the next request and for more tokens, in seconds of some clock."""
 
     request: float = 0.0
     tokens: float = 0.0
@@ -56,7 +56,7 @@ class Free(NamedTuple):
 
 @dataclass(eq=False)
 class Wish:
-    """A request of so many tokens that waits for its turn, which is at `start`."""
+    """A request of this many tokens that waits for its turn, which is at `start`."""
 
     tokens: float
     start: float | None = None
@@ -65,10 +65,10 @@ class Wish:
 class RateLimit:
     """Paces the requests of one HTTP client.
 
-    Requests are spread evenly, so that no minute has more than its limit, also after a restart.
+    Requests are spread evenly, so that no minute has more than its limit, even after a restart.
 
-    :param requests_per_minute: None for no limit of one's own; the provider's answers are heeded all the same.
-    :param tokens_per_minute: likewise. A request's tokens are estimated and put right when its answer says them.
+    :param requests_per_minute: None for no own limit; the provider's answers are respected anyway.
+    :param tokens_per_minute: likewise. A request's tokens are estimated, and corrected when its answer reports them.
     :param at_once: the most calls in flight.
     :param account: shares the limits with all other processes; without it they are this client's own.
     """
@@ -83,14 +83,14 @@ class RateLimit:
         self._request_gap = 60 / (USED * requests_per_minute) if requests_per_minute else 0.0
         self._token_gap = 60 / (USED * tokens_per_minute) if tokens_per_minute else 0.0
         self._at_once = at_once
-        # Holds a place for each call, from before its first request until its answer.
+        # A place for each call, from before its first request until its answer.
         self.places = anyio.CapacityLimiter(at_once)
         self._account = account
         self._alone_until = self._granted_until = self._paused_until = 0.0
         self._free = Free()
         self._wishes: list[Wish] = []
         self._reserving = anyio.Lock()
-        self._late_tokens = 0.0  # which answers said, and no entry of the account has yet
+        self._late_tokens = 0.0  # reported by answers, but not yet in an entry of the account
         self._last_refusal = self._refused_share = 0.0
         self._answers_since = 0
         self._mean_answer_tokens = 0.0
@@ -106,19 +106,19 @@ class RateLimit:
         request.extensions["rate_limit"] = (await self._turn(tokens), tokens)
 
     async def _turn(self, tokens: float) -> float:
-        """Wait until a request of so many tokens may go; return the moment, on `time.monotonic`'s clock."""
+        """Wait until a request of this many tokens may go; return the moment, on `time.monotonic`'s clock."""
         paced = self._request_gap or self._token_gap
         while True:
             await _sleep_until(self._paused_until)
             start = await self._start(tokens) if paced else time.monotonic()
             await _sleep_until(start)
             now = time.monotonic()
-            # Else the provider asked for a pause meanwhile, or this process got no time.
+            # Otherwise the provider has asked for a pause, or this process got no time.
             if self._paused_until <= now <= start + LATEST_S:
                 return now
 
     async def _start(self, tokens: float) -> float:
-        """Take a turn, together with those for other requests that wait."""
+        """Take a turn, together with turns for other waiting requests."""
         wish = Wish(tokens)
         self._wishes.append(wish)
         try:
@@ -130,7 +130,7 @@ class RateLimit:
         return wish.start
 
     async def _grant(self, wish: Wish) -> None:
-        """Take turns for the requests that have waited longest, unless this one of them has got its turn meanwhile."""
+        """Take turns for the requests that have waited longest, unless this one already has its turn."""
         if wish.start is not None:
             return
         await _sleep_until(self._granted_until - AHEAD_S / 2)
@@ -142,7 +142,7 @@ class RateLimit:
         self._granted_until = starts[-1]
 
     async def _use(self, tokens: Sequence[float]) -> list[float]:
-        """Use the account for requests of so many tokens; return the moment of each, on `time.monotonic`'s clock."""
+        """Use the account for requests of these sizes; return the moment of each, on `time.monotonic`'s clock."""
         late, self._late_tokens = self._late_tokens, 0.0
 
         def use(free: Free, now: float) -> tuple[list[float], Free]:
@@ -163,8 +163,8 @@ class RateLimit:
                 first, self._alone_until = not self._alone_until, time.monotonic() + ALONE_S
                 if first:
                     log.warning(
-                        "The account's limits per minute are not shared with other tasks, as the storage fails (%s): "
-                        "see GENAI_STORAGE. This task keeps them alone.",
+                        "The account's limits per minute are not shared with other tasks, because the storage fails "
+                        "(%s): see GENAI_STORAGE. This task keeps them on its own.",
                         type(error).__name__,
                     )
         starts, self._free = use(self._free, time.monotonic())
@@ -181,7 +181,7 @@ class RateLimit:
             self._pause(_until_free(response.headers, kind, needed))
 
     async def _count_tokens(self, body: bytes, tokens: float) -> None:
-        """Put the tokens right that were estimated: with the next turns, or at once where no request waits."""
+        """Correct the estimated tokens: with the next turns, or at once if no request waits."""
         if self._token_gap and (usage := _usage(body)):
             total, answered = usage
             self._late_tokens += total - tokens
@@ -193,16 +193,16 @@ class RateLimit:
         self._paused_until = max(self._paused_until, time.monotonic() + min(seconds, LONGEST_PAUSE_S))
 
     def _slow_down(self, started: float) -> None:
-        """Take places away where many calls are refused, once for all the calls that were in flight together."""
+        """Remove places if many calls are refused, once for all the calls that were in flight together."""
         self._refused_share += (1 - self._refused_share) / LAST_CALLS
         if self._refused_share < REFUSED_SHARE or started <= self._last_refusal:
             return
         self._last_refusal, self._answers_since = time.monotonic(), 0
         self.places.total_tokens = max(1, int(KEPT * self.places.total_tokens))
-        log.debug("The provider refuses calls for their number: %d at once from now on.", self.places.total_tokens)
+        log.debug("The provider refuses many calls: %d at once from now on.", self.places.total_tokens)
 
     def _speed_up(self) -> None:
-        """One more place after some calls that went well."""
+        """Add a place after ANSWERS_PER_PLACE successful calls."""
         self._refused_share -= self._refused_share / LAST_CALLS
         self._answers_since += 1
         if self.places.total_tokens < self._at_once and self._answers_since >= ANSWERS_PER_PLACE:
@@ -217,8 +217,8 @@ async def _sleep_until(moment: float) -> None:
 def _until_free(headers: Mapping[str, str], kind: str, needed: float) -> float:
     """Seconds until the account has room for as much as is needed, from the provider's `x-ratelimit-*` headers.
 
-    `reset` is when all of `limit` is free again; what is used comes back evenly until then. A header that is not as it
-    should be says nothing: the answer that it came with is paid.
+    `reset` is when all of `limit` is free again; what is used comes back evenly until then. An invalid header is
+    ignored, because the answer that it came with is paid.
     """
     limit, remaining = (_number(headers.get(f"x-ratelimit-{name}-{kind}", "")) for name in ("limit", "remaining"))
     if limit is None or remaining is None or remaining >= min(needed, limit):
@@ -232,7 +232,7 @@ def _until_free(headers: Mapping[str, str], kind: str, needed: float) -> float:
 
 
 def _usage(body: bytes) -> tuple[float, float] | None:
-    """Tokens in all and of the answer alone, as OpenAI, Anthropic and those who copy them tell; None if not told."""
+    """Return the tokens in total and of the answer alone, as OpenAI, Anthropic and compatible servers report them."""
     try:
         usage = json.loads(body)["usage"]
         answered = usage.get("completion_tokens", usage.get("output_tokens", 0))
@@ -244,7 +244,7 @@ def _usage(body: bytes) -> tuple[float, float] | None:
 
 
 def _number(text: str) -> float | None:
-    """Return the finite number that this text is; None if it is none."""
+    """Return a text as a finite number; None if it is not one."""
     try:
         number = float(text)
     except ValueError:

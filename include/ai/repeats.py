@@ -1,4 +1,4 @@
-"""When a call that got no answer is made again: soon, or when the provider asks for it (`Retry-After`)."""
+"""When a call without an answer is repeated: soon, or when the provider asks for it (`Retry-After`)."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from contextlib import suppress
 
 from pydantic_ai.exceptions import ModelAPIError, ModelHTTPError
 
+# Statuses of a provider that refuses for load: too many requests, unavailable, overloaded (Anthropic).
+REFUSED_FOR_LOAD = (429, 503, 529)
 # Seconds before a call is repeated, each shortened at random by up to a quarter so that calls do not stay in step.
 PAUSES_S = (0.5, 1.0)
-# Where the provider says how long to wait: the most calls, and seconds of waiting in all.
+# If the provider says how long to wait: the most calls, and the most seconds of waiting in total.
 MOST_CALLS = 9
 LONGEST_WAIT_S = 600.0
 
 
 def next_wait(error: ModelAPIError, calls: int, patience: float) -> float | None:
-    """Return the seconds until the next call, after so many calls; None if there is none.
+    """Return the seconds until the next call, after this many calls; None if there is none.
 
     :param patience: how many seconds the provider may still ask to wait.
     """

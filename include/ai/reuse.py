@@ -1,11 +1,11 @@
-"""Ask once, pay once: an answer is on object storage before it counts, for a retry to find instead of paying again.
+"""Ask once, pay once: an answer is on object storage before it counts, so that a retry finds it and pays nothing.
 
-`llm_kwargs(reuse=...)` says who may find it: `"retries"` of the same task (the default; a task that is cleared asks
-anew), all tasks of the same `"run"`, all who ask the same within a `timedelta`, or, with `"try"`, nobody.
+`llm_kwargs(reuse=...)` says who may reuse it: `"retries"` of the same task (the default; a cleared task asks again),
+all tasks of the same `"run"`, all tasks that make the same call within a `timedelta`, or, with `"try"`, none.
 
-The same call has the same connection, host, model, settings, messages, tools and form of the answer. If a task asks the
-same several times, its n-th call finds the n-th answer. Answers lie on the storage until
-`include.ai.forget` deletes them.
+The same call has the same connection, host, model, settings, messages, tools and form of the answer. If a task makes
+the same call several times, its n-th call finds the n-th answer. Answers stay on the storage until `include.ai.forget`
+deletes them.
 """
 
 from __future__ import annotations
@@ -32,15 +32,6 @@ from include.common.shown import shown_text
 from include.common.storage import name_on_storage, read_artifact, write_artifact
 from include.common.task_ends import on_task_end
 
-try:
-    from include.ai import usage
-except ImportError:  # a copied pattern may lack it
-    usage = None  # type: ignore[assignment]
-try:
-    from include.ai import spending
-except ImportError:  # a copied pattern may lack it
-    spending = None  # type: ignore[assignment]
-
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
@@ -54,17 +45,8 @@ _has_warned = False
 log = logging.getLogger(__name__)
 
 
-def check_reuse(reuse: str | timedelta) -> None:
-    """Check what `llm_kwargs(reuse=...)` was given.
-
-    :raises ValueError: it has no meaning.
-    """
-    if reuse not in (RETRIES, RUN, TRY) and not (isinstance(reuse, timedelta) and reuse > timedelta(0)):
-        raise ValueError(f"reuse={reuse!r}: it is 'try', 'retries', 'run', or a timedelta of more than 0.")
-
-
 class StoredAnswer(BaseModel):
-    """An answer as it is on the storage. `asked_by` is the attempt that paid it."""
+    """An answer on the storage. `asked_by` is the attempt that paid for it."""
 
     model_config = ConfigDict(hide_input_in_errors=True, ser_json_bytes="base64", val_json_bytes="base64")
 
@@ -75,14 +57,16 @@ class StoredAnswer(BaseModel):
 
 
 class ReusingModel(LayeredModel):
-    """The model of a connection and its fallbacks, which is asked only what is not answered yet.
+    """The model of a connection and its fallbacks, which is only asked what has no stored answer yet.
 
-    :param reuse: for whom the answers are: see the module.
-    :param attempt: who asks, if it is not the task that runs.
+    :param reuse: who may reuse the answers: see the module.
+    :param attempt: who asks, if not the running task.
+    :raises ValueError: `reuse` is not valid.
     """
 
     def __init__(self, model: LayeredModel, reuse: str | timedelta, attempt: Attempt | None = None) -> None:
-        check_reuse(reuse)
+        if reuse not in (RETRIES, RUN, TRY) and not (isinstance(reuse, timedelta) and reuse > timedelta(0)):
+            raise ValueError(f"reuse={reuse!r}: it must be 'try', 'retries', 'run', or a timedelta of more than 0.")
         super().__init__(model.conn_id)
         self._model = model
         self._reuse = reuse
@@ -95,7 +79,7 @@ class ReusingModel(LayeredModel):
 
     @cached_property
     def source(self) -> ModelSource:
-        """What the connection holds."""
+        """The contents of the connection."""
         return self._model.source
 
     @property
@@ -120,7 +104,8 @@ class ReusingModel(LayeredModel):
             return await self._model.request(*asked)
         call = Call(attempt, self._reuse, [model.source for model in self.models], *asked)
         if stored := await call.recall():
-            self._count(stored, messages, model_request_parameters)
+            model = next(model for model in self.models if model.conn_id == stored.conn_id)
+            model.record_reused(messages, model_request_parameters, stored.response)
             return stored.response
         token = keep_answer.set(call.keep)
         try:
@@ -128,19 +113,11 @@ class ReusingModel(LayeredModel):
         finally:
             keep_answer.reset(token)
 
-    def _count(self, stored: StoredAnswer, messages: list[ModelMessage], parameters: ModelRequestParameters) -> None:
-        """Say in `llm_usage` and in the ledger what was saved."""
-        model = next(model for model in self.models if model.conn_id == stored.conn_id)
-        if usage and model.usage_recorder:
-            model.usage_recorder.record(usage.reused_usage(stored.response))
-        if spending:
-            spending.record_reused(model.source, messages, parameters, stored.response)
-
 
 class Call:
-    """A call that may be answered already.
+    """A call that may already have a stored answer.
 
-    :param sources: who may answer it, in order.
+    :param sources: the connections that may answer it, in order.
     """
 
     def __init__(
@@ -154,7 +131,7 @@ class Call:
     ) -> None:
         self._attempt = attempt
         self._not_before = datetime.now(UTC) - min(reuse, LONGEST) if isinstance(reuse, timedelta) else None
-        # After the first request, all but the result of a tool tells the model what is wrong with its answer.
+        # After the first request, anything but a tool's result is feedback about a wrong answer.
         self._is_repeated = len(messages) > 1 and any(
             getattr(part, "outcome", "retried") == "retried" for part in messages[-1].parts
         )
@@ -175,7 +152,7 @@ class Call:
     async def recall(self) -> StoredAnswer | None:
         """Return the stored answer; None if there is none that can be used.
 
-        A retry takes what a fallback answered to the try before. Otherwise the connection itself is to be asked.
+        A retry also reuses what a fallback answered. With a `timedelta`, only the connection asked first counts.
         """
         files = [] if self._is_first else list(self._files.items())
         for conn_id, file in files[:1] if self._not_before else files:
@@ -196,7 +173,7 @@ class Call:
         return None
 
     async def keep(self, source: ModelSource, response: ModelResponse) -> None:
-        """Store an answer. If that fails the task goes on, as the answer is paid."""
+        """Store an answer. If that fails, the task goes on, because the answer is paid."""
         file = self._files[source.conn_id]
         stored = StoredAnswer(
             answered_at=datetime.now(UTC), conn_id=source.conn_id, asked_by=self._attempt.asked_by, response=response
@@ -212,7 +189,7 @@ def _read(file: ObjectStoragePath, conn_id: str) -> StoredAnswer | None:
     try:
         stored = StoredAnswer.model_validate_json(read_artifact(file))
         if stored.conn_id != conn_id:
-            raise ValueError("It is not what was stored here.")
+            raise ValueError("It was stored under another connection.")
         return stored
     except FileNotFoundError:
         return None
@@ -242,7 +219,7 @@ def _warn(error: Exception) -> None:
 
 
 def _forget_what_failed(attempt_id: str, state: str, error: Any) -> None:
-    """Remove the answers that made a task fail, so that its retry does not fail by them again."""
+    """Remove the answers that made a task fail, so that its retry does not fail on them again."""
     attempt = begun_attempt(attempt_id)
     if attempt and state == "failed" and isinstance(error, AgentRunError):
         attempt.forget_last_answers()

@@ -12,15 +12,15 @@ from pydantic_ai.models import ModelRequestParameters
 from pydantic_ai.settings import ModelSettings
 from pydantic_core import to_jsonable_python
 
-# Of a message's part, what differs from one try to the next, or never reaches a model.
+# Fields of a message's part that differ between tries, or never reach a model.
 NOT_ASKED = {"timestamp", "id", "metadata", "tool_call_id", "provider_name", "provider_details"}
 
 
 def what_decides(
     messages: Sequence[ModelMessage], settings: ModelSettings | None, parameters: ModelRequestParameters
 ) -> bytes:
-    """Return all that decides an answer besides the connection, the same in each try of a task."""
-    ids: dict[Any, int] = {}  # of calls of tools: some are made up anew at each try
+    """Return everything that decides an answer besides the connection, the same in each try of a task."""
+    ids: dict[Any, int] = {}  # of tool calls, some of which have a new id at each try
     conversation = [
         (
             message.kind,

@@ -24,7 +24,7 @@ _meters: dict[tuple[str, str], Meter | None] = {}
 
 
 def meter_of(source: ModelSource, task_usd: float | None = None) -> Meter | None:
-    """Return the meter of a connection for the task that runs; None if nothing limits what it costs.
+    """Return the meter of a connection for the running task; None if nothing limits its cost.
 
     :raises AirflowFailException: the connection's budgets are not valid.
     """
@@ -43,7 +43,7 @@ def meter_of(source: ModelSource, task_usd: float | None = None) -> Meter | None
 
 
 def due_meter(source: ModelSource, task_usd: float | None = None) -> Meter | None:
-    """Return the meter to check before a call; None if nothing limits it, or it was checked within the last second."""
+    """Return the meter to check before a call; None without a limit, or if it was checked within the last second."""
     meter = meter_of(source, task_usd)
     return meter if meter and not meter.is_fresh else None
 
@@ -74,7 +74,7 @@ def record_chat(
 def record_reused(
     source: ModelSource, messages: list[ModelMessage], parameters: ModelRequestParameters, response: ModelResponse
 ) -> None:
-    """Record a call of a chat model that an earlier answer served."""
+    """Record a call of a chat model that a stored answer served."""
     saved = 0.0 if response.usage.cost is None else float(response.usage.cost)
     call = _chat(source, source.model_id.partition(":")[2], messages, parameters, response)
     record(call._replace(calls=0, cost_usd=0.0, reused=1, saved_usd=saved))
@@ -98,7 +98,7 @@ def _chat(
     parameters: ModelRequestParameters,
     response: ModelResponse | None,
 ) -> Call:
-    """Return a call without its numbers, under the name that the answer has for its model, else under this one."""
+    """Return a call without its numbers, with the model's name from the answer, or else this one."""
     name = (response and response.model_name) or model
     return Call("chat", source.conn_id, name, prompt_of(messages, parameters))
 

@@ -1,4 +1,4 @@
-"""What spans and metrics say of the calls of models: see `include.traces`."""
+"""Spans and metrics of model calls: see `include.traces`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.models.instrumented import instrument_model
 
 from include.ai.prompts import prompt_of
+from include.ai.repeats import REFUSED_FOR_LOAD
 from include.traces.agents import trace_agents
 from include.traces.settings import traces_are_on
 
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from pydantic_ai.models import Model, ModelRequestParameters
 
     from include.ai.connection import ModelSource
-
-# What a provider answers that has too much to do.
-TOO_MUCH = (429, 503, 529)
 
 _meter = metrics.get_meter("genai")
 _calls = _meter.create_counter("genai.calls", "{call}", "Calls of models")
@@ -35,7 +33,7 @@ if traces_are_on():
 
 
 def traced(model: Model) -> Model:
-    """Return a model whose requests are spans also without an agent."""
+    """Return a model whose requests are spans even without an agent."""
     return instrument_model(model, trace_agents()) if traces_are_on() else model
 
 
@@ -48,7 +46,7 @@ def record_chat(
     seconds: float,
     calls: int = 1,
 ) -> None:
-    """Note a call of a chat model on its span and in the metrics: its answer, or `calls` calls without one."""
+    """Record a call of a chat model on its span and in the metrics: its answer, or `calls` calls without one."""
     span = trace.get_current_span()
     if span.is_recording():
         span.set_attribute("airflow.connection.id", source.conn_id)
@@ -62,7 +60,7 @@ def record_chat(
 
 
 def record_embedding(source: ModelSource, result: EmbeddingResult | None, seconds: float) -> None:
-    """Note a request for embeddings in the metrics: its vectors, or that there are none."""
+    """Record a request for embeddings in the metrics: its vectors, or that there are none."""
     labels = _labels(source, "embeddings", source.model_id.partition(":")[2])
     if result:
         _count(labels, seconds, 1, result.usage.input_tokens)
@@ -71,10 +69,10 @@ def record_embedding(source: ModelSource, result: EmbeddingResult | None, second
 
 
 def record_refusal(source: ModelSource, model: str, error: Exception) -> None:
-    """Note that the provider gave no answer to a call, which may be repeated."""
+    """Record that the provider gave no answer to a call, which may be repeated."""
     status = error.status_code if isinstance(error, ModelHTTPError) else None
     trace.get_current_span().add_event("no answer", {"error.type": str(status or type(error).__name__)})
-    if status in TOO_MUCH:
+    if status in REFUSED_FOR_LOAD:
         _refusals.add(1, _labels(source, "chat", model))
 
 

@@ -1,4 +1,4 @@
-"""What the model calls of a task used: tokens, requests, seconds and US dollars, in the XCom key `llm_usage`."""
+"""Usage of a task's model calls: tokens, requests, seconds and US dollars, in the XCom key `llm_usage`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from include.common.task_context import task_context
 
 try:
     from include.common import prices
-except ImportError:  # a copied pattern may lack it: then the public price list says what an answer cost
+except ImportError:  # a copied pattern may lack it: then the public price list is used
     prices = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 class LLMUsage(TypedDict):
     """The sum over all model calls of one task instance.
 
-    `cost_usd` is None as soon as the price of one call is unknown (as for a local model). `reused` calls were answered
-    from the storage, and would have cost `saved_usd`: see `include.ai.reuse`.
+    `cost_usd` is None if the price of any call is unknown (as for a local model). `reused` calls were answered from the
+    storage, and would have cost `saved_usd`: see `include.ai.reuse`.
     """
 
     model: str
@@ -45,7 +45,7 @@ class LLMUsage(TypedDict):
 
 
 class UsageRecorder:
-    """Adds up the calls of each try of a task instance, and keeps its XCom `llm_usage` current."""
+    """Adds up the calls of each try of a task instance, and keeps its XCom `llm_usage` up to date."""
 
     def __init__(self) -> None:
         self._totals: dict[str, LLMUsage | None] = {}
@@ -68,17 +68,18 @@ class UsageRecorder:
 
 
 def push_usage(ti: Any, usage: LLMUsage | None) -> None:
-    """Set the XCom `llm_usage`, also where an event loop runs, in which the XCom backend could not open a bucket."""
+    """Set the XCom `llm_usage`, in a thread: within a running event loop, the XCom backend could not open a bucket."""
     with ThreadPoolExecutor(1) as thread:
         thread.submit(ti.xcom_push, key=USAGE_XCOM_KEY, value=usage).result()
 
 
 def read_usage(source: ModelSource, response: ModelResponse, seconds: float) -> LLMUsage:
-    """Read what one call used; cost and seconds are noted in the response, too.
+    """Return the usage of one call; cost and seconds are also set on the response.
 
-    :raises AirflowFailException: the price that the connection states is not one.
+    :raises AirflowFailException: the connection's price is not valid.
     """
-    cost_usd = _cost(source, response)
+    price, used = stated_price(source), response.usage
+    cost_usd = price.cost(used.input_tokens, used.output_tokens) if price else listed_cost(response)
     response.usage.cost = None if cost_usd is None else Decimal(str(cost_usd))
     response.metadata = {**(response.metadata or {}), "seconds": round(seconds, 3)}
     return {
@@ -92,7 +93,7 @@ def read_usage(source: ModelSource, response: ModelResponse, seconds: float) -> 
 
 
 def reused_usage(response: ModelResponse) -> LLMUsage:
-    """Return what a call used that an earlier answer served: nothing."""
+    """Return the usage of a call that a stored answer served: nothing."""
     return {
         "model": shown_text(response.model_name or "unknown", longest=LONGEST_NAME),
         "requests": 0,
@@ -106,22 +107,15 @@ def reused_usage(response: ModelResponse) -> LLMUsage:
 
 
 def stated_price(source: ModelSource) -> prices.Price | None:
-    """Return the price that the connection states, if it does.
+    """Return the price that the connection sets; None if it sets none.
 
-    :raises AirflowFailException: what it states is not a price.
+    :raises AirflowFailException: the price is not valid.
     """
     return None if prices is None else prices.read_price(source.conn_id, source.layer_args)
 
 
-def _cost(source: ModelSource, response: ModelResponse) -> float | None:
-    """Return what the answer cost in US dollars; None if its price is unknown (as for a local model)."""
-    if price := stated_price(source):
-        return price.cost(response.usage.input_tokens, response.usage.output_tokens)
-    return listed_cost(response)
-
-
 def listed_cost(answer: ModelResponse | EmbeddingResult) -> float | None:
-    """Return what an answer cost in US dollars by the public price list; None if that lacks the model."""
+    """Return what an answer cost in US dollars by the public price list; None if the list lacks the model."""
     try:
         return float(answer.cost().total_price)
     except (LookupError, ValueError, AssertionError):
@@ -129,7 +123,7 @@ def listed_cost(answer: ModelResponse | EmbeddingResult) -> float | None:
 
 
 def sum_usage(*usages: LLMUsage | None) -> LLMUsage | None:
-    """Add up what calls used, with the model of the last one; None if there is none."""
+    """Add up the usage of calls, with the model of the last one; None if there is none."""
     known = [usage for usage in usages if usage]
     if not known:
         return None

@@ -1,4 +1,4 @@
-"""Files on the project's storage that only one process creates."""
+"""Files on the project's storage that only one of several processes creates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def create_file(path: ObjectStoragePath, content: bytes) -> bool:
-    """Write a file that is not there yet, whole or not at all; return False if it is there.
+    """Create a file, whole or not at all; return False if it exists.
 
     :raises OSError: it cannot be written.
     """
@@ -21,11 +21,19 @@ def create_file(path: ObjectStoragePath, content: bytes) -> bool:
             _link_new(Path(path.path), content)
         else:
             path.fs.pipe_file(path.path, content, mode="create")
-    except OSError:  # not each storage says FileExistsError
+    except OSError:  # not every storage raises FileExistsError
         if path.exists():
             return False
         raise
     return True
+
+
+def names_in(folder: ObjectStoragePath) -> list[str]:
+    """Return the names of the files in a folder; none if there is no such folder."""
+    try:
+        return [path.rsplit("/", 1)[-1] for path in folder.fs.ls(folder.path, detail=False)]
+    except FileNotFoundError:
+        return []
 
 
 def _link_new(path: Path, content: bytes) -> None:
