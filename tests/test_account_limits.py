@@ -170,8 +170,8 @@ def test_a_storage_that_fails_is_logged_once_and_the_process_keeps_the_limit_alo
     asyncio.run(turns())
     assert clock.now - started == pytest.approx(999 * 0.1 / 0.98)
     assert [r.message for r in caplog.records if "not shared" in r.message] == [
-        "The account's limits per minute are not shared with other tasks, because the storage fails (PermissionError): see "
-        "GENAI_STORAGE. This task keeps them on its own."
+        "The account's limits per minute are not shared with other tasks, because the storage fails (PermissionError): "
+        "see GENAI_STORAGE. This task keeps them on its own."
     ]
 
 

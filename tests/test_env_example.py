@@ -92,5 +92,5 @@ def test_as_the_file_says_any_password_can_stand_in_a_connection(password):
 
 def test_the_head_of_the_file_says_so():
     head = (PROJECT / ".env.example").read_text().partition("# ----")[0]
-    for said in ("without quotes", "no $", "no # after a space", "\\u0024", "\\u0023"):
+    for said in ("without quotes", "without $", "without # after a space", "\\u0024", "\\u0023"):
         assert said in head
