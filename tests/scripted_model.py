@@ -1,4 +1,4 @@
-"""A fake of a model's server, for tests and benchmarks: it answers at once, or as slowly and as badly as it is told.
+"""A fake of a model's server, for tests and benchmarks: it answers at once, or as late and badly as scripted.
 
     python -m tests.scripted_model --port 8100 --latency 0.3
 
