@@ -16,7 +16,7 @@ from airflow.sdk.definitions.param import ParamsDict
 
 from include.common.storage import artifact_path, name_on_storage, write_artifact
 
-LINE_LENGTH = 80  # a block is not wrapped in Airflow's UI
+LINE_LENGTH = 80  # Airflow's UI does not wrap a code block
 
 APPROVE = "Approve"
 REJECT = "Reject"
@@ -35,21 +35,21 @@ class ReviewOperator(HITLOperator):
     template_fields = ("ticket", "draft", "minutes")
 
     def __init__(self, *, ticket: Any, draft: Any, minutes: Any, **kwargs: Any) -> None:
-        kwargs["execution_timeout"] = None  # HITLOperator takes one for how long a person may think
+        kwargs["execution_timeout"] = None  # HITLOperator would limit the person's time with it
         super().__init__(subject="Send this reply?", options=[APPROVE, REJECT], defaults=REJECT, **kwargs)
         self.ticket = ticket
         self.draft = draft
         self.minutes = minutes
 
     def pre_execute(self, context: Any) -> None:
-        """Fill in the request. Templates were rendered before: no text in it is taken for one."""
+        """Fill in the request. Templates are rendered already: no text in it is taken for one."""
         self.subject, self.body, self.params = review_form(self.ticket, self.draft["reply"])
         self.response_timeout = timedelta(minutes=float(self.minutes))
         context["ticket_id"] = self.ticket["ticket_id"]
 
 
 def review_form(ticket: Mapping[str, str], draft: str) -> tuple[str, str, ParamsDict]:
-    """Subject, body (Markdown) and fields of the request to review a draft; its only field, `reply`, can be edited.
+    """Return subject, body (Markdown) and fields of the request to review a draft; only `reply` can be edited.
 
     On Airflow 3.1 the form would also show the DAG's own params: these fields take their place.
     """
@@ -59,13 +59,13 @@ def review_form(ticket: Mapping[str, str], draft: str) -> tuple[str, str, Params
         format="multiline",
         minLength=1,
         title="Reply",
-        description="Edit it if need be. What stands here is sent.",
+        description="Edit it if necessary. This text is sent.",
     )
     return f"Send this reply to ticket {ticket['ticket_id']}?", verbatim(ticket["text"]), ParamsDict({"reply": field})
 
 
 def verbatim(text: str) -> str:
-    """Text from outside as Markdown that shows its very characters, in lines that fit: no link, image or heading."""
+    """Return text from outside as Markdown that shows its exact characters, in lines that fit: no link or heading."""
     paragraphs = re.split(r"\r\n?|\n", text)
     lines = [part for line in paragraphs for part in wrap(line, LINE_LENGTH, drop_whitespace=False) or [""]]
     longest = max((len(ticks) for ticks in re.findall(r"`+", text)), default=0)
@@ -101,7 +101,7 @@ def summarize(
     decisions: Sequence[Mapping[str, Any] | None],
     sent: Sequence[Mapping[str, Any] | None],
 ) -> str:
-    """How many replies were sent, and how many of them edited; how many drafts were rejected; which tickets failed.
+    """Report how many replies were sent, and how many of them edited; how many were rejected; which tickets failed.
 
     :param decisions: for each ticket what its review returned, or None if it failed.
     :param sent: for each ticket what `send_once` returned, or None.

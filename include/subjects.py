@@ -1,6 +1,6 @@
 """What `evaluate_prompts` evaluates: the LLM tasks of this project. Add your own, and take out what you deleted.
 
-It knows the patterns that it evaluates, so it is above them; none of them knows it.
+It depends on the patterns that it evaluates, so it is a layer above them; none of them depends on it.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class Specialists:
 
 
 class CitedAnswer:
-    """A right document is cited and the facts are said, or it is said that nothing is known."""
+    """A right document is cited and the facts are given, or the answer says that nothing is known."""
 
     fields = ("answered", "documents", "facts")
 
@@ -165,13 +165,13 @@ def _ask_knowledge_base(questions: Sequence[str]) -> list[Asked]:
 
 
 def _ask_reply(tickets: Sequence[str]) -> list[Asked]:
-    """The step before is not what is measured: each ticket has the same analysis."""
+    """Give each ticket the same analysis, as the step before is not measured."""
     analysis = {"category": "technical", "urgency": "medium", "key_issues": ["what the ticket says"]}
     return [Asked({"ticket": ticket}, {"analysis": analysis}) for ticket in tickets]
 
 
 def _rag() -> Any:
-    """Import what retrieves and cites. At parse, and for the other subjects, none of it is needed."""
+    """Import retrieval and citation, which neither parsing nor the other subjects need."""
     try:
         from include.rag import answers, ingestion, search
     except ImportError:  # a copied project may lack it

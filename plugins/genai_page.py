@@ -1,4 +1,4 @@
-"""The page "GenAI" in Airflow's UI: what model calls cost, and what came out of a run."""
+"""The page "GenAI" in Airflow's UI: what model calls cost, and what a run produced."""
 
 from __future__ import annotations
 

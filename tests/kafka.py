@@ -1,4 +1,4 @@
-"""Kafka brokers for tests: the embedded one, and Apache Kafka itself where it can be had.
+"""Kafka brokers for tests: the embedded one, and Apache Kafka itself where it is available.
 
 Apache Kafka is the broker that KAFKA_BOOTSTRAP_SERVERS names, or one that is started from its Maven artifacts where
 `java` and `mvn` are found: KRaft mode, a temporary folder, 127.0.0.1.
@@ -56,12 +56,12 @@ log.dirs={folder}/data
 
 
 class NoKafka(Exception):
-    """Apache Kafka can't be had here; the message says why."""
+    """Apache Kafka is not available here; the message says why."""
 
 
 @dataclass
 class Broker:
-    """A broker, with what tests do to it.
+    """A broker, with what tests do with it.
 
     :param command: how to start it, for one that the tests may kill.
     """
@@ -74,12 +74,12 @@ class Broker:
 
     @property
     def keeps_messages(self) -> bool:
-        """Whether messages survive it: the embedded broker has them in memory."""
+        """Whether messages survive a restart: the embedded broker keeps them in memory."""
         return self.name == "Apache Kafka"
 
     @property
     def keeps_limits(self) -> bool:
-        """Whether it refuses what is larger than a topic allows: the embedded broker takes all."""
+        """Whether it rejects messages larger than a topic allows: the embedded broker accepts all."""
         return self.name == "Apache Kafka"
 
     def start(self) -> None:
@@ -117,7 +117,7 @@ class Broker:
     def send(
         self, topic: str, values: Sequence[bytes | None], settings: Mapping[str, Any] | None = None, **record: Any
     ) -> None:
-        """Put these values on the topic and see that they are there."""
+        """Put these values on the topic and check that the broker has them."""
         refused: list[Any] = []
         producer = self.producer(**(settings or {}))
         for value in values:
@@ -128,7 +128,7 @@ class Broker:
         assert refused == []
 
     def read(self, topic: str) -> list[Message]:
-        """All that is on the topic."""
+        """Return all messages on the topic."""
         consumer = Consumer(
             {
                 "bootstrap.servers": self.bootstrap,
@@ -155,7 +155,7 @@ class Broker:
         return found
 
     def committed(self, group: str, topic: str) -> dict[int, int]:
-        """The committed offset by partition, where there is one."""
+        """Return the committed offset by partition, where there is one."""
         consumer = Consumer({"bootstrap.servers": self.bootstrap, "group.id": group, "log_level": 0})
         partitions = consumer.list_topics(topic, timeout=20).topics[topic].partitions
         offsets = consumer.committed([TopicPartition(topic, number) for number in partitions], timeout=20)
@@ -169,7 +169,7 @@ class Broker:
 
 
 def position(message: Message) -> tuple[str, int, int]:
-    """Where a dead letter came from: topic, partition and offset of the original."""
+    """Return where a dead letter came from: topic, partition and offset of the original."""
     headers = dict(message.headers() or [])
     topic, partition, offset = (headers[f"{PREFIX}{name}"].decode() for name in ("topic", "partition", "offset"))
     return topic, int(partition), int(offset)
@@ -184,7 +184,7 @@ def embedded_broker(folder: Path) -> Iterator[Broker]:
 
 @contextmanager
 def apache_kafka(folder: Path) -> Iterator[Broker]:
-    """:raises NoKafka: there is neither a broker that the environment names, nor what it takes to start one."""
+    """:raises NoKafka: there is neither a broker that the environment names, nor Java and Maven to start one."""
     if bootstrap := os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
         broker = Broker(bootstrap, "Apache Kafka")
         broker.wait()
@@ -216,7 +216,7 @@ def apache_kafka(folder: Path) -> Iterator[Broker]:
 
 @contextmanager
 def best_broker(folder: Path) -> Iterator[Broker]:
-    """Apache Kafka, or the embedded broker where it can't be had, which is said."""
+    """Run Apache Kafka or, with a note on stdout, the embedded broker where it is not available."""
     with ExitStack() as stack:
         try:
             broker = stack.enter_context(apache_kafka(folder))
@@ -235,12 +235,12 @@ def _running(broker: Broker) -> Iterator[Broker]:
 
 
 def _libraries(maven: str) -> Path:
-    """The folder with Kafka's jar files, which Maven fills once."""
+    """Return the folder with Kafka's jar files, which Maven fills once."""
     folder = Path.home() / ".cache" / "genai-template-tests" / f"kafka-{KAFKA_VERSION}"
     folder.mkdir(parents=True, exist_ok=True)
     complete = folder / "complete"
     with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed: several processes of tests begin at once
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed: several test processes start at once
         if not complete.exists():
             (folder / "pom.xml").write_text(POM)
             copied = subprocess.run(

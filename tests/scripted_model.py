@@ -1,18 +1,18 @@
-"""A fake of a model's server, for tests and benchmarks: it answers at once, or as late and as badly as it is told.
+"""A fake of a model's server, for tests and benchmarks: it answers at once, or as late and badly as scripted.
 
     python -m tests.scripted_model --port 8100 --latency 0.3
 
-It speaks OpenAI's chat API. Each answer is decided by the last number in the row's text, so that an answer can be
-told from another row's: with number n (0 where there is none) the call of the output tool has the (n mod k)-th of the
+It speaks OpenAI's chat API. Each answer is decided by the last number in the row's text, so that the answers to
+different rows differ: with number n (0 where there is none) the call of the output tool has the (n mod k)-th of the
 k values that each of its fields may have ("a scripted text" or true where any will do). Words in the text make it
 misbehave: REFUSE (400), TOOLONG (400, context length), NONSENSE (a value that is not allowed), DOWN (503, always).
 
-`GET /seen` tells every request: when it came (seconds since the epoch), its row's text, the number of requests that
-were then in flight, the status of its answer, None as long as it has none, and its header `x-sent`, if it has one.
+`GET /seen` lists every request: when it came (seconds since the epoch), its row's text, the number of requests that
+were then in flight, the status of its answer (None until it is answered), and its header `x-sent`, if it has one.
 `POST /script` takes `latency` (seconds), `refuse` (the share of requests that get a 429 with `Retry-After: 1`, evenly
-spread) and `faults` (by a part of the text the status of its answer, which is not to be retried), and forgets what was
-seen. With `labels` (by a text the values that are right) the quality of answers is a known function of the prompt:
-`quality` gives, by a part of the prompt (the longest counts), the share of texts that get their label. Which ones
+spread) and `faults` (for a part of the text, the status of its answer, which is not to be retried), and forgets all it
+has seen. With `labels` (for a text, its right values) the quality of answers is a known function of the prompt:
+`quality` gives, for a part of the prompt (the longest counts), the share of texts that get their label. Which ones
 these are depends on the text alone, so that a better prompt is right wherever a worse one is.
 """
 
@@ -171,19 +171,19 @@ class ScriptedServer:
         self._http.post("/script", json=usual | script).raise_for_status()
 
     def seen(self) -> list[dict[str, Any]]:
-        """Every request since then, oldest first."""
+        """List every request since `script`, oldest first."""
         return list(self._http.get("/seen").raise_for_status().json())
 
     def calls(self) -> Counter[str]:
-        """How often each text was asked."""
+        """Count how often each text was asked."""
         return Counter(each["text"] for each in self.seen())
 
     def answered(self) -> Counter[str]:
-        """How often each text was answered, and so paid."""
+        """Count how often each text was answered, and so paid."""
         return Counter(each["text"] for each in self.seen() if each["status"] == 200)
 
     def connection(self, **extra: Any) -> str:
-        """A connection to it as JSON, for AIRFLOW_CONN_*; a call costs CALL_USD."""
+        """Return a connection to it as JSON, for AIRFLOW_CONN_*; a call costs CALL_USD."""
         extra = {"model": "openai-chat:scripted", "usd_per_million_tokens": {"input": 1.0, "output": 10.0}} | extra
         host = f"{self.url}/v1"
         return json.dumps({"conn_type": "pydanticai", "host": host, "password": KEY, "extra": extra})
@@ -196,7 +196,7 @@ CALL_USD = (100 * 1.0 + 10 * 10.0) / 1e6
 
 @contextmanager
 def running() -> Iterator[ScriptedServer]:
-    """A server in a process of its own."""
+    """Run a server in a process of its own."""
     (port,) = free_ports(1)
     with subprocess.Popen([sys.executable, "-m", "tests.scripted_model", "--port", str(port)], cwd=PROJECT) as process:
         try:

@@ -18,7 +18,7 @@ from tests.conftest import PROJECT
 
 Found = TypeVar("Found")
 
-# A look at a run costs the stack 0.02 s of CPU, which the run itself then lacks.
+# Each look at a run costs the stack 0.02 s of CPU, which the run then lacks.
 LOOK_S = 0.3
 
 
@@ -40,7 +40,7 @@ def local(module: str, *arguments: str, home: Path, port: int | None = None, **v
 
 
 def stop(home: Path) -> None:
-    """Stop a stack, to the end also if this process is interrupted: xdist does so five seconds after a Ctrl-C."""
+    """Stop a stack completely, even if this process is interrupted: xdist does so five seconds after a Ctrl-C."""
     end = command("stack", "stop", home=home)
     subprocess.Popen(end, cwd=PROJECT, start_new_session=True, stdout=subprocess.DEVNULL).wait()
 
@@ -58,10 +58,10 @@ def processes_of(home: Path) -> list[psutil.Process]:
 
 
 def wait_until(condition: Callable[[], Found], timeout: float = 300, pause: float = 0.1) -> Found:
-    """What the condition returns, as soon as it is true."""
+    """Return the condition's result as soon as it is true."""
     deadline = time.monotonic() + timeout
     while not (found := condition()):
-        assert time.monotonic() < deadline, "the condition did not come true in time"
+        assert time.monotonic() < deadline, "the condition was not met in time"
         time.sleep(pause)
     return found
 
@@ -79,11 +79,11 @@ class RunningAirflow(AirflowAPI):
         self.started = started
 
     def post(self, path: str, body: Any) -> Any:
-        """The answer to a POST, whatever its status."""
+        """Return the answer to a POST, with any status."""
         return self._http.post(f"/api/v2/{path}", json=body)
 
     def patch(self, path: str, body: Any) -> Any:
-        """The answer to a PATCH, whatever its status."""
+        """Return the answer to a PATCH, with any status."""
         return self._http.patch(f"/api/v2/{path}", json=body)
 
     def get(self, path: str, **params: Any) -> Any:
@@ -97,12 +97,12 @@ class RunningAirflow(AirflowAPI):
     def asset_events(self, name: str) -> list[dict[str, Any]]:
         (asset,) = self.get("assets", name_pattern=name)["assets"]
         query = {"asset_id": asset["id"], "limit": 100}
-        # Airflow 3.1.8 answers with 500 as long as a run that the event has made has not started.
+        # Airflow 3.1.8 answers with 500 until the run that the event has created starts.
         response = wait_until(lambda: (r := self._http.get("/api/v2/assets/events", params=query)).is_success and r)
         return response.json()["asset_events"]
 
     def wait_for(self, dag_id: str, run_id: str, timeout: float = 600) -> str:
-        """The state in which the run ended."""
+        """Wait until the run has ended, and return its state."""
         return wait_until(lambda: {self.run(dag_id, run_id)["state"]} & {"success", "failed"}, timeout, LOOK_S).pop()
 
     def succeeds(self, dag_id: str, run_id: str, timeout: float = 600) -> None:
@@ -125,12 +125,12 @@ class RunningAirflow(AirflowAPI):
         return run_id
 
     def runs_by_assets(self, dag_id: str, since: str) -> list[str]:
-        """The ids of the runs that asset events have started since this time (ISO 8601)."""
+        """Return the ids of the runs that asset events have started since this time (ISO 8601)."""
         runs = self.runs(dag_id, run_type="asset_triggered", run_after_gte=since)
         return [run["dag_run_id"] for run in runs]
 
     def wait_for_run_by_asset(self, dag_id: str, since: str, count: int = 1) -> list[str]:
-        """The ids of the runs that assets have started since then, once there are `count` and all have succeeded."""
+        """Return the ids of the runs that assets started since then, once there are `count` and all have succeeded."""
         wait_until(lambda: len(self.runs_by_assets(dag_id, since)) >= count, pause=LOOK_S)
         runs = self.runs_by_assets(dag_id, since)
         for run_id in runs:

@@ -25,7 +25,7 @@ SKIPPED = (
 
 
 def weaviate_connection() -> str:
-    """A connection to the server of WEAVIATE_URL as JSON, for AIRFLOW_CONN_*; skips the test where there is none."""
+    """Return a connection to the server of WEAVIATE_URL as JSON, for AIRFLOW_CONN_*; skip the test if there is none."""
     url = os.environ.get("WEAVIATE_URL")
     if not url:
         warnings.warn(SKIPPED, stacklevel=2)
@@ -52,7 +52,7 @@ def each_store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyte
 
 
 def delete_collections(prefix: str) -> None:
-    """Remove from the Weaviate server whatever was made under this prefix."""
+    """Delete everything with this prefix from the Weaviate server."""
     from include.rag.stores.weaviate_store import connect
 
     client = connect("vector_store_default")
@@ -66,12 +66,12 @@ def delete_collections(prefix: str) -> None:
 
 
 def read_documents() -> list[Document]:
-    """All documents of the knowledge base, by name."""
+    """Read all documents of the knowledge base, by name."""
     return [read_document(name) for name in listed_documents()]
 
 
 def chunks(source: str, *texts: str, format: str = "markdown") -> list[Chunk]:
-    """One chunk per text, as if they were a document's."""
+    """Make a chunk of each text, as if of one document."""
     return [
         Chunk(
             id=str(uuid.uuid5(uuid.NAMESPACE_URL, f"{source}#{position}")),

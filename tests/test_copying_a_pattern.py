@@ -263,8 +263,8 @@ def test_names_of_packages_compare_as_pip_does_and_lines_end_as_they_did(project
     names = {line.split("==")[0] for line in added}
     assert "pypdf" in names
     assert not names & {"lancedb", "semantic-text-splitter"}
-    assert "(it has LanceDB==0.1.0: see that they agree)" in said
-    assert "(it has semantic_text.splitter >= 0.1: see that they agree)" in said
+    assert "(it has LanceDB==0.1.0: check that they agree)" in said
+    assert "(it has semantic_text.splitter >= 0.1: check that they agree)" in said
     assert (project / ".gitignore").read_bytes() == b".env\r\ninclude/.data/\r\n"
 
 

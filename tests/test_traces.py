@@ -496,7 +496,7 @@ def test_a_tool_that_hangs_is_waited_for_at_most_two_seconds_and_fails_nothing(m
         receiver.hangs = True
         a_telemetry(receiver.url, monkeypatch).flush()
         assert receiver.is_held  # it had not answered when the wait was over
-    assert "The task goes on, but its trace is not complete" in caplog.text
+    assert "The task continues, but its trace is incomplete" in caplog.text
 
 
 @pytest.mark.one_stack

@@ -1,10 +1,10 @@
-"""Tools with an effect outside, which a retry of the agent must not repeat.
+"""Tools with an outside effect, which a retry of the agent must not repeat.
 
     agent_kwargs(tools=[search_rules, effect(refund, idempotent=True), effect(write_to_customer)])
 
 A note is written to object storage before such a tool runs, and then its result. A retry of the task gives that result
 to the model and does not run the tool. If there is a note but no result, the worker died in between and the outcome is
-unknown: the model is informed of that. An idempotent tool runs again instead, with the same `effect_key`.
+unknown, and the model learns that. An idempotent tool runs again instead, with the same `effect_key`.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _begin(file: ObjectStoragePath, note: Effect) -> Effect | None:
     try:
         return Effect.model_validate_json(read_artifact(file))
     except ValidationError:
-        return note  # it was begun; more is not known
+        return note  # the tool was started; nothing else is known
 
 
 async def _run(tool: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""The asset events that a run is about."""
+"""The asset events that a run handles."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ log = logging.getLogger(__name__)
 
 
 def triggering_events(*assets: Asset) -> list[Any]:
-    """All events of these assets that made this run start, oldest first; none if it was started by hand or by time.
+    """Return the events of these assets that started this run, oldest first; none if it was started by hand or by time.
 
-    Several updates can come before a run starts: they are all here.
+    All updates before the start of the run are included.
     """
     found = get_current_context()["triggering_asset_events"]
     events = [event for asset in assets if asset in found for event in found[asset]]
@@ -27,20 +27,20 @@ def triggering_events(*assets: Asset) -> list[Any]:
 
 
 def newest_event(asset: Asset) -> list[Any]:
-    """The asset's newest event, if it has one, for runs that no event has started. The task needs it as an inlet."""
+    """Return the asset's newest event, if any, for runs that no event started. The task needs the asset as an inlet."""
     return sorted(get_current_context()["inlet_events"][asset], key=lambda event: event.timestamp)[-1:]
 
 
 def files_of(events: Sequence[Any], key: str = "file") -> list[ObjectStoragePath]:
-    """The files that these events name in `extra[key]`.
+    """Return the files that these events name in `extra[key]`.
 
-    Anybody who may call the REST API can create an event. One that names no file, or a file that is not on this
-    project's storage, is left out with an error in the log, so that it does not keep the others from being read.
+    Anyone with access to the REST API can create an event. One that names no file, or a file that is not on this
+    project's storage, is skipped with an error in the log, so that it does not block the others.
     """
     files = []
     for event in events:
         try:
             files.append(stored_file(str(event.extra.get(key, ""))))
         except ValueError as error:
-            log.error("The event of %s at %s is left out: extra[%r] %s", event.asset.name, event.timestamp, key, error)
+            log.error("The event of %s at %s is skipped: extra[%r] %s", event.asset.name, event.timestamp, key, error)
     return files

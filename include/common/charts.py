@@ -45,5 +45,5 @@ def bar_chart(title: str, unit: str, groups: Mapping[str, Mapping[str, float]]) 
 
 
 def _short(text: str) -> str:
-    """Cut a name, which may be from outside: "$" would begin a formula."""
+    """Shorten a name, which may be from outside, and escape "$", which would start a formula."""
     return shorten(text, LONGEST_NAME, placeholder="…").replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""Settings in a connection's extra, which people write by hand: each is checked before anything is paid."""
+"""Settings in a connection's extra, which people write by hand: each is checked before any paid call."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pydantic import TypeAdapter, ValidationError
 
 
 def read_setting(conn_id: str, extra: Mapping[str, Any], key: str, form: Any) -> Any:
-    """Return a setting of the connection `conn_id`, in its form; None if the extra has none.
+    """Return a setting of the connection `conn_id`, validated as `form`; None if the extra has none.
 
     :param form: a pydantic model, or a type with limits such as `PositiveFloat`.
-    :raises AirflowFailException: it has another form. The message names the connection, the key and what is allowed,
+    :raises AirflowFailException: it is not valid. The message names the connection, the key and what is allowed,
         and does not quote the value.
     """
     if extra.get(key) is None:
@@ -29,7 +29,7 @@ def read_setting(conn_id: str, extra: Mapping[str, Any], key: str, form: Any) ->
 
 
 def setting_error(conn_id: str, problem: str) -> AirflowFailException:
-    """Return the error of a setting.
+    """Return the error for a setting.
 
     :param problem: the key, a colon, and what is wrong with it.
     """

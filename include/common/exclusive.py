@@ -1,4 +1,4 @@
-"""Files on the project's storage that only one of several processes creates."""
+"""Files on the project's storage that only one of several processes can create."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def create_file(path: ObjectStoragePath, content: bytes) -> bool:
-    """Create a file, whole or not at all; return False if it exists.
+    """Create a file, completely or not at all; return False if it exists.
 
     :raises OSError: it cannot be written.
     """

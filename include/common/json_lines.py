@@ -1,7 +1,7 @@
 """JSON lines: a JSON value per line, in UTF-8. A line ends at `\\n` only.
 
 `str.splitlines()` would also cut at U+2028, U+2029, U+0085 and others, which are ordinary characters inside a JSON
-string, and text mode would turn `\\r` into `\\n`: so lines are bytes until one is parsed.
+string, and text mode would turn `\\r` into `\\n`: so lines stay bytes until they are parsed.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ class DuplicateName(ValueError):
 
 
 def json_line(value: Any) -> bytes:
-    """The value as a line. Half characters, which UTF-8 does not have, are escaped as JSON does it."""
+    """Return the value as a line. Lone surrogates, which UTF-8 cannot encode, are escaped as in JSON."""
     return f"{json.dumps(value, ensure_ascii=False)}\n".encode("utf-8", "backslashreplace")
 
 
 def read_lines(file: Any, longest: int) -> Iterator[tuple[int, bytes | None]]:
-    """Number, from 1, and bytes of each line; None for one that is too long, of which only a part is ever in memory.
+    """Yield number, from 1, and bytes of each line; None if it is too long, and then only a part is ever in memory.
 
-    :param file: open for reading bytes: a file of this machine, or of any object storage. Files of fsspec have no
-        `readline` with a limit, and copy a whole block for each line. It is closed when all lines are read.
-    :param longest: the most bytes of a line, with its end.
+    :param file: open for reading bytes: a local file, or one on any object storage. Files of fsspec have no `readline`
+        with a limit, and copy a whole block for each line. It is closed when all lines are read.
+    :param longest: the maximum number of bytes of a line, including its end.
     """
     reader = io.BufferedReader(file, 1 << 16)
     number = 0
@@ -41,7 +41,7 @@ def read_lines(file: Any, longest: int) -> Iterator[tuple[int, bytes | None]]:
 def read_json(text: str | bytes) -> Any:
     """Read a JSON text.
 
-    :raises DuplicateName: an object has a name twice, of which `json` would take the last.
+    :raises DuplicateName: an object has a name twice; `json` alone would keep the last.
     :raises ValueError: it is not valid, or nested too deeply.
     """
     try:

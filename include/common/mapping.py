@@ -1,4 +1,4 @@
-"""Dynamic task mapping: the limit, checked where a person can read it, and what the mapped tasks left."""
+"""Dynamic task mapping: the limit, checked with a readable error, and the results of the mapped tasks."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Item = TypeVar("Item")
 
 
 def mappable(items: Sequence[Item]) -> list[Item]:
-    """The items, if Airflow may make a task of each.
+    """Return the items, if Airflow may make a task of each.
 
-    :raises AirflowFailException: there are more than `[core] max_map_length`. Airflow itself would fail the task
-        that returns them, too, but says nothing of the way out.
+    :raises AirflowFailException: there are more than `[core] max_map_length`. Airflow itself would also fail the
+        task that returns them, but without naming a remedy.
     """
     most = conf.getint("core", "max_map_length")
     if len(items) > most:
@@ -27,12 +27,12 @@ def mappable(items: Sequence[Item]) -> list[Item]:
 
 
 def chunked(items: Sequence[Item], size: int) -> list[list[Item]]:
-    """The items in lists of at most `size`, in order."""
+    """Return the items in lists of at most `size`, in order."""
     return [list(items[start : start + size]) for start in range(0, len(items), size)]
 
 
 def failures(names: Sequence[str], results: Sequence[Any]) -> str:
-    """The end of a sentence that names the items without a result; empty if all have one.
+    """Return the end of a sentence that names the items without a result; empty if all have one.
 
     :param names: a name for each item.
     :param results: what `mapped_results` returned.
@@ -42,9 +42,9 @@ def failures(names: Sequence[str], results: Sequence[Any]) -> str:
 
 
 def mapped_results(task_id: str, items: Sequence[Any] | None) -> list[Any]:
-    """What the tasks mapped over `items` returned, in the order of the items; None for those that failed.
+    """Return the results of the tasks mapped over `items`, in the order of the items; None for those that failed.
 
-    :raises AirflowFailException: there are no items at all, as the task that lists them failed.
+    :raises AirflowFailException: `items` is None, as the task that lists them failed.
     """
     if items is None:
         raise AirflowFailException(f"There is nothing to report on {task_id}: the task that lists its items failed.")

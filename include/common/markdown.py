@@ -1,4 +1,4 @@
-"""Text from outside in Markdown, which is rendered where its readers are."""
+"""Text from outside as Markdown, which its readers see rendered."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _SIGNS = re.compile(r"[\\`*_\[\]|~]")
 
 
 def as_markdown_text(text: object) -> str:
-    """Return a text, such as a model's answer, as Markdown that shows its very characters, in its lines.
+    """Return a text, such as a model's answer, as Markdown that shows its exact characters, line by line.
 
-    It becomes no picture (which calls a server when it is shown), link, HTML, heading, list, table or code. An address
-    in it stays to be seen; some viewers let a reader click it.
+    Nothing in it becomes an image (which calls a server when shown), link, HTML, heading, list, table or code. An
+    address in it stays visible; some viewers make it clickable.
     """
     text = _SIGNS.sub(r"\\\g<0>", str(text).replace("\r\n", "\n").translate(_HTML))
     lines = (line.strip(" \t") for line in text.split("\n"))
@@ -23,17 +23,17 @@ def as_markdown_text(text: object) -> str:
 
 
 def as_markdown_line(text: object) -> str:
-    """Do as `as_markdown_text` with a text in one line, as in a heading, a list or a table."""
+    """Return a text as `as_markdown_text` does, in one line, as for a heading, a list or a table."""
     return as_markdown_text(" ".join(str(text).split()))
 
 
 def as_markdown_quote(text: object) -> str:
-    """Do as `as_markdown_text` with a text that is shown as a quotation."""
+    """Return a text as `as_markdown_text` does, as a quotation."""
     return "\n".join(f"> {line}" for line in as_markdown_text(text).split("\n"))
 
 
 def as_markdown_cell(text: object) -> str:
-    """Do as `as_markdown_line` with a text in a table, of which LONGEST_CELL characters are shown."""
+    """Return a text as `as_markdown_line` does, cut to LONGEST_CELL characters, for a table."""
     line = " ".join(str(text).split())
     return as_markdown_line(line if len(line) <= LONGEST_CELL else f"{line[:LONGEST_CELL]} ...")
 

@@ -29,7 +29,7 @@ def read_price(conn_id: str, extra: Mapping[str, Any]) -> Price | None:
     """Read a connection's price; None if it states none.
 
     :param extra: of the connection, with or without `"usd_per_million_tokens": {"input": 0.15, "output": 0.6}`.
-    :raises AirflowFailException: what it states is not a price.
+    :raises AirflowFailException: the stated price is not valid.
     """
     price: Price | None = read_setting(conn_id, extra, PRICE_KEY, Price)
     return price
@@ -40,7 +40,7 @@ def tokens_cost(
 ) -> float | None:
     """Return the cost of so many tokens in US dollars: by the connection's price, else by the list; None if unknown.
 
-    :raises AirflowFailException: the price that the connection states is not one.
+    :raises AirflowFailException: the price that the connection states is not valid.
     """
     price = read_price(conn_id, extra)
     return price.cost(input_tokens, output_tokens) if price else listed_cost(model, input_tokens, output_tokens)

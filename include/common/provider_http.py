@@ -1,4 +1,4 @@
-"""What holds for every HTTP call to a provider: where it may go, how long it may take, and which failures may pass."""
+"""Rules for every HTTP call to a provider: where it may go, how long it may take, which failures are temporary."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from include.common.shown import UNREADABLE, shown_url
 # The status that stands for a redirect to another host.
 MISDIRECTED = 421
 
-# For all clients of a process: to read the certificates takes 0.06 s of CPU. A triggerer has a client per waiting job.
+# Shared by all clients of a process: to read the certificates takes 0.06 s of CPU. A triggerer has one per waiting job.
 ssl_context = cache(create_ssl_context)
 
 
@@ -25,7 +25,7 @@ def is_passing_status(status: int) -> bool:
 
 
 def is_refusal_status(status: object) -> bool:
-    """Return whether the request itself is at fault, so that sending it again is in vain."""
+    """Return whether the request itself is at fault, so that sending it again cannot help."""
     return isinstance(status, int) and 400 <= status < 500 and not is_passing_status(status)
 
 
@@ -37,17 +37,17 @@ def check_host(conn_id: str, host: str | None) -> None:
     if shown_url(host) == UNREADABLE:
         raise AirflowFailException(
             f"Connection {conn_id!r}: its host is not a valid URL. An example is https://host/v1; in a login, "
-            "characters such as / ? # @ are percent-encoded."
+            "characters such as / ? # @ must be percent-encoded."
         )
 
 
 class ProviderClient(AsyncClient):
     """An HTTP client whose calls end after their read time-out, and never go to another host.
 
-    HTTP clients measure that time from one received byte to the next, so that a server that drips would hold a call,
-    and its task, for hours. A body that is streamed is read by the caller, at its pace.
+    HTTP clients measure that time from one received byte to the next, so that a server that sends slowly could hold a
+    call, and its task, for hours. A streamed body is read by the caller, at its own pace.
 
-    :param hooks: as HTTPX has them, for "request" and "response". The time that a request waits there does not count.
+    :param hooks: for "request" and "response", as in HTTPX. The time that a request waits there does not count.
     """
 
     def __init__(self, hooks: Mapping[str, list[Any]], **settings: Any) -> None:
@@ -58,7 +58,7 @@ class ProviderClient(AsyncClient):
     async def send(self, request: Request, **options: Any) -> Response:
         """Send a request, as `httpx2.AsyncClient` does.
 
-        :raises httpx2.ReadTimeout: the answer is not there in time.
+        :raises httpx2.ReadTimeout: the answer is not complete in time.
         """
         for wait in self._before:
             await wait(request)
@@ -66,14 +66,14 @@ class ProviderClient(AsyncClient):
             async with asyncio.timeout(request.extensions["timeout"]["read"]):
                 return await super().send(request, **options)
         except TimeoutError:
-            raise ReadTimeout("The whole answer did not come in time.", request=request) from None
+            raise ReadTimeout("The whole answer did not arrive in time.", request=request) from None
 
 
 async def stay_on_host(response: Response) -> None:
     """Follow no redirect to another host, nor to an unencrypted one: a hook for the responses of an HTTP client.
 
     What is sent (prompts, a key in the URL) is for the host of the connection. The response gets the status
-    MISDIRECTED, as not every client takes a redirect without a location for an error.
+    MISDIRECTED, as not every client treats a redirect without a location as an error.
     """
     if not response.has_redirect_location:
         return

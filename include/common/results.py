@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 def run_folder() -> ObjectStoragePath:
-    """Return the folder of the run that is at work."""
+    """Return the folder of the current run."""
     context = get_current_context()
     return artifact_path(name_on_storage(context["ti"].dag_id), context["run_id"], "")
 
 
 def publish(name: str, content: object) -> str:
-    """Write a file of the run that is at work, and return its URL.
+    """Write a file of the current run, and return its URL.
 
     :param content: text or bytes; anything else is written as JSON.
     """
@@ -32,10 +32,10 @@ def publish(name: str, content: object) -> str:
 
 
 def report(title: str, *parts: str, asked: str = "") -> str:
-    """Return a report in Markdown: its title; the day, DAG, run and model that it is of; and its parts.
+    """Return a report in Markdown: its title; its day, DAG, run and model; and its parts.
 
     :param title: a text, which may be from outside; the parts are Markdown.
-    :param asked: the task that asked the model, if there was one.
+    :param asked: the task that asked the model, if any.
     """
     context = get_current_context()
     usage = context["ti"].xcom_pull(task_ids=asked, key="llm_usage") if asked else None

@@ -15,7 +15,7 @@ from include.common.storage import storage_path
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
-# Parts that are added to side by side, so that processes seldom collide.
+# Parts that processes add to in parallel, so that they seldom collide.
 PARTS = 8
 # Older entries of a part are removed at MOST_ENTRIES.
 MOST_ENTRIES, KEPT_ENTRIES = 24, 8
@@ -23,7 +23,7 @@ MOST_ENTRIES, KEPT_ENTRIES = 24, 8
 
 @dataclass(frozen=True)
 class SharedTotal:
-    """A sum in parts, each a log of numbered entries, of which the last is valid.
+    """A sum in parts, each a log of numbered entries, of which the last one counts.
 
     To add, a process reads the last entry of a part and creates the next. The storage creates a name only once; a
     process that lost the race reads again.
@@ -43,7 +43,7 @@ class SharedTotal:
         :raises OSError: the storage cannot be read.
         """
         paths = [self._path(*max(entries)).path for entries in self._entries().values()]
-        # Not `cat`, which takes a path with a bracket for a pattern.
+        # Not `cat`, which treats a path with a bracket as a pattern.
         contents = self._root.fs.cat_ranges(paths, None, None, on_error="raise") if paths else []
         return sum(map(_value, contents))
 
@@ -65,7 +65,7 @@ class SharedTotal:
                 fs.rm([self._path(*entry).path for entry in entries[:-KEPT_ENTRIES]])
 
     def put(self, name: str, amount: float, version: int = 1) -> None:
-        """Count an amount under a name: once, however often it is put. A later version replaces it.
+        """Count an amount under a name once, even if it is put several times. A later version replaces it.
 
         :param name: hexadecimal digits.
         :raises OSError: the storage cannot be written.

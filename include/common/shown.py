@@ -1,6 +1,6 @@
-"""What of the outside world people may see: in logs, errors and XComs.
+"""Text from outside, made safe to show in logs, errors and XComs.
 
-A URL may hold a login or a key, and what a server says may quote what it was sent.
+A URL may hold a login or a key, and an answer of a server may quote the request.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Iterable
 from urllib.parse import unquote, urlsplit
 
 LONGEST_TEXT = 500
-# Of a name or a code that a server gives.
+# For a name or a code from a server.
 LONGEST_NAME = 100
 SHORTEST_SECRET = 4
 # At INFO they write a line per request, with its whole URL; at DEBUG also headers and bodies.
 HTTP_CLIENTS = ("httpx", "httpx2", "httpcore", "httpcore2", "openai")
-# What stands for a URL that is not one, as nobody knows then where its login ends.
+# Shown for a URL that is not valid, as it is unclear where its login ends.
 UNREADABLE = "<a URL that cannot be read>"
 URL = re.compile(r"""(?<![\w+.-])[\w+.-]++://[^\s"'<>]+""")
 SERVER = re.compile(r"(?:[\w.+%~-]*|\[[0-9A-Fa-f:.%]+\])(?::\d{0,5})?")
@@ -39,9 +39,9 @@ def _shown(url: str) -> str:
 
 
 def shown_text(text: object, secrets: Iterable[str] = (), longest: int = LONGEST_TEXT) -> str:
-    """Return text from outside as one line of at most `longest` characters, which cannot pass for lines of the log.
+    """Return text from outside as one line of at most `longest` characters, which cannot imitate lines of the log.
 
-    Its URLs are as `shown_url` has them; of these secrets, those of four characters and more are replaced.
+    Its URLs are as `shown_url` returns them; secrets of four characters and more are replaced.
     """
     text = str(text)
     for secret in sorted(secrets, key=len, reverse=True):
@@ -53,7 +53,7 @@ def shown_text(text: object, secrets: Iterable[str] = (), longest: int = LONGEST
 
 
 def url_secrets(url: object) -> set[str]:
-    """Return what a URL holds that `shown_url` leaves out, as it stands there and decoded."""
+    """Return the parts of a URL that `shown_url` leaves out, both as written and decoded."""
     try:
         parts = urlsplit(str(url or ""))
     except ValueError:

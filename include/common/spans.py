@@ -16,7 +16,7 @@ _tracer = trace.get_tracer("genai")
 def span(
     name: str, attributes: dict[str, Any], kind: SpanKind = SpanKind.INTERNAL, links: Sequence[Link] = ()
 ) -> Iterator[Span]:
-    """Trace what is done within. Of an error only its class is noted, as its text may quote a prompt."""
+    """Trace the block. Only the class of an error is recorded, as its text may quote a prompt."""
     quiet: Any = {"record_exception": False, "set_status_on_exception": False}
     with _tracer.start_as_current_span(name, kind=kind, attributes=attributes, links=links, **quiet) as current:
         try:

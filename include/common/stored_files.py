@@ -1,4 +1,4 @@
-"""Files on the project's storage (see `include.common.storage`) that are there, or are written piece by piece."""
+"""Files on the project's storage (see `include.common.storage`) that exist already, or are written piece by piece."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DELETED_AT_ONCE = 16
 
 
 class NotOnStorage(AirflowFailException, ValueError):
-    """A URL leads out of the project's storage."""
+    """A URL points outside the project's storage."""
 
 
 def stored_file(url: str) -> ObjectStoragePath:
@@ -40,7 +40,7 @@ def stored_file(url: str) -> ObjectStoragePath:
 def input_file(url: str | None, default: Path | None = None) -> ObjectStoragePath:
     """Return the file at this URL of the project's storage, or the project's own file `default` if there is no URL.
 
-    :raises AirflowFailException: the URL is of somewhere else, or nothing is there.
+    :raises AirflowFailException: the URL points elsewhere, or there is no such file.
     """
     path = local_file(default) if default and not url else stored_file(url or "")
     if not path.is_file():
@@ -50,22 +50,22 @@ def input_file(url: str | None, default: Path | None = None) -> ObjectStoragePat
 
 def local_file(path: Path) -> ObjectStoragePath:
     """Return a file of this project, to be read like one on its storage."""
-    return open_path(f"file://{path}")  # not Path.as_uri(), which escapes: fsspec takes a URL as it stands
+    return open_path(f"file://{path}")  # not Path.as_uri(), which escapes: fsspec does not decode a URL
 
 
 def delete_files(folder: ObjectStoragePath, paths: Sequence[str]) -> int:
     """Delete exactly these files below the folder, and return how many there were.
 
-    Not by `fs.rm(paths)`: a name with a bracket or star is a pattern to it, and what S3 refuses to delete is no error.
+    Not with `fs.rm(paths)`: it treats a name with a bracket or star as a pattern, and does not raise if S3 refuses.
 
-    :param paths: as the folder's file system lists them.
-    :raises OSError: one of them cannot be deleted; others may be.
+    :param paths: in the form that the folder's file system lists.
+    :raises OSError: one of them cannot be deleted; others may be deleted.
     """
 
     def delete(path: str) -> bool:
         try:
             folder.fs.rm_file(path)
-        except FileNotFoundError:  # another process deletes it, too
+        except FileNotFoundError:  # another process has deleted it
             return False
         return True
 
@@ -77,11 +77,11 @@ def delete_files(folder: ObjectStoragePath, paths: Sequence[str]) -> int:
 def new_artifact(path: ObjectStoragePath) -> Iterator[IO[bytes]]:
     """Yield a file to write, which replaces `path` when the block ends without an error, and leaves no trace otherwise.
 
-    Threads may write at the same time (an fsspec transaction is one for all threads).
+    Threads may write at the same time (an fsspec transaction is shared by all threads).
     """
     if path.protocol == "file":
-        path.parent.mkdir(parents=True, exist_ok=True)  # a bucket has no folders, and would be created itself
-        part = Path(f"{path.path}.{uuid4().hex}.part")  # in the same folder, as only within a disk a move is one step
+        path.parent.mkdir(parents=True, exist_ok=True)  # not for a bucket: this would create the bucket itself
+        part = Path(f"{path.path}.{uuid4().hex}.part")  # in the same folder: a move is atomic only within a disk
         try:
             with part.open("wb") as file:
                 yield file
@@ -90,13 +90,13 @@ def new_artifact(path: ObjectStoragePath) -> Iterator[IO[bytes]]:
             part.unlink(missing_ok=True)
             raise
     else:
-        remote = path.fs.open(path.path, "wb")  # on S3 one request, up to 50 MB; nothing is to be seen until it closes
+        remote = path.fs.open(path.path, "wb")  # on S3 one request, up to 50 MB; nothing is visible until it closes
         try:
             yield remote
             with errors_with_name(path):
                 remote.close()
         except BaseException:
             with suppress(AttributeError):
-                remote.closed = True  # else it would be written when it is deleted
+                remote.closed = True  # else garbage collection would write it
             remote.discard()
             raise

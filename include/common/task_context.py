@@ -1,4 +1,4 @@
-"""Whether this process works for a task."""
+"""The context of the running task, if there is one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def task_context() -> Any:
-    """Return the context of the task that runs; None outside a task."""
+    """Return the context of the running task; None outside a task."""
     from airflow.sdk import get_current_context
 
     try:

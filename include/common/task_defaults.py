@@ -20,23 +20,23 @@ DEFAULT_ARGS: dict[str, Any] = {
     **QUIET,
     "owner": "genai",
     "pre_execute": end_rendering,
-    # A lost database connection or a restarted worker is over in a minute; more tries hide a bug.
+    # A lost database connection or a restarted worker recovers within a minute; more retries would hide a bug.
     "retries": 2,
     "retry_delay": timedelta(seconds=10),
-    # What hangs would hold a slot until somebody sees it. The wait of a deferred task does not count.
+    # A task that hangs would hold a slot until someone notices. The wait of a deferred task does not count.
     "execution_timeout": timedelta(hours=2),
 }
 
 LLM_TASK: dict[str, Any] = {
-    # Providers have bad minutes, not bad days; seconds are waited out within a try, see include/ai/model.py.
+    # Provider outages last minutes, not days; those of seconds are waited out within a try, see include/ai/model.py.
     # Non-retryable errors (a refused key, an unknown model, an invalid request) fail at once.
     "retries": 3,
     "retry_delay": timedelta(seconds=15),
     "retry_exponential_backoff": True,
-    # Long enough for a rate limit per minute to reset, short enough that a person still waits.
+    # Long enough for a per-minute rate limit to reset, short enough for a person who waits.
     "max_retry_delay": timedelta(minutes=5),
-    # A task makes a handful of calls; one that takes longer hangs, and holds a slot of the pool.
+    # A task makes a few calls; one that takes longer is hanging, and holds a slot of the pool.
     "execution_timeout": timedelta(minutes=20),
-    # One place to limit how many tasks call models at the same time. The account's limits are the connection's.
+    # One place to limit how many tasks call models at the same time. The account's limits are set in the connection.
     "pool": LLM_POOL,
 }

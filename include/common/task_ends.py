@@ -1,4 +1,4 @@
-"""How a process hears of the ends of its tasks."""
+"""Notify a process when its tasks end."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class _Listener:
 def on_task_end(heard: Callable[[str, str, Any], None], stopping: Callable[[], None] = lambda: None) -> None:
     """Have Airflow report the end of each task of this process, from now on.
 
-    :param heard: is given the attempt's id, its state (`success`, `failed` or `skipped`), and what it failed with.
-    :param stopping: is called before the process stops, also where the task goes on later, as a deferred one does.
+    :param heard: is called with the attempt's id, its state (`success`, `failed` or `skipped`), and its error.
+    :param stopping: is called before the process stops, also if the task continues later, as a deferred one does.
     """
     try:
         from airflow.sdk.listener import get_listener_manager  # type: ignore[import-not-found,unused-ignore]

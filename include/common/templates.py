@@ -8,8 +8,8 @@ What another task returned is not rendered, with three exceptions, all closed he
 - Some decorators render again what the function returned: those of the common-ai provider, and `@task.bash`.
 - An argument named `map_index_template` replaces the task's own, and is rendered as the task's name.
 
-A name that a `map_index_template` gives to a mapped task is text from outside, too: it becomes one line of the length
-that Airflow's database takes, as PostgreSQL would fail the task after its work is done.
+A name that a `map_index_template` gives to a mapped task is text from outside, too: it is cut to one line that fits
+Airflow's database, as PostgreSQL would otherwise fail the task after its work is done.
 
 What the author of a DAG writes (`suffix="{{ dag_run.run_id }}"`, a `map_index_template`) is rendered as usual.
 """
@@ -39,7 +39,7 @@ _resolve = ListOfDictsExpandInput.resolve
 def resolve_as_data(self: Any, context: Mapping[str, Any]) -> tuple[Mapping[str, Any], set[int]]:
     """Resolve the arguments of one mapped task as Airflow does, but treat what another task returned as rendered.
 
-    :returns: the keyword arguments, and the ids of those values that are not rendered any more.
+    :returns: the keyword arguments, and the ids of the values that are not rendered again.
     """
     kwargs, rendered = _resolve(self, context)
     in_the_dag_file = isinstance(self.value, Sequence) and isinstance(self.value[context["ti"].map_index], Mapping)
@@ -50,9 +50,9 @@ ListOfDictsExpandInput.resolve = resolve_as_data  # type: ignore[method-assign]
 
 
 def end_rendering(context: Context) -> None:
-    """Render nothing of the task any more but its name: its templates are rendered, and what follows is from outside.
+    """Stop rendering the task, except its name: its templates are rendered already, and what follows is from outside.
 
-    A `pre_execute` of a task's own replaces this one, and has to call it.
+    A task's own `pre_execute` replaces this one, and must call it.
 
     :raises AirflowFailException: an argument would be rendered as the task's name.
     """
@@ -60,7 +60,7 @@ def end_rendering(context: Context) -> None:
     if "map_index_template" in (getattr(task, "op_kwargs", None) or {}):
         raise AirflowFailException(
             f"{task.task_id} got an argument 'map_index_template', which Airflow would render as a template. "
-            "If others choose the names of arguments, hand them over in one argument, as a dict."
+            "If the names of arguments come from outside, pass them in one argument, as a dict."
         )
     task.template_fields = ()
     variables: dict[str, Any] = context  # type: ignore[assignment]

@@ -1,10 +1,10 @@
-"""Text from outside, made into text that every file, database and service takes."""
+"""Text from outside, made into text that every file, database and service accepts."""
 
 from __future__ import annotations
 
 import re
 
-# One escape of JSON. Those of the first group stay: a whole pair, and all that are not for UTF-16 or NUL.
+# One JSON escape. The first group stays: a surrogate pair, or an escape other than `\u`.
 _ESCAPE = re.compile(
     r"(\\u[dD][89abAB][\da-fA-F]{2}\\u[dD][c-fC-F][\da-fA-F]{2}|\\[^u])|(\\u0000)|\\u[dD][89a-fA-F][\da-fA-F]{2}",
     re.DOTALL,
@@ -12,14 +12,14 @@ _ESCAPE = re.compile(
 
 
 def whole_characters(text: str) -> str:
-    """Join halves of characters (surrogates) that make a pair, and replace the others by U+FFFD."""
+    """Join the halves of characters (surrogates) that make a pair, and replace lone ones with U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def clean_text(text: str) -> str:
-    """Do as `whole_characters`, and drop NUL, which PostgreSQL does not store.
+    """Apply `whole_characters`, and drop NUL, which PostgreSQL does not store.
 
-    Call it before text is fenced or compared: without its NULs, it may be what it was not before.
+    Call it before text is fenced or compared: without its NULs, it may match what it did not match before.
     """
     return whole_characters(text).replace("\0", "")
 

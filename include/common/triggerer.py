@@ -13,10 +13,10 @@ Answer = TypeVar("Answer")
 async def ask_airflow(
     question: Callable[Arguments, Answer], *args: Arguments.args, **options: Arguments.kwargs
 ) -> Answer:
-    """Call, from a trigger, what asks Airflow's API, without holding up the other triggers.
+    """Call, from a trigger, a function that asks Airflow's API, without blocking the other triggers.
 
-    The call goes on to its end when the trigger is cancelled meanwhile. Cut off, it would leave an answer that nobody
-    reads, which Airflow 3.1 takes for that to the next question of any trigger: then the whole triggerer ends.
+    The call runs to its end even if the trigger is cancelled. If it were cut off, its answer would stay unread, and
+    Airflow 3.1 would take it for the answer to the next question of any trigger: the whole triggerer would end.
 
     :raises Exception: what the call raises.
     """

@@ -31,7 +31,7 @@ class AgentSpan(Span):
 
     @property
     def attributes(self) -> Mapping[str, Any]:
-        """What is noted so far."""
+        """What is recorded so far."""
         return getattr(self._span, "attributes", None) or {}
 
     def get_span_context(self) -> SpanContext:
@@ -71,7 +71,7 @@ class AgentSpan(Span):
 
 
 class AgentTracer(Tracer):
-    """Makes such spans."""
+    """Makes spans of the class `AgentSpan`."""
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
@@ -98,7 +98,7 @@ class AgentSpans(InstrumentationSettings):
     """How pydantic-ai makes spans."""
 
     def __init__(self) -> None:
-        # pydantic-ai's metrics do not say which DAG it was: `include.ai.tracing` makes them.
+        # pydantic-ai's metrics do not name the DAG: `include.ai.tracing` makes them.
         super().__init__(
             version=FORMAT,
             include_content=content_is_wanted(),
@@ -118,7 +118,7 @@ class AgentSpans(InstrumentationSettings):
 
 @cache
 def trace_agents() -> AgentSpans:
-    """Have pydantic-ai make spans in this process, wherever agents and embedders are made; return how."""
+    """Have pydantic-ai make spans for all agents and embedders of this process; return the settings."""
     from pydantic_ai.embeddings import Embedder
 
     settings = AgentSpans()

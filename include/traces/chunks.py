@@ -19,7 +19,7 @@ _tracer = trace.get_tracer("genai")
 
 
 def traced_share() -> float:
-    """Return the share of the rows whose calls have spans of their own; DEFAULT_SHARE if what is set is not one."""
+    """Return the share of the rows whose calls have spans of their own; DEFAULT_SHARE if the setting is not valid."""
     try:
         share = float(os.environ.get(TRACED_ROWS) or DEFAULT_SHARE)
     except ValueError:
@@ -36,13 +36,13 @@ class ChunkSpans:
 
     @contextmanager
     def row(self, chunk: str, number: int) -> Iterator[None]:
-        """Trace the calls for a row below its chunk's span, if the row is in the sample: at each try the same rows."""
+        """Trace the calls for a row below its chunk's span, if the row is in the sample: the same rows at each try."""
         if chunk not in self._open:
             self._open[chunk] = _tracer.start_span("chunk", attributes={"genai.chunk": chunk}), {}
         parent = self._open[chunk][0]
         if zlib.crc32(str(number).encode()) / 2**32 >= self._share:
             of_chunk = parent.get_span_context()
-            flags = TraceFlags(TraceFlags.DEFAULT)  # not sampled: nor is what is below it
+            flags = TraceFlags(TraceFlags.DEFAULT)  # not sampled, nor is anything below it
             parent = NonRecordingSpan(
                 SpanContext(of_chunk.trace_id, of_chunk.span_id, is_remote=False, trace_flags=flags)
             )

@@ -1,7 +1,7 @@
 """The ids of traces and spans that several processes need, worked out from what each of them knows of Airflow.
 
-So all tasks of a run share a trace without anything that they have to share. A run that is cleared begins anew, and so
-has another trace, as on Airflow 3.3.
+So all tasks of a run share a trace without exchanging anything. A cleared run starts over with another trace, as on
+Airflow 3.3.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 
 def run_trace_id(dag_id: str, run_id: str, started: datetime | None) -> int:
-    """Return the id of a DAG run's trace; `started` also tells apart runs of the same name in two deployments."""
+    """Return the id of a DAG run's trace; `started` also distinguishes runs of the same name in two deployments."""
     moment = started.astimezone(UTC).isoformat(timespec="microseconds") if started else ""
     return _id(16, "run", dag_id, run_id, moment)
 

@@ -1,4 +1,4 @@
-"""The span of a paid job at a provider, from its creation to its end, over all processes that had to do with it."""
+"""The span of a paid job at a provider, from its creation to its end, across all processes that work on it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from include.traces.settings import traces_are_on
 def send_job_span(kind: str, conn_id: str, key: str, job_id: str, status: str, created_at: float) -> None:
     """Send the span of a job that has ended.
 
-    Its id is the same each time, as a task that is cleared looks at the end of the same job again.
+    Its id is the same each time, as a cleared task looks at the end of the same job again.
 
     :param kind: what the provider does.
     :param key: whose job it is.

@@ -23,9 +23,9 @@ log = logging.getLogger(__name__)
 
 
 class TaskSpans:
-    """Hears from Airflow what begins and ends.
+    """Makes spans when Airflow reports that a task or a run begins or ends.
 
-    An attempt that defers has one span, which its last process sends: what came before already names it as its parent.
+    An attempt that defers has one span, which its last process sends: earlier spans already name it as their parent.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class TaskSpans:
         try:
             self._begin(task_instance)
         except Exception as error:
-            log.warning("The task goes on without a trace: %s", shown_text(error))
+            log.warning("The task continues without a trace: %s", shown_text(error))
 
     @hookimpl
     def on_task_instance_success(self) -> None:
@@ -111,7 +111,7 @@ class TaskSpans:
 
 
 def in_run(trace_id: int) -> Context:
-    """Return the context of a run's span, which is sampled, or not, alike in every process."""
+    """Return the context of a run's span, with the same sampling decision in every process."""
     sampler = telemetry().tracers.sampler
     is_sampled = sampler.should_sample(Context(), trace_id, "dag_run").decision is Decision.RECORD_AND_SAMPLE
     flags = TraceFlags(TraceFlags.SAMPLED if is_sampled else TraceFlags.DEFAULT)
@@ -121,7 +121,7 @@ def in_run(trace_id: int) -> Context:
 
 
 def send_run_span(run: Any, state: str) -> None:
-    """Send the span of a run that has ended, from the process that ends it; Airflow 3.3 with its own traces does so."""
+    """Send the span of a run that has ended, from the process that ends it, unless Airflow 3.3 sends its own."""
     if isinstance(trace.get_tracer_provider(), TracerProvider) and not begin_sending():
         return
     trace_id = run_trace_id(run.dag_id, run.run_id, run.start_date)

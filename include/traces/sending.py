@@ -24,11 +24,11 @@ from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from include.common.shown import shown_url
 from include.traces.settings import ENDPOINTS, metrics_are_on
 
-# The longest that the end of a task waits for what is not sent yet.
+# How long the end of a task waits, at most, for what is not sent yet.
 LONGEST_FLUSH_S = 2.0
 TEMPORALITY = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
 
-# What every span of this process says of the task that runs.
+# The attributes of the running task, which every span of this process gets.
 task_attributes: dict[str, Any] = {}
 _given_ids: ContextVar[tuple[int, int] | None] = ContextVar("given_ids", default=None)
 
@@ -49,7 +49,7 @@ class GivenIds(RandomIdGenerator):
 
 @contextmanager
 def with_ids(trace_id: int, span_id: int) -> Iterator[None]:
-    """Give the span that is started here these ids; the trace's only if it is the first of its trace."""
+    """Give the span that the block starts these ids; that of the trace only if the span is the first of its trace."""
     token = _given_ids.set((trace_id, span_id))
     try:
         yield
@@ -58,14 +58,14 @@ def with_ids(trace_id: int, span_id: int) -> Iterator[None]:
 
 
 class TaskSpanProcessor(SpanProcessor):
-    """Notes on each span whose task it is."""
+    """Adds the attributes of the running task to each span."""
 
     def on_start(self, span: Span, parent_context: Any = None) -> None:
         span.set_attributes(task_attributes)
 
 
 class QuietExporter(SpanExporter):
-    """An exporter that says once, in plain words, that it cannot send."""
+    """An exporter that warns once, in plain words, if it cannot send."""
 
     def __init__(self, exporter: SpanExporter) -> None:
         self._exporter = exporter
@@ -78,10 +78,10 @@ class QuietExporter(SpanExporter):
         return result
 
     def warn(self) -> None:
-        """Say that spans are lost."""
+        """Warn, the first time, that spans are lost."""
         if not self._has_warned:
             where = next((shown_url(os.environ[name]) for name in reversed(ENDPOINTS) if os.environ.get(name)), "")
-            log.warning("The task goes on, but its trace is not complete: %s does not take it.", where)
+            log.warning("The task continues, but its trace is incomplete: %s does not accept it.", where)
         self._has_warned = True
 
     def shutdown(self) -> None:
@@ -99,14 +99,14 @@ class Telemetry:
         self.tracers.add_span_processor(BatchSpanProcessor(self._exporter))
         self.meters: MeterProvider | None = None
         if metrics_are_on():
-            # A task's process ends before it has sent twice: sums since its begin would be of no use.
+            # A task's process ends before it has sent twice: cumulative sums would be useless.
             os.environ.setdefault(TEMPORALITY, "delta")
             reader = PeriodicExportingMetricReader(_exporter("metric_exporter", "OTLPMetricExporter", "METRICS"))
             self.meters = MeterProvider([reader], shutdown_on_exit=False)
         atexit.register(self.flush)
 
     def flush(self) -> None:
-        """Send what is not sent yet, and wait LONGEST_FLUSH_S seconds for it at the most."""
+        """Send what is not sent yet, and wait at most LONGEST_FLUSH_S seconds for it."""
         ends = time.monotonic() + LONGEST_FLUSH_S
         threads = [
             threading.Thread(target=provider.force_flush, daemon=True)
@@ -134,7 +134,7 @@ def _telemetry_of(process: int) -> Telemetry:
 
 
 def telemetry() -> Telemetry:
-    """Return what sends for this process, which may be a fork of another."""
+    """Return the telemetry of this process, which may be a fork of another."""
     return _telemetry_of(os.getpid())
 
 

@@ -6,7 +6,7 @@ import os
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 METRICS_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")
-# With this, which is OpenTelemetry's own for GenAI, spans hold the text of prompts and answers, too.
+# OpenTelemetry's own variable for GenAI: with it, spans also hold the text of prompts and answers.
 CONTENT = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"
 # Where the tool shows a trace: a URL with {trace_id} in it.
 TRACE_URL = "GENAI_TRACE_URL"

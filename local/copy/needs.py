@@ -131,7 +131,7 @@ def pins_by_sdk() -> dict[str, list[str]]:
 
 
 def analyse(name: str, sdk: str, layers: Sequence[str] = ()) -> Pattern:
-    """Find out what the DAG `name` needs, by its code and that of all it imports.
+    """Find out what the DAG `name` needs, from its code and that of all its imports.
 
     :param sdk: the package of the AI SDK. Modules for another one are left out.
     :param layers: the optional layers to add, by their names in LAYERS.

@@ -1,4 +1,4 @@
-"""Put a pattern into an Astro project: all of it or nothing, and nothing over what the project has changed."""
+"""Put a pattern into an Astro project: all of it or nothing, and never over what the project has changed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Placed(NamedTuple):
 
 @dataclass
 class Copied:
-    """What a copy did. `target` is as it was before."""
+    """What a copy did. `target` is the state before it."""
 
     pattern: Pattern
     target: Target
@@ -86,12 +86,12 @@ def copy(name: str, folder: Path, layers: Sequence[str] = ()) -> Copied:
     manifest = _read_manifest(folder)
     files = [] if in_the_way else [_place(source, path, folder, manifest) for path, source in placed.items()]
     in_the_way += [
-        f"{file.path} is a file of the project: the pattern has another one of this name"
+        f"{file.path} is a file of the project: the pattern has a different file of this name"
         for file in files
         if not file.state
     ]
     if in_the_way:
-        raise CopyError(f"Nothing was copied to {folder}, because there:\n  " + "\n  ".join(in_the_way))
+        raise CopyError(f"Nothing was copied to {folder}, because:\n  " + "\n  ".join(in_the_way))
     ignored_there = {line.strip().strip("/") for line in target.gitignore.splitlines()}
     ignored = [*pattern.ignored, *[".env"] * bool(pattern.connections or pattern.settings)]
     ignored = [line for line in ignored if line.strip("/") not in ignored_there]
@@ -112,7 +112,7 @@ def copy(name: str, folder: Path, layers: Sequence[str] = ()) -> Copied:
 
 
 def _of_the_wrong_kind(files: list[Path], folder: Path) -> Iterator[str]:
-    """Name each path where the target has something other than a file, or than a folder, as the pattern needs it."""
+    """Name each path where the pattern needs a file, or a folder, and the target has something else."""
     folders = {parent for path in files for parent in path.parents}
     for path in sorted({*files, *folders}):
         there = folder / path
@@ -121,7 +121,7 @@ def _of_the_wrong_kind(files: list[Path], folder: Path) -> Iterator[str]:
 
 
 def _place(source: Path, path: Path, folder: Path, manifest: Manifest) -> Placed:
-    """Compare a file with that of the target; the state is empty if that one was not copied from here."""
+    """Compare a file with that of the target; the state is empty if the target's was not copied from here."""
     if not (folder / path).exists():
         return Placed(source, path, NEW)
     ours = (PROJECT / source).read_bytes()
@@ -206,7 +206,7 @@ def _git(*arguments: str) -> str:
 
 
 def _write(contents: dict[Path, bytes]) -> None:
-    """Write all of these files or none: first beside their places, then into them.
+    """Write all of these files or none: first next to their places, then into them.
 
     :raises CopyError: one cannot be written; nothing has changed then.
     """

@@ -44,7 +44,7 @@ def report(copied: Copied) -> str:
     if pattern.pool:
         lines += [
             "",
-            "The pool llm_pool (Admin > Pools, or airflow_settings.yaml): its slots are the calls at the same time.",
+            "The pool llm_pool (Admin > Pools, or airflow_settings.yaml): its slots limit the calls at the same time.",
         ]
         lines += ["Without it no task that calls a model starts."]
     own = [f"dags/{pattern.dag.name}:{line.number}: {line.name}{line.note}" for line in own_lines(pattern)]
@@ -70,7 +70,7 @@ def table_row(dag_id: str) -> str:
 
 
 def _summary(copied: Copied) -> Iterator[tuple[str, str]]:
-    """What is where, and its state: data by folders."""
+    """List the files and their states: data by folder."""
     for file in copied.files:
         if file.source not in copied.pattern.data:
             yield str(file.path), file.state
@@ -82,7 +82,7 @@ def _summary(copied: Copied) -> Iterator[tuple[str, str]]:
 def _beside(pin: str, packages: dict[str, str]) -> str:
     """A pin, and what the project has instead of it."""
     there = packages.get(package(pin) or "", pin).split(" #")[0].strip()
-    return pin if there == pin else f"{pin}  (it has {there}: see that they agree)"
+    return pin if there == pin else f"{pin}  (it has {there}: check that they agree)"
 
 
 def _settings(pattern: Pattern) -> list[str]:

@@ -1,4 +1,4 @@
-"""The Astro project that a pattern is copied into: which Airflow and packages it has, and what stands in the way."""
+"""The Astro project that a pattern is copied into: which Airflow and packages it has, and what prevents a copy."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ VERSIONS = (
 
 @dataclass
 class Target:
-    """An Astro project, as it is before the copy.
+    """An Astro project, before the copy.
 
     :param image: that of its Dockerfile, or the line of its packages that says which Airflow it has.
     :param airflow: major and minor version, or None where neither says it.

@@ -1,4 +1,4 @@
-"""Fixtures to run a DAG as a test: no scheduler, no network, no key, and a scripted model in the place of the real one.
+"""Fixtures to run a DAG as a test: no scheduler, no network, no key, and a scripted model in place of the real one.
 
 def test_a_bill_goes_to_billing(model, run_dag):
     model.answers = [{"category": "billing"}]
@@ -38,8 +38,8 @@ class ScriptedModel:
     """A FAKE of a language model and of an embedding model, behind OpenAI's API.
 
     :param answers: the next answers, in order: a text, or a dict where the task asks for an `output_type`. When none
-        is left, it answers with the simplest value that fits what is asked for.
-    :param requests: the bodies of all requests that came.
+        is left, it answers with the simplest value that fits the request.
+    :param requests: the bodies of all requests it received.
     """
 
     answers: list[str | dict[str, Any]] = field(default_factory=list)
@@ -74,13 +74,13 @@ class ScriptedModel:
 
 
 def vector(text: str) -> list[float]:
-    """An embedding that is near to that of another text if they share words."""
+    """Return an embedding that is near that of another text if they share words."""
     counts = Counter(zlib.crc32(word.encode()) % DIMENSIONS for word in re.findall(r"\w+", text.lower()))
     return [float(counts[n]) + 0.001 for n in range(DIMENSIONS)]
 
 
 def value_of(schema: dict[str, Any], root: dict[str, Any]) -> Any:
-    """The simplest value that fits a JSON schema."""
+    """Return the simplest value that fits a JSON schema."""
     if "$ref" in schema:
         return value_of(root["$defs"][schema["$ref"].rpartition("/")[2]], root)
     if "enum" in schema or "const" in schema:
@@ -102,11 +102,11 @@ def value_of(schema: dict[str, Any], root: dict[str, Any]) -> Any:
 
 @dataclass
 class DagRun:
-    """What a run left.
+    """The outcome of a run.
 
-    :param state: `success` or `failed`; `imported` where it was not to run.
+    :param state: `success` or `failed`; `imported` if the file was only imported.
     :param states: the state of each task; that of the n-th mapped one is `task[n]`.
-    :param returned: what each task that returned something did, likewise.
+    :param returned: what each task returned, if anything, by the same names.
     :param log: what it printed.
     """
 
@@ -145,7 +145,7 @@ def model() -> Iterator[ScriptedModel]:
 
 @pytest.fixture(scope="session")
 def airflow_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An Airflow of these tests alone."""
+    """The home of an Airflow for these tests only."""
     return tmp_path_factory.mktemp("airflow")
 
 
@@ -153,8 +153,8 @@ def airflow_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_dag(model: ScriptedModel, airflow_home: Path, tmp_path: Path) -> Callable[..., DagRun]:
     """Run the DAG of a file to its end, in a process of its own, without retries; `run=False` only imports the file.
 
-    People approve what they are asked. The DAG's connections are the scripted model and an empty vector store: those of
-    your environment are not used.
+    Each request to a person is approved. The DAG's connections are the scripted model and an empty vector store: those
+    of your environment are not used.
     """
 
     def run_dag(file: str, conf: dict[str, Any] | None = None, run: bool = True) -> DagRun:

@@ -1,8 +1,8 @@
-"""Runs the DAG of a file without a scheduler, and writes what it left as JSON: `dag_run.py FILE CONF LEFT`.
+"""Runs the DAG of a file without a scheduler, and writes the outcome as JSON: `dag_run.py FILE CONF LEFT`.
 
 CONF is JSON, too; with `null` the file is only imported.
 
-A process of its own, so that Airflow's settings are those of conftest.py, whatever else the tests have imported.
+It is a process of its own, so that Airflow's settings are those of conftest.py, even if other tests import Airflow.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ except ImportError:  # Airflow 3.1
 
 
 def approve(operator: HITLOperator, context: Any) -> dict[str, Any]:
-    """What HITLOperator returns when a person has chosen the first option and changed nothing."""
+    """Return what HITLOperator returns when a person has chosen the first option and changed nothing."""
     person = {"id": "1", "name": "a reviewer of the tests"}
     answer = {"chosen_options": operator.options[:1], "params_input": {}, "responded_by_user": person}
     return answer | {"responded_at": datetime.now(UTC).isoformat()}
@@ -59,7 +59,7 @@ def run(bag: Any, conf: dict[str, Any]) -> dict[str, Any]:
         else:
             task.retries = 0
     HITLOperator.execute = approve
-    # Airflow would build it anew for each task, which takes a second.
+    # Airflow would build it again for each task, which takes a second.
     supervisor.in_process_api_server = functools.cache(supervisor.in_process_api_server)
     run = dag.test(run_conf=conf)
     with create_session() as session:

@@ -9,7 +9,7 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parents[2]
 MANIFEST = PROJECT / ".copied-patterns.json"
-# These call more than a model, and a test of yours has to bring it: their files are imported here, and no more.
+# These need more than a model, which a test of yours has to provide: here, their files are only imported.
 NEED_A_SERVICE = {
     "batch_api_inference": "a provider's Batch API",
     "dead_letters": "Kafka",
