@@ -15,7 +15,7 @@ from include.common.shown import UNREADABLE, shown_url
 # The status that stands for a redirect to another host.
 MISDIRECTED = 421
 
-# Shared by all clients of a process: to read the certificates takes 0.06 s of CPU. A triggerer has one per waiting job.
+# Shared by all clients of a process: reading the certificates takes 0.06 s of CPU.
 ssl_context = cache(create_ssl_context)
 
 
