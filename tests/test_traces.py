@@ -511,7 +511,7 @@ def test_a_tool_that_refuses_or_is_not_there_fails_nothing_and_is_named_once(mon
             found = a_telemetry("http://127.0.0.1:9", monkeypatch)
         found.flush()
         found.flush()
-    (warning,) = [each for each in caplog.messages if "trace is not complete" in each]
+    (warning,) = [each for each in caplog.messages if "trace is incomplete" in each]
     assert "127.0.0.1" in warning
     assert "of-the-tool" not in caplog.text
 
