@@ -8,7 +8,7 @@ from pydantic_ai.messages import ModelMessage, ModelResponse
 
 from include.ai.prompts import prompt_of
 from include.ai.usage import listed_cost, stated_price
-from include.common import prices
+from include.common.prices import tokens_cost
 from include.common.task_context import task_context
 from include.spend.budgets import Budgets, Meter, read_budgets
 from include.spend.ledger import Call, record, the_ledger
@@ -34,8 +34,8 @@ def meter_of(source: ModelSource, task_usd: float | None = None) -> Meter | None
         budgets, meter = read_budgets(source.conn_id, source.layer_args), None
         if budgets or task_usd:
             name = source.model_id.partition(":")[2]
-            is_priced = stated_price(source) or prices.listed_cost(name, 1, 1) is not None
-            meter = Meter(source.conn_id, budgets or Budgets(), task_usd, unpriced="" if is_priced else name)
+            cost = tokens_cost(source.conn_id, source.layer_args, name, 1, 1)
+            meter = Meter(source.conn_id, budgets or Budgets(), task_usd, unpriced=name if cost is None else "")
             the_ledger().open_storage()
             the_ledger().also_write(meter.save)
         _meters[key] = meter

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk.exceptions import AirflowRuntimeError
 
-from include.common.exclusive import create_file
+from include.common.exclusive import create_file, names_in
 from include.common.storage import read_artifact
 
 if TYPE_CHECKING:
@@ -29,11 +29,7 @@ def claim(folder: ObjectStoragePath, ti: Any) -> None:
     mine = [ti.dag_id, ti.run_id]
     entries = folder / "runs"
     while True:
-        try:
-            names = [path.rsplit("/", 1)[-1] for path in entries.fs.ls(entries.path, detail=False)]
-        except FileNotFoundError:
-            names = []
-        last = max((int(name) for name in names if name.isdigit()), default=0)
+        last = max((int(name) for name in names_in(entries) if name.isdigit()), default=0)
         owner = json.loads(read_artifact(entries / f"{last:06}")) if last else None
         if owner == mine:
             return

@@ -27,8 +27,7 @@ from include.ai.limited_model import TaskUsage
 from include.ai.model import RequestRefused, TextTooLong
 from include.ai.output import output_to_json
 from include.ai.reuse import RUN
-from include.ai.usage import stated_price
-from include.common.prices import listed_cost, shown_usd
+from include.common.prices import shown_usd, tokens_cost
 from include.evaluation.agreement import FIELDS, Agreement, measure_agreement
 from include.evaluation.cases import Case, as_text, read_cases, some
 from include.evaluation.judge import JUDGE_PROMPT, Judgement, judge_prompt
@@ -131,8 +130,8 @@ class _Evaluation:
     def _model(self, conn_id: str) -> LayeredModel:
         model = BoundedModel(conn_id, self.usage, self._check)
         source = model.source
-        is_priced = stated_price(source) or listed_cost(source.model_id.partition(":")[2], 1, 1) is not None
-        if self.settings.budget_usd is not None and not is_priced:
+        cost = tokens_cost(source.conn_id, source.layer_args, source.model_id.partition(":")[2], 1, 1)
+        if self.settings.budget_usd is not None and cost is None:
             raise _unpriced(source.model_id)
         return model
 

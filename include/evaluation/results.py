@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowFailException
 from pydantic import BaseModel, ValidationError
 
+from include.common.exclusive import names_in
 from include.common.storage import name_on_storage, read_artifact, storage_path, write_artifact
 from include.evaluation.agreement import Agreement
 from include.evaluation.statistics import Interval, wilson
@@ -142,12 +143,8 @@ def read_accepted(subject: str, before: datetime | None = None) -> Result | None
     :raises AirflowFailException: it cannot be read.
     """
     folder = accepted_path(subject)
-    try:
-        names = [path.rsplit("/", 1)[-1] for path in folder.fs.ls(folder.path, detail=False)]
-    except FileNotFoundError:
-        return None
     limit = accepted_path(subject, before).name if before else "~"
-    files = sorted(name for name in names if name.endswith(".json") and name < limit)
+    files = sorted(name for name in names_in(folder) if name.endswith(".json") and name < limit)
     return read_result(folder / files[-1]) if files else None
 
 
